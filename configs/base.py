@@ -1,0 +1,98 @@
+"""Every field of a run, with what it does. Other configs start from this one and change what differs.
+
+The values are those of the published SiT + Internal Guidance where it has one.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # of initial weights, data order and training noise
+
+    c.model = ConfigDict()
+    c.model.name = "sit"
+    c.model.depth = 12  # blocks
+    c.model.hidden_size = 768
+    c.model.num_heads = 12
+    c.model.patch_size = 2  # latent pixels a side
+    c.model.mlp_ratio = 4.0
+    c.model.qk_norm = False  # normalise every head's queries and keys
+    c.model.readouts = (
+        4,
+    )  # depths (from 1) with an early head, for Internal Guidance; () for none
+    c.model.time_scale = (
+        1.0  # multiplies t before its sine features; a small network learns sooner with 1000
+    )
+    c.model.dtype = "float32"  # of matrix products: float32, bfloat16; parameters stay float32
+    c.model.remat = (
+        "none"  # recomputed in the backward pass: none, dots (all but matrix products), full
+    )
+    c.model.unroll = 1  # blocks per iteration of the scan over the depth
+
+    c.process = ConfigDict()
+    c.process.name = "flow"
+    c.process.path = "linear"  # linear, cosine
+    c.process.time_distribution = "uniform"  # of training times: uniform, lognormal
+
+    c.data = ConfigDict()
+    c.data.source = ConfigDict({"name": "digits", "split": "train"})
+    c.data.codec = ConfigDict({"name": "identity"})
+
+    c.objective = ConfigDict()
+    c.objective.label_drop = 0.1  # share of labels replaced by the null class; CFG needs some
+    c.objective.terms = ConfigDict()
+    c.objective.terms.flow = ConfigDict({"weight": 1.0})
+    c.objective.terms.internal_guidance = ConfigDict({"weight": 0.5})
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 1e-4
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.999
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.0
+    c.optim.clip_norm = 1.0  # of the gradient over all trained parameters; 0 is off
+    c.optim.warmup_steps = 0
+    c.optim.schedule = "constant"  # after warm-up: constant, cosine, linear
+
+    c.train = ConfigDict()
+    c.train.steps = (
+        0  # length of the run: exactly one of steps, images, epochs; 0 means not this one
+    )
+    c.train.images = 0
+    c.train.epochs = 0.0
+    c.train.batch_size = 256  # over all devices
+    c.train.accumulation = 1  # parts a batch is cut into, one after the other, to save memory
+    c.train.steps_per_dispatch = (
+        1  # steps per call of the compiled program; more helps small models
+    )
+    c.train.ema_decays = (0.9999,)  # of the averaged weights; sampling uses the first
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 10_000
+    c.checkpoint.keep_last = 2
+    c.checkpoint.keep_every_steps = 100_000  # kept for good; 0 keeps none
+
+    c.log = ConfigDict()
+    c.log.every_steps = 100
+    c.log.samples_every_steps = 10_000  # grids of samples while training; 0 draws none
+
+    c.sample = ConfigDict()
+    c.sample.num = 64
+    c.sample.batch_size = 64  # over all devices
+    c.sample.seed = 0
+    c.sample.labels = "random"  # random, balanced, or class numbers such as 0,1,2
+    c.sample.weights = "ema"  # ema (the first decay), raw, or a decay such as 0.9999
+    c.sample.sampler = ConfigDict(
+        {"name": "euler_maruyama", "num_steps": 250}
+    )  # euler, heun, euler_maruyama
+    c.sample.readout = 0  # depth that Internal Guidance extrapolates from; 0 is the first readout
+    # Each guidance is on for t in [low, high] (0 is data, 1 is noise); scale 1 is off.
+    c.sample.ig = ConfigDict({"scale": 1.4, "low": 0.0, "high": 1.0})  # Internal Guidance
+    c.sample.cfg = ConfigDict({"scale": 1.35, "low": 0.0, "high": 0.7})  # classifier-free guidance
+
+    c.evaluate = ConfigDict()
+    c.evaluate.num = 1000  # samples for each seed
+    c.evaluate.seeds = (0, 1, 2)  # sampling seeds; results are means and spreads over them
+    return c

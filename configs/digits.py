@@ -1,0 +1,43 @@
+"""The demo: a tiny SiT with Internal Guidance on scikit-learn's 8x8 digits.
+
+  python main.py --config=configs/digits.py --mode=demo
+
+Two CPU cores, a few minutes. README.md shows the table that this made.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    c = base.get_config()
+    c.model.depth = 6
+    c.model.hidden_size = 64
+    c.model.num_heads = 4
+    c.model.readouts = (3,)
+    c.model.time_scale = 1000.0
+
+    c.optim.learning_rate = 3e-3
+    c.optim.b2 = 0.95
+    c.optim.warmup_steps = 50
+
+    c.train.steps = 2000
+    c.train.batch_size = 32
+    c.train.steps_per_dispatch = 20
+    c.train.ema_decays = (0.995,)
+
+    c.checkpoint.every_steps = 500
+    c.checkpoint.keep_every_steps = 0
+    c.log.every_steps = 100
+    c.log.samples_every_steps = 500
+
+    c.sample.num = 100
+    c.sample.batch_size = 512
+    c.sample.labels = "balanced"
+    c.sample.sampler = ConfigDict({"name": "euler", "num_steps": 20})
+    c.sample.ig = ConfigDict({"scale": 2.0, "low": 0.0, "high": 1.0})
+    c.sample.cfg = ConfigDict({"scale": 1.2, "low": 0.0, "high": 1.0})
+
+    c.evaluate.num = 1440
+    return c

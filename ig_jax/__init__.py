@@ -1,0 +1,1 @@
+"""Internal Guidance and its relatives for diffusion transformers, in JAX."""

@@ -1,0 +1,167 @@
+"""Checkpoints: asynchronous, atomic, with everything that resuming needs.
+
+A checkpoint is one orbax step directory with four items: `params`, `opt_state`, `ema` (so that
+sampling reads only what it uses) and `meta` (step, data position, resolved config, versions). A save
+that was cut short leaves a temporary directory which is never mistaken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import struct
+from jax.sharding import NamedSharding
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from ig_jax import tree
+from ig_jax.ema import Averages
+from ig_jax.errors import UserError
+from ig_jax.types import Params
+
+# What must be the same for a run to be continued, and for its weights to be sampled from.
+CONTINUES = ("seed", "model", "process", "data", "objective", "optim", "train")
+SAMPLES = ("model", "process")
+# Fields of those that may differ: they change how far or how fast, not what.
+FREE = (
+    "train.steps",
+    "train.images",
+    "train.epochs",
+    "train.steps_per_dispatch",
+    "model.remat",
+    "model.unroll",
+)
+
+
+class CheckpointError(UserError):
+    """A workdir that cannot be used as asked."""
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a training step changes. No key: randomness is addressed by (seed, step)."""
+
+    step: jax.Array  # int32, updates done
+    params: Params
+    opt_state: optax.OptState
+    ema: Averages
+
+
+def versions() -> dict[str, str]:
+    """Of what could change numbers."""
+    modules = {"jax": jax, "flax": flax, "optax": optax, "orbax": ocp, "numpy": np}
+    found = {name: module.__version__ for name, module in modules.items()}
+    return found | {"python": platform.python_version()}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples become lists, so that old and new compare equal."""
+    return json.loads(json.dumps(config))
+
+
+def mismatches(
+    old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
+) -> list[str]:
+    """Fields of `sections` in which two raw configs differ, other than the free ones."""
+
+    def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
+        flat = tree.flatten({s: config[s] for s in sections if s in config})
+        return tree.unflatten({p: v for p, v in flat.items() if p not in FREE})
+
+    return tree.differences(chosen(_plain(old)), chosen(_plain(new)))
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: Path, *, keep_last: int = 1, keep_every_steps: int = 0):
+        policies = [keep.LatestN(keep_last)]
+        if keep_every_steps:
+            policies.append(keep.EveryNSteps(keep_every_steps))
+        self.directory = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("params", "opt_state", "ema", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+                create=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Starts writing; returns when the state has been copied and may be donated."""
+        step = int(jax.device_get(state.step))
+        meta = {"step": step, "data": data, "config": _plain(config), "versions": versions()}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave(state.opt_state),
+                ema=ocp.args.StandardSave(state.ema),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """{'step', 'data', 'config', 'versions'} of a checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+            "meta"
+        ]
+
+    def require(self, step: int, config: Mapping[str, Any], sections: tuple[str, ...]) -> None:
+        """Raises CheckpointError, naming the fields, where a checkpoint was made by another config."""
+        different = mismatches(self.meta(step)["config"], config, sections)
+        if different:
+            raise CheckpointError(
+                f"{self.directory} holds a run with other settings ({'; '.join(different)}): "
+                "use its settings, or another --workdir"
+            )
+
+    def _read(self, step: int, like: Mapping[str, Any], placed: NamedSharding) -> Mapping[str, Any]:
+        def target(leaf):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+        items = {
+            name: ocp.args.StandardRestore(jax.tree.map(target, item))
+            for name, item in like.items()
+        }
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def restore(self, step: int, like: TrainState, placed: NamedSharding) -> TrainState:
+        """The state at `step`, placed; `like` has its shapes and may be abstract."""
+        items = {"params": like.params, "opt_state": like.opt_state, "ema": like.ema}
+        found = self._read(step, items, placed)
+        count = jax.device_put(np.int32(step), placed)
+        return TrainState(count, found["params"], found["opt_state"], found["ema"])
+
+    def weights(self, step: int, which: str, params: Params, placed: NamedSharding) -> Params:
+        """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or a decay."""
+        if which == "raw":
+            return self._read(step, {"params": params}, placed)["params"]
+        decays = [str(d) for d in self.meta(step)["config"]["train"]["ema_decays"]]
+        found = self._read(step, {"ema": {decay: params for decay in decays}}, placed)["ema"]
+        if which != "ema" and which not in found:
+            raise CheckpointError(
+                f"sample.weights = {which!r}: {self.directory} holds raw and the averages "
+                f"{', '.join(decays)}"
+            )
+        return found[decays[0] if which == "ema" else which]
+
+    def wait(self) -> None:
+        """Returns when everything asked for is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()

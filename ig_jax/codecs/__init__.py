@@ -1,0 +1,5 @@
+"""Codecs from what is stored to latents to images. A new one: a file, and a row here."""
+
+from ig_jax.codecs.identity import Identity
+
+CODECS = {"identity": Identity}

@@ -1,0 +1,25 @@
+"""Pixels as they are: the latent is the image itself, scaled to [-1, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ig_jax.types import Images, Key, Latents
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Stored uint8 [b, h, w, c] <-> latents x / 127.5 - 1 of the same shape."""
+
+    def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        return stored_shape
+
+    def latent(self, stored: Array, key: Key) -> Latents:
+        return stored.astype(jnp.float32) / 127.5 - 1
+
+    def decode(self, x: Latents) -> Images:
+        """Clamped and rounded half up, the inverse of `latent` on 8-bit images."""
+        return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)

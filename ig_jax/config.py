@@ -1,0 +1,359 @@
+"""From a ConfigDict to frozen dataclasses, once, at the door.
+
+Every complaint about a config is made here, in one sentence: the dotted field, the value, the rule and
+a way out. Below this file nobody sees a ConfigDict. Field documentation lives in `configs/base.py`,
+which also gives every default.
+
+A section with a `name` (model, source, sampler, ...) becomes an instance of the class which that
+name has in its table; its other keys are the fields of that class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+
+from ig_jax.codecs import CODECS
+from ig_jax.data import SOURCES
+from ig_jax.diffusion import PROCESSES
+from ig_jax.errors import UserError
+from ig_jax.guidance import Guidance
+from ig_jax.models import MODELS
+from ig_jax.objectives import TERMS
+from ig_jax.objectives.base import Term
+from ig_jax.optim import OPTIMIZERS
+from ig_jax.samplers import SAMPLERS
+from ig_jax.samplers.base import Sampler
+from ig_jax.types import Codec, Process, Source
+
+LABEL_MODES = ("random", "balanced")
+
+
+class ConfigError(UserError, ValueError):
+    """A user's mistake in a config."""
+
+
+def named(table: Mapping[str, Any]) -> Any:
+    """A field whose section picks a class of `table` by its `name`."""
+    return field(metadata={"table": table})
+
+
+def each_named(table: Mapping[str, Any]) -> Any:
+    """A field whose section maps names of `table` to the settings of each."""
+    return field(metadata={"each": table})
+
+
+@dataclass(frozen=True)
+class Data:
+    source: Source = named(SOURCES)
+    codec: Codec = named(CODECS)
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    label_drop: float
+    terms: Mapping[str, Term] = each_named(TERMS)
+
+    def __post_init__(self):
+        _require(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "must lie in [0, 1]")
+        _require(bool(self.terms), "terms", {}, f"needs at least one of {', '.join(TERMS)}")
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int
+    images: int
+    epochs: float
+    batch_size: int
+    accumulation: int
+    steps_per_dispatch: int
+    ema_decays: tuple[float, ...]
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulation", "steps_per_dispatch"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        given = {n: getattr(self, n) for n in ("steps", "images", "epochs") if getattr(self, n)}
+        if len(given) != 1 or min(given.values()) < 0:
+            raise ConfigError(
+                f"steps, images, epochs = {self.steps}, {self.images}, {self.epochs}: give exactly "
+                "one of them, above 0, and set the others to 0"
+            )
+        for decay in self.ema_decays:
+            _require(0 <= decay < 1, "ema_decays", self.ema_decays, "each must lie in [0, 1)")
+        _require(
+            len(set(self.ema_decays)) == len(self.ema_decays) > 0,
+            "ema_decays",
+            self.ema_decays,
+            "needs at least one decay, each once; sampling uses the first",
+        )
+
+    def total_steps(self, dataset_size: int) -> int:
+        """Length of the run in optimizer steps, rounded up."""
+        images = self.images or self.epochs * dataset_size
+        return self.steps or max(1, -int(-images // self.batch_size))
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every_steps: int
+    keep_last: int
+    keep_every_steps: int
+
+    def __post_init__(self):
+        _require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
+        _require(self.keep_last >= 1, "keep_last", self.keep_last, "must be at least 1")
+        if self.keep_every_steps % self.every_steps or self.keep_every_steps < 0:
+            raise ConfigError(
+                f"keep_every_steps = {self.keep_every_steps}: must be a multiple of every_steps = "
+                f"{self.every_steps}, or 0 to keep none for good"
+            )
+
+
+@dataclass(frozen=True)
+class Log:
+    every_steps: int
+    samples_every_steps: int
+
+    def __post_init__(self):
+        _require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
+        _require(
+            self.samples_every_steps >= 0,
+            "samples_every_steps",
+            self.samples_every_steps,
+            "must not be negative (0 draws none)",
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    num: int
+    batch_size: int
+    seed: int
+    labels: str
+    weights: str
+    readout: int
+    ig: Guidance
+    cfg: Guidance
+    sampler: Sampler = named(SAMPLERS)
+
+    def __post_init__(self):
+        _require(self.num >= 1, "num", self.num, "must be at least 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
+        _require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        _require(
+            self.labels in LABEL_MODES or self.given_labels is not None,
+            "labels",
+            self.labels,
+            f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (repeated as needed)",
+        )
+
+    @property
+    def given_labels(self) -> list[int] | None:
+        """The class numbers spelt out in `labels`, or None."""
+        numbers = self.labels.split(",")
+        return [int(n) for n in numbers] if all(n.strip().isdigit() for n in numbers) else None
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    num: int
+    seeds: tuple[int, ...]
+
+    def __post_init__(self):
+        _require(
+            self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
+        )
+        _require(
+            len(self.seeds) >= 1 and min(self.seeds) >= 0, "seeds", self.seeds, "needs at least one"
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Sections are described in `configs/base.py`."""
+
+    seed: int
+    data: Data
+    objective: ObjectiveSettings
+    train: Train
+    checkpoint: CheckpointSettings
+    log: Log
+    sample: Sample
+    evaluate: Evaluate
+    model: Any = named({name: settings for name, (settings, _) in MODELS.items()})
+    process: Process = named(PROCESSES)
+    optim: Any = named({name: settings for name, (settings, _) in OPTIMIZERS.items()})
+    # The plain dict this was parsed from: what is written to the workdir and compared on resuming.
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self):
+        _require(self.seed >= 0, "seed", self.seed, "must not be negative")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.data.codec.latent_shape(self.data.source.stored_shape)
+
+    @property
+    def readout(self) -> int | None:
+        """Depth of the head that Internal Guidance extrapolates from; None without one."""
+        readouts = self.model.readouts
+        return self.sample.readout or (readouts[0] if readouts else None)
+
+
+def _require(holds: bool, name: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} = {value!r}: {rule}")
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """', did you mean x?' for the known name closest to `name`, or the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def _typed(value: Any, kind: Any, path: str) -> Any:
+    """`value` as a field of type `kind` holds it."""
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path} = {value!r}: must be a tuple, such as (1,) or (1, 2)")
+        return tuple(_typed(item, typing.get_args(kind)[0], path) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
+        return value
+    raise ConfigError(f"{path} = {value!r}: must be of type {kind.__name__}")
+
+
+def _pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
+    if name not in table:
+        raise ConfigError(f"{path} = {name!r}: no such name; {nearest(str(name), table)}")
+    return table[name]
+
+
+def _section(values: Any, path: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} = {values!r}: must be a section (a ConfigDict or dict)")
+    return dict(values)
+
+
+def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
+    if "table" in spec.metadata:
+        section = _section(value, path)
+        if "name" not in section:
+            raise ConfigError(f"{path}.name is missing; known: {', '.join(spec.metadata['table'])}")
+        cls = _pick(spec.metadata["table"], section.pop("name"), f"{path}.name")
+        return _make(cls, section, path)
+    if "each" in spec.metadata:
+        table = spec.metadata["each"]
+        return types.MappingProxyType(
+            {
+                name: _make(_pick(table, name, f"{path}.{name}"), settings, f"{path}.{name}")
+                for name, settings in _section(value, path).items()
+            }
+        )
+    return _make(kind, value, path) if dataclasses.is_dataclass(kind) else _typed(value, kind, path)
+
+
+def _make(cls: type, values: Any, path: str) -> Any:
+    """An instance of the dataclass `cls` from a section; `path` is its dotted name."""
+    values = _section(values, path)
+    dot = f"{path}." if path else ""
+    specs = {s.name: s for s in dataclasses.fields(cls) if s.name != "raw"}
+    for name in values:
+        if name not in specs:
+            raise ConfigError(f"{dot}{name}: unknown field; {nearest(name, specs)}")
+    for name in specs:
+        if name not in values:
+            raise ConfigError(f"{dot}{name}: missing; configs/base.py shows every field")
+    hints = typing.get_type_hints(cls)
+    arguments = {
+        name: _field(spec, hints[name], values[name], dot + name) for name, spec in specs.items()
+    }
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ConfigError(f"{dot}{error}") from error
+
+
+def _check_model(c: Config) -> None:
+    height, width, _ = c.latent_shape
+    if height != width:
+        raise ConfigError(f"data: latents are {height} x {width}; this model needs square ones")
+    if height % c.model.patch_size:
+        raise ConfigError(
+            f"model.patch_size = {c.model.patch_size}: must divide the side of the latents, {height}"
+        )
+    for name, term in c.objective.terms.items():
+        try:
+            term.check(c.model.readouts)
+        except ValueError as error:
+            raise ConfigError(f"objective.terms.{name}: {error}") from error
+
+
+def _check_sampling(c: Config) -> None:
+    readouts, s = c.model.readouts, c.sample
+    if s.ig.scale != 1 and not readouts:
+        raise ConfigError(
+            f"sample.ig.scale = {s.ig.scale}: needs an intermediate readout; name a depth in "
+            "model.readouts, or set the scale to 1 (off)"
+        )
+    if s.readout and s.readout not in readouts:
+        raise ConfigError(
+            f"sample.readout = {s.readout}: must be one of model.readouts = {readouts}, "
+            "or 0 for the first of them"
+        )
+    classes = c.data.source.num_classes
+    for label in s.given_labels or []:
+        if label > classes:
+            raise ConfigError(
+                f"sample.labels = {s.labels!r}: class {label} does not exist; there are {classes} "
+                f"classes, 0 to {classes - 1}, and {classes} is the null class"
+            )
+    if s.cfg.scale != 1 and c.objective.label_drop == 0:
+        raise ConfigError(
+            f"sample.cfg.scale = {s.cfg.scale}: needs a network trained with dropped labels; set "
+            "objective.label_drop above 0 (the reference uses 0.1), or the scale to 1 (off)"
+        )
+    if s.weights not in ("ema", "raw", *map(str, c.train.ema_decays)):
+        raise ConfigError(
+            f"sample.weights = {s.weights!r}: must be ema (the first decay), raw, or one of "
+            f"train.ema_decays = {c.train.ema_decays}"
+        )
+
+
+def check_devices(c: Config, devices: int) -> None:
+    """Raises ConfigError where a batch does not divide over `devices`."""
+    parts = devices * c.train.accumulation
+    if c.train.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size = {c.train.batch_size}: must divide over {devices} devices x "
+            f"{c.train.accumulation} accumulation steps = {parts}; the next that does: "
+            f"{-(-c.train.batch_size // parts) * parts}"
+        )
+    if c.sample.batch_size % devices:
+        raise ConfigError(
+            f"sample.batch_size = {c.sample.batch_size}: must divide over {devices} devices; the "
+            f"next that does: {-(-c.sample.batch_size // devices) * devices}"
+        )
+
+
+def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
+    """The validated form of a ConfigDict, for a run on `devices` devices.
+
+    Raises:
+      ConfigError: one sentence naming the field, the value, the rule and a way out.
+    """
+    raw = config.to_dict()
+    parsed = dataclasses.replace(_make(Config, raw, ""), raw=raw)
+    _check_model(parsed)
+    _check_sampling(parsed)
+    check_devices(parsed, devices)
+    return parsed

@@ -1,0 +1,50 @@
+"""From a source to an endless stream of batches: shuffled, sharded by process, exactly resumable.
+
+Only indices travel through the pipeline; a batch is gathered from the source in one go at its end.
+Batches are cut from the global order before each process takes its rows, so that the global batch
+does not depend on the number of processes, and batch number = training step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+
+from ig_jax.errors import UserError
+from ig_jax.types import Source
+
+
+def batches(
+    source: Source, batch_size: int, seed: int, *, start: int = 0, threads: int = 2
+) -> grain.DatasetIterator:
+    """This process's rows of every global batch, from batch number `start` on.
+
+    Args:
+      source: where examples come from.
+      batch_size: global; a multiple of the number of processes, at most the size of the source.
+      seed: with the epoch, decides the order.
+      start: batches to skip without reading them.
+      threads: that gather ahead.
+
+    Raises:
+      UserError: the source holds fewer examples than one batch.
+    """
+    if len(source) < batch_size:
+        raise UserError(
+            f"train.batch_size = {batch_size}: must not exceed the {len(source)} examples of the data set"
+        )
+    process, processes = jax.process_index(), jax.process_count()
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    rows = order.batch(batch_size).map(lambda index: source.batch(index[process::processes]))
+    # The default options would read hundreds of whole batches ahead.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    iterator = iter(rows.to_iter_dataset(options))
+    iterator.set_state(_state_at(iterator, start))
+    return iterator
+
+
+def _state_at(iterator: Iterator, start: int) -> dict[str, Any]:
+    return {**iterator.get_state(), "next_index": start}

@@ -1,0 +1,108 @@
+"""The whole story in one command: train, sample four ways, judge, one table and two pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ig_jax import evaluate, logs, pictures, sample, train
+from ig_jax.build import Experiment
+from ig_jax.guidance import Guidance
+
+SHOWN_ROWS = 6
+
+
+def _title(name: str, ig: Guidance, cfg: Guidance) -> str:
+    """How a variant is called in pictures and tables."""
+    names = {
+        "plain": "plain",
+        "ig": f"IG {ig.scale:g}",
+        "cfg": f"CFG {cfg.scale:g}",
+        "ig_cfg": f"IG {ig.scale:g} + CFG {cfg.scale:g}",
+    }
+    return names[name]
+
+
+def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Every loss term against images seen, as PNG."""
+    # The object interface draws without a display, whatever backend the machine prefers.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = {"loss/flow": "final output", "loss/internal_guidance": "intermediate readout"}
+    for key, name in names.items():
+        points = [(m["images"], m[key]) for m in metrics if key in m]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name)
+    axes.set(xlabel="images seen", ylabel="mean squared velocity error", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=120)
+
+
+def _picture(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: int) -> np.ndarray:
+    """The first samples of every variant side by side, a column for each class."""
+    columns = min(classes, 10)
+    grids = {}
+    for title, (images, labels) in drawn.items():
+        chosen = [np.flatnonzero(labels == c)[:SHOWN_ROWS] for c in range(columns)]
+        rows = min(map(len, chosen))
+        order = np.array([c[:rows] for c in chosen]).T.reshape(-1)
+        grids[title] = pictures.grid(images[order], columns, least_side=24)
+    return pictures.panels(grids)
+
+
+def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, float], Any]:
+    """Results by variant with the floor first, seconds of compile, sample and evaluate, and titles."""
+    c = exp.config
+    step, params = sample.load_weights(exp, workdir)
+    seconds = {"sample": 0.0, "evaluate": 0.0}
+    started = time.perf_counter()
+    judge, floor = evaluate.make_judge(exp)
+    seconds["evaluate"] += time.perf_counter() - started
+    results: dict[str, Any] = {"floor": evaluate.spread([floor])}
+    titles, drawn = {"floor": "held-out images"}, {}
+    ways = evaluate.variants(exp)
+    total = len(ways) * len(c.evaluate.seeds) * c.evaluate.num
+    with logs.progress(total, unit="image", what="sampling") as bar:
+        for name, (ig, cfg) in ways.items():
+            titles[name] = _title(name, ig, cfg)
+            measured = []
+            started = time.perf_counter()
+            for images, labels in evaluate.draw(exp, params, ig, cfg, bar):
+                seconds["sample"] += time.perf_counter() - started
+                drawn.setdefault(titles[name], (images, labels))
+                started = time.perf_counter()
+                measured.append(judge.measure(images, labels))
+                seconds["evaluate"] += time.perf_counter() - started
+                started = time.perf_counter()
+            results[name] = evaluate.spread(measured)
+    pictures.save(workdir / "samples.png", _picture(drawn, exp.num_classes))
+    results["settings"] = {**sample.settings(exp, step), **c.raw["evaluate"]}
+    return results, seconds, titles
+
+
+def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any] | None:
+    """Trains (or goes on training), then judges; writes results.json, samples.png and loss.png.
+
+    Returns:
+      What results.json holds, or None if training was stopped before its end.
+    """
+    outcome = train.run(exp, workdir)
+    if not outcome.finished:
+        return None
+    plot_losses(logs.read_metrics(workdir), workdir / "loss.png")
+    results, seconds, titles = _judge(exp, workdir)
+    results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
+    logs.write_json(workdir / "results.json", results)
+    logs.say("\n" + evaluate.table({titles[name]: results[name] for name in titles}) + "\n")
+    logs.say(f"pictures: {workdir / 'samples.png'}, {workdir / 'loss.png'}")
+    logs.say(f"numbers:  {workdir / 'results.json'}")
+    return results

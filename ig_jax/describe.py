@@ -1,0 +1,79 @@
+"""What --dry_run prints: parameters, bytes and the sampling grid, without computing anything."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ig_jax import guidance, sample, train, tree
+from ig_jax.build import Experiment
+
+MIB = 2**20
+
+
+def _modules(exp: Experiment) -> list[str]:
+    """Parameters and MiB of every module, one line each."""
+    leaves = exp.abstract_params
+    modules: dict[str, object] = {}
+    for name, value in leaves.items():
+        if name in ("blocks", "heads"):
+            modules |= {f"{name}.{part}": module for part, module in value.items()}
+        else:
+            modules[name] = value
+    lines = [f"{'module':<24}{'parameters':>14}{'MiB':>10}"]
+    for name, module in modules.items():
+        lines.append(f"{name:<24}{tree.count(module):>14,}{tree.num_bytes(module) / MIB:>10.2f}")
+    total = tree.count(leaves)
+    lines.append(f"{'total':<24}{total:>14,}{tree.num_bytes(leaves) / MIB:>10.2f}")
+    return lines
+
+
+def _training(exp: Experiment) -> list[str]:
+    """Shape-checks a training step; says what its state takes."""
+    c = exp.config
+    state = jax.eval_shape(lambda: train.init_state(exp))
+    n = c.train.batch_size
+    batches = {
+        "stored": jax.ShapeDtypeStruct((1, n, *c.data.source.stored_shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((1, n), jnp.int32),
+    }
+    _, metrics = jax.eval_shape(train.make_dispatch(exp), state, batches)
+    size = tree.num_bytes(state) / MIB
+    return [
+        f"training: {exp.total_steps:,} steps of {n} images on {exp.mesh.size} devices; "
+        f"parameters, optimizer and averages take {size:,.1f} MiB",
+        f"metrics: {', '.join(metrics)}",
+        f"batches: {PartitionSpec('data')} over {dict(exp.mesh.shape)}; everything else replicated",
+    ]
+
+
+def _sampling(exp: Experiment) -> list[str]:
+    """Shape-checks the sampler; shows every step with the guidance that is on."""
+    s = exp.config.sample
+    n = s.batch_size
+    jax.eval_shape(
+        sample.make_generate(exp, s.ig, s.cfg),
+        exp.abstract_params,
+        jax.ShapeDtypeStruct((), jnp.uint32),
+        *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
+    )
+    grid = s.sampler.grid()
+    cut = guidance.stretches(grid, s.ig, s.cfg)
+    lines = [
+        f"sampling: {type(s.sampler).__name__}, {len(grid) - 1} steps, "
+        f"{guidance.evaluations(cut, s.sampler.calls_per_step)} network evaluations a sample; "
+        "t = 1 is noise",
+        f"{'step':>6}{'t':>10}{'t_next':>10}   IG    CFG",
+    ]
+    for stretch in cut:
+        ig = f"{s.ig.scale:<6g}" if stretch.ig else "off   "
+        cfg = f"{s.cfg.scale:g}" if stretch.cfg else "off"
+        for i in range(stretch.start, stretch.stop):
+            lines.append(f"{i:>6}{grid[i]:>10.4f}{grid[i + 1]:>10.4f}   {ig}{cfg}")
+    return lines
+
+
+def describe(exp: Experiment) -> str:
+    """All of it as text. Raises what building and tracing raise."""
+    return "\n".join([*_modules(exp), "", *_training(exp), "", *_sampling(exp)])

@@ -1,0 +1,174 @@
+"""Judging samples against real images: Frechet distance, precision, recall, accuracy, memorisation.
+
+Everything is measured twice: for the samples, and for held-out real images in their place. The second
+is the floor (or the ceiling): what a perfect generator would reach on these measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ig_jax import logs, sample
+from ig_jax.build import Experiment
+from ig_jax.errors import UserError
+from ig_jax.guidance import Guidance
+from ig_jax.metrics import feature_classifier
+from ig_jax.metrics.feature_classifier import FeatureClassifier
+from ig_jax.metrics.frechet import frechet_distance
+from ig_jax.metrics.inception_score import inception_score
+from ig_jax.metrics.moments import Moments
+from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
+from ig_jax.types import Params
+
+# Name of a measure -> (heading, decimals, factor to what the heading says).
+MEASURES = {
+    "fd": ("FD", 2, 1),
+    "accuracy": ("label accuracy %", 1, 100),
+    "precision": ("precision %", 1, 100),
+    "recall": ("recall %", 1, 100),
+    "inception_score": ("IS", 2, 1),
+    "nearest": ("nearest real", 2, 1),
+}
+IS_SPLIT = 5000  # as ADM; one split at the size of the digits
+
+
+def measure_to_text(name: str, stats: Mapping[str, float]) -> str:
+    """'2.31 ± 0.05' in the unit of the measure's heading."""
+    _, decimals, factor = MEASURES[name]
+    mean, std = (f"{stats[key] * factor:.{decimals}f}" for key in ("mean", "std"))
+    return f"{mean} ± {std}" if stats["std"] else mean
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Real images and the feature space of a small classifier fitted on them."""
+
+    classifier: FeatureClassifier
+    images: np.ndarray  # the training images, uint8
+    features: np.ndarray
+
+    def measure(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """All measures of uint8 images [n, h, w, c] meant to show classes `labels` [n].
+
+        fd: squared Frechet distance to the training images, in feature space.
+        accuracy: share that the classifier reads as the class asked for.
+        precision, recall: shares, k = 3, in feature space.
+        nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training image;
+          well below the held-out images' own value, it means memorised images.
+        """
+        features = self.classifier.features(images)
+        pr = precision_recall(self.features, features)
+        score, _ = inception_score(self.classifier.logits(images), IS_SPLIT)
+        return {
+            "fd": frechet_distance(
+                Moments.from_features(self.features), Moments.from_features(features)
+            ),
+            "accuracy": float(np.mean(self.classifier.predict(images) == labels)),
+            "precision": pr.precision,
+            "recall": pr.recall,
+            "inception_score": score,
+            "nearest": float(np.median(nearest_distance(_pixels(images), _pixels(self.images)))),
+        }
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 127.5 - 1
+
+
+def _real(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    batch = source.batch(np.arange(len(source)))
+    return batch["stored"], batch["label"]
+
+
+def make_judge(exp: Experiment) -> tuple[Judge, dict[str, float]]:
+    """The judge of this data set, and what the held-out images score.
+
+    Raises:
+      UserError: the source has no held-out split to compare with.
+    """
+    source = exp.config.data.source
+    held_out = source.held_out()
+    if held_out is None:
+        raise UserError(
+            f"data.source.name = {exp.config.raw['data']['source']['name']!r}: has no held-out split "
+            "to judge samples with; evaluation works on digits"
+        )
+    images, labels = _real(source)
+    classifier = feature_classifier.fit(images, labels)
+    judge = Judge(classifier, images, classifier.features(images))
+    return judge, judge.measure(*_real(held_out))
+
+
+def spread(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """{'fd': {'mean', 'std'}, ...} over seeds; the standard deviation is the sample's (n - 1)."""
+    several = len(values) > 1
+    return {
+        name: {
+            "mean": float(np.mean([v[name] for v in values])),
+            "std": float(np.std([v[name] for v in values], ddof=1)) if several else 0.0,
+        }
+        for name in values[0]
+    }
+
+
+def variants(exp: Experiment) -> dict[str, tuple[Guidance, Guidance]]:
+    """Name -> (ig, cfg): neither guidance, each alone, both, as far as the config has them on."""
+    s = exp.config.sample
+    off_ig, off_cfg = replace(s.ig, scale=1.0), replace(s.cfg, scale=1.0)
+    all_four = {
+        "plain": (off_ig, off_cfg),
+        "ig": (s.ig, off_cfg),
+        "cfg": (off_ig, s.cfg),
+        "ig_cfg": (s.ig, s.cfg),
+    }
+    unique = {pair: name for name, pair in reversed(all_four.items())}
+    return {name: pair for name, pair in all_four.items() if unique[pair] == name}
+
+
+def draw(
+    exp: Experiment, params: Params, ig: Guidance, cfg: Guidance, bar: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images, labels) of `evaluate.num` samples for every seed of `evaluate.seeds`."""
+    generate = sample.make_generate(exp, ig, cfg)
+    indices = np.arange(exp.config.evaluate.num)
+    for seed in exp.config.evaluate.seeds:
+        parts = []
+        for part in sample.batches(exp, generate, params, seed, indices):
+            parts.append(part)
+            bar.update(len(part[0]))
+        yield np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table, a row for each entry of {name: {measure: {'mean', 'std'}}}."""
+    rows = [["", *(heading for heading, _, _ in MEASURES.values())]]
+    rows += [
+        [name, *(measure_to_text(m, stats[m]) for m in MEASURES)] for name, stats in results.items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = (" | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def run(exp: Experiment, workdir: Path) -> dict[str, Any]:
+    """Judges the newest checkpoint under the configured guidance; writes evaluation.json."""
+    step, params = sample.load_weights(exp, workdir)
+    judge, floor = make_judge(exp)
+    c = exp.config
+    total = c.evaluate.num * len(c.evaluate.seeds)
+    with logs.progress(total, unit="image", what="evaluating") as bar:
+        measured = [
+            judge.measure(images, labels)
+            for images, labels in draw(exp, params, c.sample.ig, c.sample.cfg, bar)
+        ]
+    results = {"floor": spread([floor]), "samples": spread(measured)}
+    logs.say(table({"held-out images": results["floor"], "samples": results["samples"]}))
+    record = {**results, "settings": {**sample.settings(exp, step), **c.raw["evaluate"]}}
+    logs.write_json(workdir / "evaluation.json", record)
+    return record

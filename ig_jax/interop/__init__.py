@@ -1,0 +1,1 @@
+"""Weights in and out, under the names of the published state dicts."""

@@ -1,0 +1,121 @@
+"""Our parameter names and layouts against the state dicts of the published PyTorch models.
+
+Rules that all of them share: a Linear weight is (out, in) there and (in, out) here; a convolution
+OIHW there and HWIO here; blocks are numbered there and stacked along a leading axis here; the packed
+q, k, v rows are (3, heads, head_dim), which here are axes of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ig_jax import tree
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of leaf: our name, theirs, and how to lay theirs out as ours of a given shape."""
+
+    ours: str  # regular expression over our dotted name, without 'blocks.'
+    theirs: str  # their name; may use the groups of `ours`
+    layout: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+def _same(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array.reshape(shape)
+
+
+def _linear(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array.T.reshape(shape)
+
+
+def _convolution(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0).reshape(shape)
+
+
+def _pair(ours: str, theirs: str) -> list[Rule]:
+    """The rules for a Linear's kernel and bias."""
+    return [
+        Rule(rf"{ours}\.kernel", f"{theirs}.weight", _linear),
+        Rule(rf"{ours}\.bias", f"{theirs}.bias", _same),
+    ]
+
+
+BLOCK_RULES = [
+    *_pair(r"attn\.(qkv|proj)", r"attn.\1"),
+    Rule(r"attn\.(q_norm|k_norm)\.scale", r"attn.\1.weight", _same),
+    Rule(r"attn\.(q_norm|k_norm)\.bias", r"attn.\1.bias", _same),
+    *_pair(r"mlp\.(fc1|fc2)", r"mlp.\1"),
+    *_pair(r"modulation", "adaLN_modulation.1"),
+]
+
+SHELL_RULES = [
+    Rule(r"pos_embed", "pos_embed", _same),
+    Rule(r"x_embedder\.proj\.kernel", "x_embedder.proj.weight", _convolution),
+    Rule(r"x_embedder\.proj\.bias", "x_embedder.proj.bias", _same),
+    *_pair(r"t_embedder\.fc1", "t_embedder.mlp.0"),
+    *_pair(r"t_embedder\.fc2", "t_embedder.mlp.2"),
+    Rule(r"y_embedder\.table\.embedding", "y_embedder.embedding_table.weight", _same),
+    # The published models have one readout, and do not say at which depth.
+    *_pair(r"heads\.depth_\d+\.linear", "final_layer_xr.linear"),
+    *_pair(r"heads\.depth_\d+\.modulation", "final_layer_xr.adaLN_modulation.1"),
+    *_pair(r"final_layer\.linear", "final_layer.linear"),
+    *_pair(r"final_layer\.modulation", "final_layer.adaLN_modulation.1"),
+]
+
+
+def _find(rules: Iterable[Rule], name: str) -> tuple[str, Rule]:
+    for rule in rules:
+        match = re.fullmatch(rule.ours, name)
+        if match:
+            return match.expand(rule.theirs), rule
+    raise ValueError(f"parameter {name!r} has no published counterpart: add a rule to names.py")
+
+
+def _take(state: Mapping[str, np.ndarray], name: str, size: int) -> np.ndarray:
+    if name not in state:
+        raise ValueError(f"the state dict lacks {name!r}; this model's settings ask for it")
+    array = np.asarray(state[name])
+    if array.size != size:
+        raise ValueError(
+            f"{name!r} has shape {array.shape}, {array.size} values; this model's settings ask for {size}"
+        )
+    return array
+
+
+def from_published(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Our parameters from a published state dict.
+
+    Args:
+      state: published name -> array.
+      like: our parameters, possibly abstract: names and shapes to fill.
+
+    Raises:
+      ValueError: a name is missing, left over, or has the wrong number of values.
+    """
+    used: set[str] = set()
+
+    def take(prefix: str, name: str, rules: list[Rule], shape: tuple[int, ...]) -> np.ndarray:
+        theirs, rule = _find(rules, name)
+        used.add(prefix + theirs)
+        return rule.layout(_take(state, prefix + theirs, int(np.prod(shape))), shape)
+
+    def fill(path: str, leaf: Any) -> np.ndarray:
+        kind, _, name = path.partition(".")
+        if kind != "blocks":
+            return take("", path, SHELL_RULES, leaf.shape)
+        depth, *shape = leaf.shape
+        return np.stack(
+            [take(f"blocks.{i}.", name, BLOCK_RULES, tuple(shape)) for i in range(depth)]
+        )
+
+    params = tree.map_named(fill, like)
+    left = sorted(set(state) - used)
+    if left:
+        raise ValueError(f"the state dict holds names this model lacks: {', '.join(left)}")
+    return params

@@ -1,0 +1,5 @@
+"""Networks. A new one: a file with its settings and its class, and a row here."""
+
+from ig_jax.models.sit import SiT, SiTSettings
+
+MODELS = {"sit": (SiTSettings, SiT)}

@@ -1,0 +1,99 @@
+"""What turns latents, times and labels into tokens and a conditioning vector, and tokens back.
+
+Conventions of the published checkpoints (SiT, DiT and LightningDiT share them):
+  - patches are a p x p convolution of stride p; tokens run row-major over the patch grid;
+  - the fixed table's first half of the channels encodes the *column*, the second half the row, each a
+    block of sines then a block of cosines;
+  - the time features are a block of cosines then a block of sines, of t as it is (not times 1000);
+  - a token unfolds to (row in patch, column in patch, channel), channel fastest.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ig_jax.models import layers
+from ig_jax.types import Labels, Latents, Times, Tokens
+
+TIME_FEATURES = 256
+MAX_PERIOD = 10_000.0
+
+
+def time_features(t: Times, dim: int = TIME_FEATURES) -> Float[Array, "b f"]:
+    """[cos(t f_i), sin(t f_i)] with f_i = 10000^(-i / (dim/2)), float32."""
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def position_table(grid_side: int, dim: int) -> np.ndarray:
+    """Fixed 2-D sine-cosine table [1, grid_side**2, dim], float32 (computed in float64)."""
+    frequencies = MAX_PERIOD ** (-np.arange(dim // 4, dtype=np.float64) / (dim / 4))
+    rows, columns = np.divmod(np.arange(grid_side**2), grid_side)
+
+    def encode(index: np.ndarray) -> np.ndarray:
+        angles = index[:, None] * frequencies[None]
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    table = np.concatenate([encode(columns), encode(rows)], axis=1)
+    return table[None].astype(np.float32)
+
+
+class PatchEmbed(nnx.Module):
+    """Latents [b, h, w, c] -> tokens [b, (h/p)(w/p), hidden_size]."""
+
+    def __init__(self, channels: int, hidden_size: int, patch: int, *, dtype, rngs: nnx.Rngs):
+        self.proj = nnx.Conv(
+            channels,
+            hidden_size,
+            kernel_size=(patch, patch),
+            strides=patch,
+            padding="VALID",
+            kernel_init=layers.xavier_flat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Latents) -> Tokens:
+        x = self.proj(x)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class TimeEmbed(nnx.Module):
+    """Time -> vector, in float32 whatever the compute type: t near 0 and 1 must stay distinct.
+
+    `scale` multiplies t first. The published models use 1; t in [0, 1] then leaves most features
+    nearly constant, which a small network learns from much later.
+    """
+
+    def __init__(self, hidden_size: int, *, scale: float, rngs: nnx.Rngs):
+        self.scale = scale
+        self.fc1 = nnx.Linear(TIME_FEATURES, hidden_size, kernel_init=layers.normal_002, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden_size, hidden_size, kernel_init=layers.normal_002, rngs=rngs)
+
+    def __call__(self, t: Times) -> Float[Array, "b d"]:
+        return self.fc2(nnx.silu(self.fc1(time_features(t * self.scale))))
+
+
+class LabelEmbed(nnx.Module):
+    """Table of num_classes + 1 rows; the last row is the null class."""
+
+    def __init__(self, num_classes: int, hidden_size: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Embed(
+            num_classes + 1, hidden_size, embedding_init=layers.normal_002, rngs=rngs
+        )
+
+    def __call__(self, y: Labels) -> Float[Array, "b d"]:
+        return self.table(y)
+
+
+def unpatchify(tokens: Tokens, patch: int) -> Latents:
+    """Tokens [b, n, p*p*c] of a square grid -> latents [b, h, w, c]."""
+    b, n, features = tokens.shape
+    side, channels = round(n**0.5), features // patch**2
+    x = tokens.reshape(b, side, side, patch, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, side * patch, side * patch, channels)

@@ -1,0 +1,78 @@
+"""All blocks of a transformer under one scan, with any number of exits on the way.
+
+Every matrix of the blocks is one stack [depth, ...]. Tokens wanted after some blocks (for readouts
+and taps) leave through a carry buffer of K+1 slots: slot k belongs to the k-th exit, the last one is
+scratch that the other blocks overwrite. Slicing the stack at the readout instead would copy half the
+weights forward and concatenate their gradients backward, and would tie the parameter layout to where
+the readout sits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ig_jax.types import Params, Tokens
+
+# What the backward pass keeps of each block. 'none' keeps everything, 'full' recomputes everything.
+# Only lists of what to save: a list of what *not* to save keeps gathered weights under sharding.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def rematerialised(block: Callable, remat: str) -> Callable:
+    """`block` under the named policy of `REMAT`."""
+    policy = REMAT[remat]
+    if policy is None:
+        return block
+    return jax.checkpoint(block, policy=policy, prevent_cse=False)
+
+
+def run_blocks(
+    block: Callable[[Params, Tokens], Tokens],
+    stacked: Params,
+    x: Tokens,
+    *,
+    exits: tuple[int, ...],
+    unroll: int,
+    remat: str = "none",
+) -> tuple[Tokens, Mapping[int, Tokens]]:
+    """Applies `block(params_i, x)` for every slice i of `stacked`.
+
+    Args:
+      block: one transformer block, everything but its parameters and tokens closed over.
+      stacked: parameters with a leading axis of the depth.
+      x: tokens [b, n, d].
+      exits: depths (1 = after the first block) whose tokens are returned.
+      unroll: blocks per iteration of the scan; 1 compiles a single body, the depth removes the loop.
+      remat: a name of `REMAT`.
+
+    Returns:
+      The tokens after the last block, and {depth: tokens after that block} for `exits`.
+    """
+    block = rematerialised(block, remat)
+    depth = jax.tree.leaves(stacked)[0].shape[0]
+    depths = sorted(set(exits))
+    slots = np.full(depth, len(depths), np.int32)
+    slots[np.array(depths, int) - 1] = np.arange(len(depths))
+
+    def body(carry, layer):
+        tokens, buffer = carry
+        params, slot = layer
+        tokens = block(params, tokens)
+        return (tokens, lax.dynamic_update_index_in_dim(buffer, tokens, slot, 0)), None
+
+    if not depths:
+        x, _ = lax.scan(lambda tokens, p: (block(p, tokens), None), x, stacked, unroll=unroll)
+        return x, {}
+    # Derived from x rather than a constant, so that it is sharded (and varies over devices) as x is.
+    buffer = jnp.zeros((len(depths) + 1, *x.shape), x.dtype) + 0 * x
+    (x, buffer), _ = lax.scan(body, (x, buffer), (stacked, jnp.asarray(slots)), unroll=unroll)
+    return x, {depth: buffer[k] for k, depth in enumerate(depths)}

@@ -1,0 +1,6 @@
+"""Terms of the training loss. A new one: a file with a frozen dataclass (`base.Term`), and a row here."""
+
+from ig_jax.objectives.flow import FlowMatching
+from ig_jax.objectives.internal_guidance import InternalGuidance
+
+TERMS = {"flow": FlowMatching, "internal_guidance": InternalGuidance}

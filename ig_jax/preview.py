@@ -1,0 +1,51 @@
+"""Grids of samples while training: the same noise and labels every time, unguided beside guided."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ig_jax import logs, pictures, sample
+from ig_jax.build import Experiment
+from ig_jax.types import Params
+
+ROWS, MOST_COLUMNS = 4, 10
+
+
+class Preview:
+    """Draws samples/step_<n>.png for the first classes, a column each."""
+
+    def __init__(self, exp: Experiment, workdir: Path):
+        self.directory = workdir / "previews"
+        columns = min(MOST_COLUMNS, exp.num_classes)
+        s = replace(
+            exp.config.sample,
+            labels=",".join(map(str, range(columns))),
+            batch_size=-(-ROWS * columns // exp.mesh.size) * exp.mesh.size,
+        )
+        self.columns = columns
+        self.exp = replace(exp, config=replace(exp.config, sample=s))
+        off = replace(s.ig, scale=1.0)
+        self.generate = {
+            "unguided": sample.make_generate(self.exp, off, off),
+            f"IG {s.ig.scale:g}, CFG {s.cfg.scale:g}": sample.make_generate(self.exp, s.ig, s.cfg),
+        }
+
+    def draw(self, params: Params, step: int) -> np.ndarray:
+        """Writes the picture of this step; returns it as uint8 [h, w, 3]."""
+        indices = np.arange(ROWS * self.columns)
+        seed = self.exp.config.sample.seed
+        named = {}
+        for name, generate in self.generate.items():
+            [(_, images, _)] = sample.batches(self.exp, generate, params, seed, indices)
+            named[name] = pictures.grid(images, self.columns)
+        picture = pictures.panels(named)
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            path = self.directory / f"step_{step:08d}.png"
+            pictures.save(path, picture)
+            logs.say(f"step {step}: {path}")
+        return picture

@@ -1,0 +1,92 @@
+"""From flags to programs: everything that main.py does, importable."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from ig_jax import build, checkpoint, config, demo, describe, evaluate, logs, sample, train
+from ig_jax.errors import UserError
+
+MODES = ("train", "sample", "evaluate", "demo")
+
+
+def default_workdir(config_location: str) -> str:
+    """configs/digits.py:arg -> runs/digits."""
+    return f"runs/{Path(config_location.partition(':')[0]).stem}"
+
+
+def explain_flags(error: Exception, argv: list[str]) -> str:
+    """One sentence for what absl or ml_collections raised while parsing the command line."""
+    text = str(error)
+    key = re.search(r"'(\w+)'", text)
+    if isinstance(error, AttributeError | KeyError) and key:
+        fields = [a.split("=")[0].removeprefix("--config.") for a in argv if key[1] in a]
+        hint = re.search(r'Did you mean "(\w+)"', text)
+        mend = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
+        return f"{(fields or [key[1]])[0]}: unknown field; {mend}"
+    if isinstance(error, OSError):
+        location = next((a for a in argv if a.startswith("--config")), "--config")
+        return f"{location}: no such config file, or it cannot be read; see the folder configs/"
+    if "Traceback" in text:
+        lines = text.strip().split("\n")
+        return f"{lines[0].split(': Error')[0].removeprefix('flag ')}: {lines[-1].strip()}"
+    return text.replace("\n", " ")
+
+
+def _prepare(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / ".writable").touch()
+        (workdir / ".writable").unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be written to ({error.strerror}); name another"
+        ) from error
+
+
+def _record(workdir: Path, parsed: config.Config) -> None:
+    """What made this run: resolved config, versions, command line."""
+    if jax.process_index() == 0:
+        record = {
+            "config": dict(parsed.raw),
+            "versions": checkpoint.versions(),
+            "command": sys.argv,
+        }
+        logs.write_text(workdir / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def run(
+    settings: ml_collections.ConfigDict,
+    *,
+    workdir: str,
+    mode: str = "train",
+    dry_run: bool = False,
+    import_seconds: float = 0.0,
+) -> Any:
+    """Runs one mode on all devices.
+
+    Raises:
+      UserError: a mistake in the config, the workdir or the data, told in one sentence.
+    """
+    parsed = config.parse(settings, devices=jax.device_count())
+    exp = build.experiment(parsed)
+    if dry_run:
+        return print(describe.describe(exp))
+    folder = Path(workdir)
+    if mode in ("train", "demo"):
+        _prepare(folder)
+        _record(folder, parsed)
+    if mode == "train":
+        return train.run(exp, folder)
+    if mode == "sample":
+        return sample.run(exp, folder)
+    if mode == "evaluate":
+        return evaluate.run(exp, folder)
+    return demo.run(exp, folder, import_seconds)

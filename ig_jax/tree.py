@@ -1,0 +1,59 @@
+"""Leaves of nested dicts by name: paths, sizes, differences between nested settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': x}} -> {'a.b': x}, in the tree's own order."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`, for trees with string keys."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def map_named(fn: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`fn(path, leaf)` on every leaf, keeping the structure."""
+    return unflatten({path: fn(path, leaf) for path, leaf in flatten(tree).items()})
+
+
+def count(tree: Any) -> int:
+    """Number of array entries."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: Any) -> int:
+    """Bytes of all arrays, also of abstract ones."""
+    return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line 'field: old value here, new value there' per leaf that differs."""
+    a, b = flatten(old), flatten(new)
+    absent = "(absent)"
+    return [
+        f"{path}: {a.get(path, absent)!r} there, {b.get(path, absent)!r} here"
+        for path in dict.fromkeys([*a, *b])
+        if a.get(path, absent) != b.get(path, absent)
+    ]

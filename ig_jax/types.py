@@ -1,0 +1,98 @@
+"""Words shared by the whole package: array roles, the outputs of a network, the protocols between parts.
+
+Time runs one way everywhere: t = 0 is data, t = 1 is noise, and the velocity dx/dt points to noise.
+Latents are channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt8
+
+Latents = Float[Array, "b h w c"]  # unit-ish scale, as the codec hands them out
+Times = Float[Array, "b"]  # in [0, 1]
+Labels = Int[Array, "b"]  # num_classes is the null class
+Tokens = Float[Array, "b n d"]  # one row per patch, row-major over the patch grid
+Images = UInt8[Array, "b H W c"]
+PerExample = Float[Array, "b"]  # one loss value per example
+Scalar = Float[Array, ""]
+Key = jax.Array  # a typed PRNG key, or an array of them
+
+Params = Mapping[str, Any]  # nested dict of arrays
+Batch = Mapping[str, Array]  # 'stored': what the source holds [b, ...], 'label': int [b]
+
+
+@struct.dataclass
+class NetOutput:
+    """Everything that leaves one forward pass."""
+
+    pred: Latents  # what the process says the network predicts
+    heads: Mapping[int, Latents]  # readout depth -> early prediction; IG reads these
+    features: Mapping[int, Tokens]  # depth -> tokens after that block, only those tapped
+
+
+class NetFn(Protocol):
+    """A network: a pure function, without randomness and without a training mode."""
+
+    def __call__(
+        self, params: Params, x: Latents, t: Array, y: Labels, *, taps: tuple[int, ...] = ()
+    ) -> NetOutput: ...
+
+
+class Process(Protocol):
+    """How data becomes noise, and what the network predicts on the way (`diffusion/`)."""
+
+    def draw_time(self, key: Key, n: int) -> Times: ...
+
+    def time(self, draw: Times) -> Times: ...
+
+    def perturb(self, x0: Latents, noise: Latents, t: Times) -> Latents: ...
+
+    def target(self, x0: Latents, noise: Latents, t: Times) -> Latents: ...
+
+    def condition_time(self, t: Times) -> Array: ...
+
+    def velocity(self, pred: Latents, x: Latents, t: Times) -> Latents: ...
+
+    def score(self, velocity: Latents, x: Latents, t: Times) -> Latents: ...
+
+
+class Field(NamedTuple):
+    """All that a sampler may see: no network, no labels, no guidance.
+
+    `score` takes the velocity instead of evaluating it again: the two are one affine map apart.
+    """
+
+    velocity: Callable[[Latents, Scalar], Latents]  # (x, t) -> dx/dt
+    score: Callable[[Latents, Latents, Scalar], Latents]  # (velocity, x, t) -> score of p_t at x
+
+
+class Source(Protocol):
+    """A data set with random access. `stored_shape` and `num_classes` let configs be checked early."""
+
+    stored_shape: tuple[int, ...]
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Any) -> dict[str, Any]:
+        """{'stored': [n, *stored_shape], 'label': int32 [n]} as numpy arrays."""
+        ...
+
+    def held_out(self) -> Source | None:
+        """Real examples that are not trained on; None where there are none."""
+        ...
+
+
+class Codec(Protocol):
+    """stored -> latents -> 8-bit images. Latent statistics live here."""
+
+    def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]: ...
+
+    def latent(self, stored: Array, key: Key) -> Latents: ...
+
+    def decode(self, x: Latents) -> Images: ...

@@ -1,0 +1,65 @@
+"""Trains, samples and evaluates diffusion transformers with Internal Guidance.
+
+  python main.py --config=configs/digits.py [--workdir=runs/digits] [--mode=train|sample|evaluate|demo]
+                 [--config.train.steps=1000 ...] [--dry_run]
+
+Running the same command again resumes. Kept short on purpose: everything else is importable.
+"""
+
+import sys
+import time
+
+STARTED = time.perf_counter()
+
+from absl import app, flags, logging  # noqa: E402  (the clock above starts before the imports it measures)
+from ml_collections import config_flags  # noqa: E402
+
+from ig_jax import run  # noqa: E402
+from ig_jax.errors import UserError  # noqa: E402
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> if not given.")
+flags.DEFINE_enum("mode", "train", list(run.MODES), "What to do.")
+flags.DEFINE_bool("dry_run", False, "Only parse, build and describe; nothing is computed.")
+
+
+def fail(message: str) -> None:
+    """Says one sentence and ends with status 2."""
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with every mistake told in one sentence."""
+    try:
+        rest = FLAGS(argv)
+    except Exception as error:  # the flags and the config file raise a dozen kinds
+        fail(run.explain_flags(error, argv))
+    if len(rest) > 1:
+        fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
+    if FLAGS.config is None:
+        fail("--config is missing: name a file, such as --config=configs/digits.py")
+    return rest
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # libraries announce every backend and every save
+    location = FLAGS["config"].config_filename
+    import_seconds = time.perf_counter() - STARTED
+    try:
+        run.run(
+            FLAGS.config,
+            workdir=FLAGS.workdir or run.default_workdir(location),
+            mode=FLAGS.mode,
+            dry_run=FLAGS.dry_run,
+            import_seconds=import_seconds,
+        )
+    except UserError as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
