@@ -1,7 +1,7 @@
 """Trains, samples and evaluates diffusion transformers with Internal Guidance.
 
-  python main.py --config=configs/digits.py [--workdir=runs/digits] [--mode=train|sample|evaluate|demo]
-                 [--config.train.steps=1000 ...] [--dry_run]
+  python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
+                 [--mode=train|sample|evaluate|demo] [--config.train.steps=1000 ...]
 
 Running the same command again resumes. Kept short on purpose: everything else is importable.
 """
@@ -9,13 +9,13 @@ Running the same command again resumes. Kept short on purpose: everything else i
 import sys
 import time
 
-STARTED = time.perf_counter()
+STARTED = time.perf_counter()  # before the imports, which it measures
 
-from absl import app, flags, logging  # noqa: E402  (the clock above starts before the imports it measures)
-from ml_collections import config_flags  # noqa: E402
+from absl import app, flags, logging
+from ml_collections import config_flags
 
-from ig_jax import run  # noqa: E402
-from ig_jax.errors import UserError  # noqa: E402
+from ig_jax import run
+from ig_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)

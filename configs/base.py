@@ -1,4 +1,4 @@
-"""Every field of a run, with what it does. Other configs start from this one and change what differs.
+"""Every field of a run, with what it does. Other configs start from this one.
 
 The values are those of the published SiT + Internal Guidance where it has one.
 """

@@ -1,8 +1,8 @@
 """Checkpoints: asynchronous, atomic, with everything that resuming needs.
 
 A checkpoint is one orbax step directory with four items: `params`, `opt_state`, `ema` (so that
-sampling reads only what it uses) and `meta` (step, data position, resolved config, versions). A save
-that was cut short leaves a temporary directory which is never mistaken for a checkpoint.
+sampling reads only what it uses) and `meta` (step, data position, resolved config, versions). A
+save that was cut short leaves a temporary directory which is never mistaken for a checkpoint.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Checkpoints:
         ]
 
     def require(self, step: int, config: Mapping[str, Any], sections: tuple[str, ...]) -> None:
-        """Raises CheckpointError, naming the fields, where a checkpoint was made by another config."""
+        """Raises CheckpointError, naming the fields, if another config made this checkpoint."""
         different = mismatches(self.meta(step)["config"], config, sections)
         if different:
             raise CheckpointError(

@@ -1,8 +1,8 @@
 """From a ConfigDict to frozen dataclasses, once, at the door.
 
-Every complaint about a config is made here, in one sentence: the dotted field, the value, the rule and
-a way out. Below this file nobody sees a ConfigDict. Field documentation lives in `configs/base.py`,
-which also gives every default.
+Every complaint about a config is made here, in one sentence: the dotted field, the value, the rule
+and a way out. Below this file nobody sees a ConfigDict. Field documentation lives in
+`configs/base.py`, which also gives every default.
 
 A section with a `name` (model, source, sampler, ...) becomes an instance of the class which that
 name has in its table; its other keys are the fields of that class.
@@ -151,7 +151,7 @@ class Sample:
             self.labels in LABEL_MODES or self.given_labels is not None,
             "labels",
             self.labels,
-            f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (repeated as needed)",
+            f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (then repeated)",
         )
 
     @property
@@ -284,13 +284,14 @@ def _make(cls: type, values: Any, path: str) -> Any:
 
 
 def _check_model(c: Config) -> None:
-    height, width, _ = c.latent_shape
+    height, width, channels = c.latent_shape
     if height != width:
         raise ConfigError(f"data: latents are {height} x {width}; this model needs square ones")
-    if height % c.model.patch_size:
-        raise ConfigError(
-            f"model.patch_size = {c.model.patch_size}: must divide the side of the latents, {height}"
-        )
+    _, network = MODELS[c.raw["model"]["name"]]
+    try:
+        network(c.model, height, channels, c.data.source.num_classes)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
     for name, term in c.objective.terms.items():
         try:
             term.check(c.model.readouts)

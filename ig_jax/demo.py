@@ -60,7 +60,7 @@ def _picture(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: int) -
 
 
 def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, float], Any]:
-    """Results by variant with the floor first, seconds of compile, sample and evaluate, and titles."""
+    """Results by variant with the floor first, seconds of sample and evaluate, and titles."""
     c = exp.config
     step, params = sample.load_weights(exp, workdir)
     seconds = {"sample": 0.0, "evaluate": 0.0}

@@ -1,7 +1,7 @@
 """Judging samples against real images: Frechet distance, precision, recall, accuracy, memorisation.
 
-Everything is measured twice: for the samples, and for held-out real images in their place. The second
-is the floor (or the ceiling): what a perfect generator would reach on these measures.
+Everything is measured twice: for the samples, and for held-out real images in their place. The
+second is the floor (or the ceiling): what a perfect generator would reach on these measures.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Judge:
         fd: squared Frechet distance to the training images, in feature space.
         accuracy: share that the classifier reads as the class asked for.
         precision, recall: shares, k = 3, in feature space.
-        nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training image;
+        nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training
+          image;
           well below the held-out images' own value, it means memorised images.
         """
         features = self.classifier.features(images)
@@ -95,8 +96,8 @@ def make_judge(exp: Experiment) -> tuple[Judge, dict[str, float]]:
     held_out = source.held_out()
     if held_out is None:
         raise UserError(
-            f"data.source.name = {exp.config.raw['data']['source']['name']!r}: has no held-out split "
-            "to judge samples with; evaluation works on digits"
+            f"data.source.name = {exp.config.raw['data']['source']['name']!r}: has no held-out "
+            "split to judge samples with; evaluation works on digits"
         )
     images, labels = _real(source)
     classifier = feature_classifier.fit(images, labels)

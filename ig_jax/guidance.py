@@ -1,13 +1,13 @@
 """Guidance as a velocity function: Internal Guidance on each branch, then classifier-free guidance.
 
-  v_b  = v_readout,b + w (v_final,b - v_readout,b)      for b in {cond, null}   (IG, arXiv 2512.24176)
-  v    = v_null + s (v_cond - v_null)                                           (CFG, arXiv 2207.12598)
+  v_b  = v_readout,b + w (v_final,b - v_readout,b) for b in {cond, null}  (IG, arXiv 2512.24176)
+  v    = v_null + s (v_cond - v_null)                                  (CFG, arXiv 2207.12598)
 
-A scale of 1 is off for both. An interval is [low, high], inclusive on both ends, tested at the first
-time of a sampling step; the published samplers do the same. Readouts come with every forward pass, so
-IG costs no evaluation. CFG doubles the batch, so the steps outside its interval must not run it: the
-grid is cut on the host, in float64, into stretches of equal flags, and each stretch gets a velocity
-function that holds just what is on. Samplers see none of this.
+A scale of 1 is off for both. An interval is [low, high], inclusive on both ends, tested at the
+first time of a sampling step; the published samplers do the same. Readouts come with every forward
+pass, so IG costs no evaluation. CFG doubles the batch, so the steps outside its interval must not
+run it: the grid is cut on the host, in float64, into stretches of equal flags, and each stretch
+gets a velocity function that holds just what is on. Samplers see none of this.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Randomness is an address, not a state: the only place where keys are born.
 
 Training draws from (seed, stream, step), sampling from (seed, sample index). Resuming, re-sharding
-and re-batching therefore change nothing. Threefry is named, not left to the default: only with it do
-per-sample draws stay the same in any batch and on any number of devices.
+and re-batching therefore change nothing. Threefry is named, not left to the default: only with it
+do per-sample draws stay the same in any batch and on any number of devices.
 """
 
 from __future__ import annotations

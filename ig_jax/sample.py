@@ -67,8 +67,9 @@ def make_generate(exp: Experiment, ig: Guidance, cfg: Guidance) -> Generate:
 def labels_of(config: Config, seed: int, indices: np.ndarray) -> np.ndarray:
     """Labels int32 [b] of samples `indices`, as `sample.labels` asks.
 
-    Random: each sample's own draw. Balanced: every run of num_classes samples holds each class once,
-    in shuffled order (metrics over consecutive splits need the shuffle). Given: repeated in order.
+    Random: each sample's own draw. Balanced: every run of num_classes samples holds each class
+    once, in shuffled order (metrics over consecutive splits need the shuffle). Given: repeated in
+    order.
     """
     classes = config.data.source.num_classes
     given = config.sample.given_labels
@@ -84,7 +85,7 @@ def labels_of(config: Config, seed: int, indices: np.ndarray) -> np.ndarray:
 def batches(
     exp: Experiment, generate: Generate, params: Params, seed: int, indices: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(indices, images, labels) of `indices`, a batch at a time; the last one is padded, then cut."""
+    """(indices, images, labels), a batch at a time; the last one is padded, then cut."""
     size = exp.config.sample.batch_size
     for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
@@ -103,7 +104,7 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
     """
     if not (workdir / "checkpoints").is_dir():
         raise UserError(
-            f"{workdir} holds no checkpoint: train first (--mode=train), or name the --workdir of a run"
+            f"{workdir} holds no checkpoint: train first (--mode=train), or name a run's --workdir"
         )
     checkpoints = Checkpoints(workdir)
     try:

@@ -1,8 +1,8 @@
 """One mesh, and how arrays are placed on it.
 
-For now the mesh has a single axis, `data`: batches are split over it, everything else is replicated.
-Host arrays become global ones here and nowhere else, so that one process or many makes no difference
-to the programs.
+For now the mesh has a single axis, `data`: batches are split over it, everything else is
+replicated. Host arrays become global ones here and nowhere else, so that one process or many makes
+no difference to the programs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Training: a pure step, and a loop that keeps the devices busy, tells what happens, and can be resumed.
+"""Training: a pure step, and a loop that keeps devices busy, tells what happens, and resumes.
 
-The loop dispatches a program of several steps, and only then looks at the metrics of the one before:
-the host never waits for the newest result. Which steps share a program depends on the step number
-alone, so that a resumed run computes bit for bit what an unbroken one does.
+The loop dispatches a program of several steps, and only then looks at the metrics of the one
+before: the host never waits for the newest result. Which steps share a program depends on the step
+number alone, so that a resumed run computes bit for bit what an unbroken one does.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def make_dispatch(exp: Experiment) -> Callable[[TrainState, Batch], tuple[TrainS
 
 
 def steps_until(step: int, per_dispatch: int, *events: int) -> int:
-    """How many steps the next program runs: `per_dispatch`, or 1 where an event or the grid is nearer.
+    """Steps of the next program: `per_dispatch`, or 1 where an event or the grid is nearer.
 
     Args:
       step: updates done.
@@ -141,7 +141,7 @@ def _next_multiple(step: int, every: int) -> int:
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a flag, so that the loop can save first; a second one is obeyed."""
+    """Turns SIGTERM and Ctrl-C into a flag, so that the loop can save; a second one is obeyed."""
 
     def __init__(self):
         self.received: str | None = None
@@ -175,8 +175,7 @@ class _Window:
             if not math.isfinite(loss):
                 raise NonFiniteLoss(
                     f"the loss is {loss} at step {first_step + offset + 1}: stopped; lower "
-                    "optim.learning_rate or set optim.clip_norm, and run the same command again to go "
-                    "on from the last checkpoint"
+                    "optim.learning_rate, and run again to go on from the last checkpoint"
                 )
         for name, values in metrics.items():
             self.values[name].extend(values.tolist())
@@ -321,7 +320,8 @@ def run(exp: Experiment, workdir: Path) -> Outcome:
     """Trains in `workdir`, going on from its newest checkpoint if there is one.
 
     Raises:
-      UserError: the workdir holds another model's run; a loss is not finite; the data set is too small.
+      UserError: the workdir holds another model's run; a loss is not finite; the data set is too
+      small.
     """
     trainer = Trainer(exp, workdir)
     try:

@@ -1,4 +1,4 @@
-"""Words shared by the whole package: array roles, the outputs of a network, the protocols between parts.
+"""Words of the whole package: array roles, outputs of a network, protocols between parts.
 
 Time runs one way everywhere: t = 0 is data, t = 1 is noise, and the velocity dx/dt points to noise.
 Latents are channels last.
@@ -72,7 +72,7 @@ class Field(NamedTuple):
 
 
 class Source(Protocol):
-    """A data set with random access. `stored_shape` and `num_classes` let configs be checked early."""
+    """A data set with random access; shape and classes let configs be checked early."""
 
     stored_shape: tuple[int, ...]
     num_classes: int

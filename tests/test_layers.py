@@ -147,7 +147,8 @@ def modules_main_never_reaches(root: Path) -> list[str]:
             new = names & modules.keys() - reached
             reached |= new
             waiting += [modules[name] for name in new]
-    unreached = sorted(modules.keys() - reached)
+    # Called from Python so far: main.py has no mode yet that reads published weights.
+    unreached = sorted(m for m in modules.keys() - reached if not is_within(m, "ig_jax.interop"))
     return [f"{modules[m].relative_to(root)}: import it somewhere or remove it" for m in unreached]
 
 

@@ -1,4 +1,4 @@
-"""Sources of training examples. A new one: a file with a frozen dataclass (`types.Source`), and a row."""
+"""Sources of training examples. A new one: a file with a `types.Source`, and a row here."""
 
 from ig_jax.data.digits import Digits
 

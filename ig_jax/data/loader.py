@@ -34,7 +34,8 @@ def batches(
     """
     if len(source) < batch_size:
         raise UserError(
-            f"train.batch_size = {batch_size}: must not exceed the {len(source)} examples of the data set"
+            f"train.batch_size = {batch_size}: must not exceed the {len(source)} examples that the "
+            "data set holds"
         )
     process, processes = jax.process_index(), jax.process_count()
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()

@@ -10,8 +10,8 @@ At fixed (x_t, t) every map between these is affine, and guidance weights sum to
 commutes with converting. Other names in the literature: `encoder_depth` of the published IG code is
 our readout depth, and `sg_*` in its sampler is our `ig_*`.
 
-Source: SiT (arXiv 2401.08740) section 2; the formulas follow from solving the two lines above for x_0
-and eps.
+Source: SiT (arXiv 2401.08740) section 2; the formulas follow from solving the two lines above for
+x_0 and eps.
 """
 
 from __future__ import annotations

@@ -34,6 +34,6 @@ def _normal(key: Key, n: int) -> Times:
 TIMES = {
     # t = u
     "uniform": TimeDistribution(_uniform, lambda path, u: u),
-    # sigma/alpha = exp(z): t = sigmoid(z) on the linear path, (2/pi) atan(exp(z)) on the cosine path.
+    # sigma/alpha = exp(z): linear path t = sigmoid(z), cosine path t = (2/pi) atan(exp(z))
     "lognormal": TimeDistribution(_normal, lambda path, z: path.time_of_ratio(jnp.exp(z))),
 }

@@ -1,8 +1,8 @@
 """Our parameter names and layouts against the state dicts of the published PyTorch models.
 
 Rules that all of them share: a Linear weight is (out, in) there and (in, out) here; a convolution
-OIHW there and HWIO here; blocks are numbered there and stacked along a leading axis here; the packed
-q, k, v rows are (3, heads, head_dim), which here are axes of their own.
+OIHW there and HWIO here; blocks are numbered there and stacked along a leading axis here; the
+packed q, k, v rows are (3, heads, head_dim), which here are axes of their own.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def _take(state: Mapping[str, np.ndarray], name: str, size: int) -> np.ndarray:
     array = np.asarray(state[name])
     if array.size != size:
         raise ValueError(
-            f"{name!r} has shape {array.shape}, {array.size} values; this model's settings ask for {size}"
+            f"{name!r} has {array.size} values, shape {array.shape}; this model's settings ask for "
+            f"{size}"
         )
     return array
 

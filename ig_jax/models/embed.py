@@ -2,7 +2,8 @@
 
 Conventions of the published checkpoints (SiT, DiT and LightningDiT share them):
   - patches are a p x p convolution of stride p; tokens run row-major over the patch grid;
-  - the fixed table's first half of the channels encodes the *column*, the second half the row, each a
+  - the fixed table's first half of the channels encodes the *column*, the second half the
+    row, each a
     block of sines then a block of cosines;
   - the time features are a block of cosines then a block of sines, of t as it is (not times 1000);
   - a token unfolds to (row in patch, column in patch, channel), channel fastest.

@@ -1,7 +1,7 @@
 """Building blocks of diffusion transformers: initialisers, attention, MLP, modulation, final layer.
 
-Parameters are float32. Matrix products run in the compute type that a layer is given; norms, softmax
-and whatever feeds them stay in float32.
+Parameters are float32. Matrix products run in the compute type that a layer is given; norms,
+softmax and whatever feeds them stay in float32.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ zeros = nnx.initializers.zeros_init()
 
 
 def xavier_flat(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Xavier-uniform of a convolution kernel [p, p, c, hidden_size] seen as a matrix [p*p*c, hidden_size].
+    """Xavier-uniform of a convolution kernel [p, p, c, d] seen as a matrix [p*p*c, d].
 
-    The usual fan-out of a convolution counts the window too; the reference flattens the kernel first.
+    The usual fan-out of a convolution counts the window too; the reference flattens first.
     """
     *window, hidden_size = shape
     rows = 1
@@ -31,7 +31,7 @@ def xavier_flat(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> ja
 
 
 def modulate(x: Tokens, shift: Float[Array, "b d"], scale: Float[Array, "b d"]) -> Tokens:
-    """x (1 + scale) + shift, the same for every token (adaLN; DiT, arXiv 2212.09748 section 3.2)."""
+    """x (1 + scale) + shift, the same for every token (adaLN: DiT, arXiv 2212.09748)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -64,7 +64,7 @@ class Attention(nnx.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, *, qk_norm: bool, dtype, rngs: nnx.Rngs):
         head_dim = hidden_size // num_heads
-        # (3, heads, head_dim) as axes of their own: heads can be split over devices without moving q, k, v.
+        # (3, heads, head_dim) as axes of their own, so that heads can be split over devices.
         self.qkv = nnx.LinearGeneral(
             hidden_size, (3, num_heads, head_dim), kernel_init=xavier, dtype=dtype, rngs=rngs
         )
@@ -127,7 +127,7 @@ class Block(nnx.Module):
 
 
 class FinalLayer(nnx.Module):
-    """Tokens -> p*p*c values each: norm, modulate, linear. Both matrices start at zero (adaLN-Zero)."""
+    """Tokens -> p*p*c values each: norm, modulate, linear. Both matrices start at zero."""
 
     def __init__(self, hidden_size: int, features: int, *, dtype, rngs: nnx.Rngs):
         self.norm = layer_norm(hidden_size, affine=False, epsilon=1e-6, rngs=rngs)

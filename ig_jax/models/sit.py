@@ -28,7 +28,7 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 
 
 @dataclass(frozen=True)
 class SiTSettings:
-    """Everything that shapes a SiT but its data (latent side, channels and classes come from there)."""
+    """Everything that shapes a SiT but its data, which gives latent side, channels and classes."""
 
     depth: int
     hidden_size: int
@@ -64,15 +64,16 @@ class SiTSettings:
             if not holds:
                 raise ValueError(f"{field} = {getattr(self, field)!r}: {rule}")
         if self.hidden_size % self.num_heads:
+            enough = -(-self.hidden_size // self.num_heads) * self.num_heads
             raise ValueError(
-                f"hidden_size = {self.hidden_size}: must be divisible by num_heads = {self.num_heads}; "
-                f"the next that is: {-(-self.hidden_size // self.num_heads) * self.num_heads}"
+                f"hidden_size = {self.hidden_size}: must be divisible by num_heads = "
+                f"{self.num_heads}; the next that is: {enough}"
             )
         for depth in self.readouts:
             if not 1 <= depth < self.depth:
                 raise ValueError(
-                    f"readouts = {self.readouts}: {depth} must lie in 1..{self.depth - 1}, before the "
-                    f"last of depth = {self.depth} blocks; the published SiT-XL (28 blocks) uses 8"
+                    f"readouts = {self.readouts}: {depth} must lie in 1..{self.depth - 1}, before "
+                    f"the last of depth = {self.depth} blocks; the published SiT-XL uses 8 of 28"
                 )
         if len(set(self.readouts)) < len(self.readouts):
             raise ValueError(f"readouts = {self.readouts}: name each depth once")
@@ -123,7 +124,8 @@ class SiT:
     def __post_init__(self):
         if self.side % self.settings.patch_size:
             raise ValueError(
-                f"patch_size = {self.settings.patch_size}: must divide the side of the latents, {self.side}"
+                f"patch_size = {self.settings.patch_size}: must divide the side of the latents, "
+                f"{self.side}"
             )
 
     @property
@@ -148,10 +150,10 @@ class SiT:
         return nnx.split(shell, nnx.Param, ...)[0], nnx.split(block, nnx.Param, ...)[0]
 
     def init(self, key: Key) -> Params:
-        """Fresh float32 parameters as a nested dict; `blocks` holds one stack [depth, ...] a matrix.
+        """Fresh float32 parameters, a nested dict; `blocks` holds one stack [depth, ...] a matrix.
 
-        Xavier-uniform matrices and zero biases; label table and time MLP N(0, 0.02); every modulation
-        and every head zero. Call it under `jax.jit`.
+        Xavier-uniform matrices and zero biases; label table and time MLP N(0, 0.02); every
+        modulation and every head zero. Call it under `jax.jit`.
         """
         shell_key, block_key = jax.random.split(key)
         block_keys = jax.random.split(block_key, self.settings.depth)

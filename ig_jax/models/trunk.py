@@ -1,10 +1,10 @@
 """All blocks of a transformer under one scan, with any number of exits on the way.
 
 Every matrix of the blocks is one stack [depth, ...]. Tokens wanted after some blocks (for readouts
-and taps) leave through a carry buffer of K+1 slots: slot k belongs to the k-th exit, the last one is
-scratch that the other blocks overwrite. Slicing the stack at the readout instead would copy half the
-weights forward and concatenate their gradients backward, and would tie the parameter layout to where
-the readout sits.
+and taps) leave through a carry buffer of K+1 slots: slot k belongs to the k-th exit, the last one
+is scratch that the other blocks overwrite. Slicing the stack at the readout instead would copy half
+the weights forward and concatenate their gradients backward, and would tie the parameter layout to
+where the readout sits.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run_blocks(
       stacked: parameters with a leading axis of the depth.
       x: tokens [b, n, d].
       exits: depths (1 = after the first block) whose tokens are returned.
-      unroll: blocks per iteration of the scan; 1 compiles a single body, the depth removes the loop.
+      unroll: blocks per iteration of the scan; 1 compiles a single body, the depth unrolls all.
       remat: a name of `REMAT`.
 
     Returns:
@@ -72,7 +72,7 @@ def run_blocks(
     if not depths:
         x, _ = lax.scan(lambda tokens, p: (block(p, tokens), None), x, stacked, unroll=unroll)
         return x, {}
-    # Derived from x rather than a constant, so that it is sharded (and varies over devices) as x is.
+    # Derived from x rather than a constant, so that it is sharded as x is.
     buffer = jnp.zeros((len(depths) + 1, *x.shape), x.dtype) + 0 * x
     (x, buffer), _ = lax.scan(body, (x, buffer), (stacked, jnp.asarray(slots)), unroll=unroll)
     return x, {depth: buffer[k] for k, depth in enumerate(depths)}

@@ -1,4 +1,4 @@
-"""Terms of the training loss. A new one: a file with a frozen dataclass (`base.Term`), and a row here."""
+"""Terms of the training loss. A new one: a file with a `base.Term`, and a row here."""
 
 from ig_jax.objectives.flow import FlowMatching
 from ig_jax.objectives.internal_guidance import InternalGuidance

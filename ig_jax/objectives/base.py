@@ -1,8 +1,8 @@
 """A training objective: a weighted sum of terms over one noised batch and one forward pass.
 
-Time, noise and dropped labels are drawn here, once, from one key; every term sees the same. A term is
-a frozen dataclass: its fields are its settings (`weight` among them), its call gives a loss for each
-example, so that any term can be masked, reweighted by time, or logged by time.
+Time, noise and dropped labels are drawn here, once, from one key; every term sees the same. A term
+is a frozen dataclass: its fields are its settings (`weight` among them), its call gives a loss for
+each example, so that any term can be masked, reweighted by time, or logged by time.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Objective:
     def __call__(
         self, params: Params, x0: Latents, labels: Labels, draws: Draws
     ) -> tuple[Scalar, Mapping[str, Scalar]]:
-        """The loss to differentiate, and what to log: 'loss' and one unweighted 'loss/<term>' each."""
+        """The loss to differentiate; what to log: 'loss' and an unweighted 'loss/<term>' each."""
         p = self.forward(params, x0, labels, draws)
         losses = {name: jnp.mean(term(p)) for name, term in self.terms.items()}
         total = sum(self.terms[name].weight * loss for name, loss in losses.items())

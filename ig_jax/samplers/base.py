@@ -45,7 +45,7 @@ def sample(
 
     Args:
       sampler: grid and step rule.
-      fields: (field, start, stop) with the field of steps start..stop-1, covering the grid in order.
+      fields: (field, start, stop) with the field of steps start..stop-1, in order.
       x: standard normal latents [b, h, w, c] at the grid's first time.
       noise: step index -> fresh standard normal latents.
 

@@ -1,7 +1,8 @@
 """Heun's method on the probability flow: Euler predicts, the average of both slopes corrects.
 
-The last step is Euler's, as in EDM (arXiv 2206.00364, algorithm 1) and the published SiT sampler. Both
-evaluations of a step use that step's field, so a guidance interval is tested at the first time only.
+The last step is Euler's, as in EDM (arXiv 2206.00364, algorithm 1) and the published SiT sampler.
+Both evaluations of a step use that step's field, so a guidance interval is tested at the first time
+only.
 """
 
 from __future__ import annotations
