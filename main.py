@@ -59,6 +59,9 @@ def main(argv: list[str]) -> None:
         )
     except UserError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: run the same command again to go on\n")
+        sys.exit(130)  # what shells expect of a program ended by Ctrl-C
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from ig_jax import tree
 from ig_jax.ema import Averages
 from ig_jax.errors import UserError
-from ig_jax.types import Params
+from ig_jax.types import Abstract, Params
 
 # What must be the same for a run to be continued, and for its weights to be sampled from.
 CONTINUES = ("seed", "model", "process", "data", "objective", "optim", "train")
@@ -49,7 +49,7 @@ class CheckpointError(UserError):
 class TrainState:
     """Everything a training step changes. No key: randomness is addressed by (seed, step)."""
 
-    step: jax.Array  # int32, updates done
+    step: jax.Array | Abstract  # int32, updates done
     params: Params
     opt_state: optax.OptState
     ema: Averages

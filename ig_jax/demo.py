@@ -13,7 +13,7 @@ from ig_jax import evaluate, logs, pictures, sample, train
 from ig_jax.build import Experiment
 from ig_jax.guidance import Guidance
 
-SHOWN_ROWS = 6
+SHOWN_ROWS = 5
 
 
 def _title(name: str, ig: Guidance, cfg: Guidance) -> str:
@@ -55,7 +55,7 @@ def _picture(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: int) -
         chosen = [np.flatnonzero(labels == c)[:SHOWN_ROWS] for c in range(columns)]
         rows = min(map(len, chosen))
         order = np.array([c[:rows] for c in chosen]).T.reshape(-1)
-        grids[title] = pictures.grid(images[order], columns, least_side=24)
+        grids[title] = pictures.grid(images[order], columns, least_side=32)
     return pictures.panels(grids)
 
 

@@ -74,7 +74,7 @@ class MetricWriter:
         self._lines = open(workdir / METRICS, "a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         if self._active:
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
             self._lines.flush()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import optax
 
 from ig_jax import tree
-from ig_jax.types import Params
+from ig_jax.types import Params, Scalar
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def adamw(s: AdamWSettings, total_steps: int) -> optax.GradientTransformation:
     return optax.partition({"trained": trained, "fixed": optax.set_to_zero()}, labels)
 
 
-def gradient_norm(grads: Params) -> optax.Scalar:
+def gradient_norm(grads: Params) -> Scalar:
     """Global norm over the trained leaves: what clipping compares with `clip_norm`."""
-    return optax.global_norm({p: g for p, g in tree.flatten(grads).items() if not is_fixed(p)})
+    return optax.tree.norm({p: g for p, g in tree.flatten(grads).items() if not is_fixed(p)})
 
 
 # Name -> (settings, what builds the transformation from them and the total number of steps).

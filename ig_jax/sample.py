@@ -154,7 +154,9 @@ def _collect(exp: Experiment, target: Path, num: int) -> None:
     temporary.replace(target / "samples.npz")
     shown = min(num, 100)
     columns = min(10, shown)
-    pictures.save(target / "grid.png", pictures.grid(images[:shown], columns, labels[:shown]))
+    pictures.save(
+        target / "grid.png", pictures.grid(images[:shown], columns, labels[:shown].tolist())
+    )
 
 
 def _picture_channels(exp: Experiment) -> int:
@@ -176,7 +178,7 @@ def run(exp: Experiment, workdir: Path) -> Path:
     done = s.num - len(missing)
     with logs.progress(s.num, initial=done, unit="image", what="sampling") as bar:
         for indices, images, _ in batches(exp, generate, params, s.seed, missing):
-            for index, image in zip(indices, images, strict=True):
+            for index, image in zip(indices.tolist(), images, strict=True):
                 pictures.save(_file(target, index), image)
             bar.update(len(indices))
     _collect(exp, target, s.num)

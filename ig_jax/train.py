@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Array, Float
 
 from ig_jax import checkpoint, ema, logs, optim, preview, prng, sharding
 from ig_jax.build import Experiment
@@ -31,6 +32,7 @@ from ig_jax.objectives.base import Draws, Objective
 from ig_jax.types import Batch, Labels, Latents, Params, Scalar
 
 Metrics = Mapping[str, Scalar]
+History = Mapping[str, Float[Array, "k"]]  # of k steps
 
 
 class NonFiniteLoss(UserError):
@@ -110,10 +112,10 @@ def train_step(state: TrainState, batch: Batch, *, exp: Experiment) -> tuple[Tra
     )
 
 
-def make_dispatch(exp: Experiment) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_dispatch(exp: Experiment) -> Callable[[TrainState, Batch], tuple[TrainState, History]]:
     """The compiled program: batches [k, b, ...] -> the state k steps later, metrics [k] each."""
 
-    def dispatch(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+    def dispatch(state: TrainState, batches: Batch) -> tuple[TrainState, History]:
         return lax.scan(lambda s, b: train_step(s, b, exp=exp), state, batches)
 
     whole = sharding.replicated(exp.mesh)
@@ -219,7 +221,7 @@ class Trainer:
         self.writer = logs.MetricWriter(workdir, resumed_at=self.step)
         self.preview = preview.Preview(exp, workdir)
         self.window = _Window()
-        self.pending: tuple[int, Metrics] | None = None
+        self.pending: tuple[int, History] | None = None
         self.seconds = {"compile": 0.0, "train": 0.0}
         self._compiled: set[int] = set()
 
@@ -328,7 +330,9 @@ def run(exp: Experiment, workdir: Path) -> Outcome:
         outcome = trainer.run()
     finally:
         trainer.close()
-    if not outcome.finished:
+    if outcome.finished:
+        logs.say(f"trained: step {outcome.step} of {exp.total_steps} is saved in {workdir}")
+    else:
         logs.say(
             f"{outcome.stopped_by}: saved step {outcome.step} of {exp.total_steps} in {workdir}; "
             "run the same command again to go on"

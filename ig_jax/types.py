@@ -7,7 +7,7 @@ Latents are channels last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from flax import struct
@@ -22,6 +22,9 @@ PerExample = Float[Array, "b"]  # one loss value per example
 Scalar = Float[Array, ""]
 Key = jax.Array  # a typed PRNG key, or an array of them
 
+# In a pytree, a place may also hold what JAX puts there while it looks at structure alone.
+Abstract = Any
+
 Params = Mapping[str, Any]  # nested dict of arrays
 Batch = Mapping[str, Array]  # 'stored': what the source holds [b, ...], 'label': int [b]
 
@@ -30,11 +33,12 @@ Batch = Mapping[str, Array]  # 'stored': what the source holds [b, ...], 'label'
 class NetOutput:
     """Everything that leaves one forward pass."""
 
-    pred: Latents  # what the process says the network predicts
-    heads: Mapping[int, Latents]  # readout depth -> early prediction; IG reads these
-    features: Mapping[int, Tokens]  # depth -> tokens after that block, only those tapped
+    pred: Latents | Abstract  # what the process says the network predicts
+    heads: Mapping[int, Latents | Abstract]  # readout depth -> early prediction; IG reads these
+    features: Mapping[int, Tokens | Abstract]  # depth -> tokens after that block, only those tapped
 
 
+@runtime_checkable
 class NetFn(Protocol):
     """A network: a pure function, without randomness and without a training mode."""
 
@@ -43,6 +47,7 @@ class NetFn(Protocol):
     ) -> NetOutput: ...
 
 
+@runtime_checkable
 class Process(Protocol):
     """How data becomes noise, and what the network predicts on the way (`diffusion/`)."""
 
@@ -71,6 +76,7 @@ class Field(NamedTuple):
     score: Callable[[Latents, Latents, Scalar], Latents]  # (velocity, x, t) -> score of p_t at x
 
 
+@runtime_checkable
 class Source(Protocol):
     """A data set with random access; shape and classes let configs be checked early."""
 
@@ -88,6 +94,7 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
 class Codec(Protocol):
     """stored -> latents -> 8-bit images. Latent statistics live here."""
 

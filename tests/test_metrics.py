@@ -412,10 +412,10 @@ def test_the_classifier_reads_97_percent_of_unseen_digits(digits, classifier):
     assert np.mean(classifier.predict(images[held_out]) == labels[held_out]) >= 0.97
 
 
-def test_features_are_64_activations_and_the_logits_follow_from_them(digits, classifier):
+def test_features_are_128_activations_and_the_logits_follow_from_them(digits, classifier):
     images, _, held_out = digits
     features = classifier.features(images[held_out])
-    assert features.shape == (held_out.sum(), 64)
+    assert features.shape == (held_out.sum(), 128)
     assert features.dtype == np.float64
     assert features.min() == 0  # after the ReLU
     logits = classifier.logits(images[held_out])

@@ -17,7 +17,7 @@ x_0 and eps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -40,6 +40,7 @@ class Coefficients:
         return self.alpha * self.d_sigma - self.d_alpha * self.sigma
 
 
+@runtime_checkable
 class Path(Protocol):
     """A path in (alpha, sigma)."""
 

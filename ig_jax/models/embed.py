@@ -92,7 +92,7 @@ class LabelEmbed(nnx.Module):
         return self.table(y)
 
 
-def unpatchify(tokens: Tokens, patch: int) -> Latents:
+def unpatchify(tokens: Float[Array, "b n f"], patch: int) -> Latents:
     """Tokens [b, n, p*p*c] of a square grid -> latents [b, h, w, c]."""
     b, n, features = tokens.shape
     side, channels = round(n**0.5), features // patch**2

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ig_jax.types import Latents, Tokens
+from ig_jax.types import Tokens
 
 xavier = nnx.initializers.xavier_uniform()
 normal_002 = nnx.initializers.normal(0.02)
@@ -136,6 +136,6 @@ class FinalLayer(nnx.Module):
         )
         self.linear = nnx.Linear(hidden_size, features, kernel_init=zeros, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Latents | Tokens:
+    def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Float[Array, "b n f"]:
         shift, scale = jnp.split(self.modulation(nnx.silu(c)), 2, axis=-1)
         return self.linear(modulate(self.norm(x), shift, scale))

@@ -73,6 +73,6 @@ def run_blocks(
         x, _ = lax.scan(lambda tokens, p: (block(p, tokens), None), x, stacked, unroll=unroll)
         return x, {}
     # Derived from x rather than a constant, so that it is sharded as x is.
-    buffer = jnp.zeros((len(depths) + 1, *x.shape), x.dtype) + 0 * x
+    buffer = jnp.broadcast_to(0 * x, (len(depths) + 1, *x.shape))
     (x, buffer), _ = lax.scan(body, (x, buffer), (stacked, jnp.asarray(slots)), unroll=unroll)
     return x, {depth: buffer[k] for k, depth in enumerate(depths)}

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ig_jax.types import (
+    Abstract,
     Key,
     Labels,
     Latents,
@@ -34,12 +34,11 @@ from ig_jax.types import (
 class Draws:
     """All randomness of one batch, before it is turned into times and dropped labels."""
 
-    time: Times  # standard draws, see `diffusion/times.py`
-    noise: Latents
-    drop: Float[Array, "b"]  # uniform; below the drop rate the label becomes the null class
+    time: Times | Abstract  # standard draws, see `diffusion/times.py`
+    noise: Latents | Abstract
+    drop: Times | Abstract  # uniform; below the drop rate the label becomes the null class
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pass:
     """One noised batch and what the network made of it, as every term sees them."""
@@ -52,6 +51,7 @@ class Pass:
     out: NetOutput
 
 
+@runtime_checkable
 class Term(Protocol):
     """What `TERMS` holds."""
 

@@ -7,7 +7,7 @@ A sampler is a frozen dataclass that says which grid it walks and how it takes o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ from ig_jax.types import Field, Latents, Scalar
 Noise = Callable[[Array], Latents]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What `SAMPLERS` holds."""
 
@@ -36,6 +37,12 @@ class Sampler(Protocol):
     ) -> Latents: ...
 
     def last_step(self, field: Field, x: Latents, t: Scalar, t_next: Scalar) -> Latents: ...
+
+
+def require_steps(num_steps: int, least: int) -> None:
+    """Raises ValueError for a grid too short to walk."""
+    if num_steps < least:
+        raise ValueError(f"num_steps = {num_steps}: must be at least {least}")
 
 
 def sample(

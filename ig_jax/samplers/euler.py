@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ig_jax.samplers import base
 from ig_jax.types import Field, Latents, Scalar
 
 
@@ -18,6 +19,9 @@ class Euler:
 
     order: ClassVar[int] = 1
     calls_per_step: ClassVar[int] = 1
+
+    def __post_init__(self):
+        base.require_steps(self.num_steps, least=1)
 
     def grid(self) -> np.ndarray:
         return np.linspace(1.0, 0.0, self.num_steps + 1)

@@ -15,6 +15,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from ig_jax.samplers import base
 from ig_jax.types import Field, Latents, Scalar
 
 LAST_TIME = 0.04  # where noise stops being added
@@ -30,10 +31,7 @@ class EulerMaruyama:
     calls_per_step: ClassVar[int] = 1
 
     def __post_init__(self):
-        if self.num_steps < 2:
-            raise ValueError(
-                f"num_steps = {self.num_steps}: must be at least 2, one noisy step and the last one"
-            )
+        base.require_steps(self.num_steps, least=2)  # one noisy step and the last one
 
     def grid(self) -> np.ndarray:
         return np.append(np.linspace(1.0, LAST_TIME, self.num_steps), 0.0)
