@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from clu import parameter_overview
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -230,7 +231,10 @@ class Trainer:
         step = self.checkpoints.latest_step()
         if step is None:
             self._data_start = 0
-            return 0, init_state(self.exp)
+            state = init_state(self.exp)
+            overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+            logs.write_text(self.workdir / "parameters.txt", overview + "\n")
+            return 0, state
         self.checkpoints.require(step, self.exp.config.raw, checkpoint.CONTINUES)
         like = jax.eval_shape(lambda: init_state(self.exp))
         state = self.checkpoints.restore(step, like, sharding.replicated(self.exp.mesh))
@@ -238,7 +242,7 @@ class Trainer:
         logs.say(f"resuming {self.workdir} at step {step}")
         return step, state
 
-    def _advance(self, steps: int) -> None:
+    def _advance(self, steps: int, bar: Any) -> None:
         """Dispatches `steps` steps, then takes in the metrics of the dispatch before."""
         started = time.perf_counter()
         rows = [next(self.data) for _ in range(steps)]
@@ -251,6 +255,7 @@ class Trainer:
         if steps not in self._compiled:
             self._compiled.add(steps)
             self.seconds["compile"] += time.perf_counter() - started
+            bar.unpause()  # so that rate and time left do not count compilation
         self._settle()
         self.pending = (before, metrics)
 
@@ -292,6 +297,7 @@ class Trainer:
             picture = self.preview.draw(weights, self.step)
             self.writer.images(self.step, "samples", picture)
             self.window.since = time.perf_counter()
+            bar.unpause()
 
     def run(self) -> Outcome:
         """Trains to the end, or until a signal asks to stop; both save."""
@@ -305,7 +311,7 @@ class Trainer:
                 holds = [_next_multiple(self.step, n) for n in events.values()]
                 per_dispatch = self.exp.config.train.steps_per_dispatch
                 steps = steps_until(self.step, per_dispatch, total, *holds)
-                self._advance(steps)
+                self._advance(steps, bar)
                 bar.update(steps)
                 self._handle({what for what, n in events.items() if self.step % n == 0}, bar)
             self._save()

@@ -1,0 +1,246 @@
+"""The command line: what is printed, what is written, and that every mistake is one sentence.
+
+Most cases run in this process, through the functions that `python main.py` is made of; a few start
+the real program.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+from absl.testing import flagsaver
+
+import main
+from ig_jax.data.digits import Digits
+
+CONFIGS = sorted(
+    str(path.relative_to(tiny.ROOT))
+    for path in (tiny.ROOT / "configs").glob("*.py")
+    if path.name not in ("__init__.py", "base.py")
+)
+TINY, DIGITS = "--config=tests/tiny.py", "--config=configs/digits.py"
+
+# ml_collections reads a config file in a way that Python 3.12 no longer has.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A finished run, made before a test listens to what is printed."""
+    return tiny.trained()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs `python main.py *arguments` in this process; gives status, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        # ml_collections looks for --config.field=value here, not in what absl is given.
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        monkeypatch.chdir(tiny.ROOT)
+        with flagsaver.flagsaver():
+            try:
+                main.main(main.parse_flags(sys.argv))
+                status = 0
+            except SystemExit as end:
+                status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def program(*arguments: str, cwd=tiny.ROOT) -> subprocess.CompletedProcess:
+    """Runs the real program in a process of its own."""
+    command = [sys.executable, str(tiny.ROOT / "main.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def assert_one_sentence(status: int, err: str, *parts: str) -> None:
+    assert status == 2
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert "Traceback" not in err and "\\n" not in err, err
+    for part in parts:
+        assert part in err
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+# Arguments, and what the sentence must hold.
+MISTAKES = {
+    "unknown_key": (
+        [DIGITS, "--config.model.dept=3"],
+        ["model.dept: unknown field", "did you mean 'depth'"],
+    ),
+    "unknown_section": (
+        [DIGITS, "--config.modle.depth=3"],
+        ["modle.depth: unknown field", "did you mean 'model'"],
+    ),
+    "key_like_no_other": (
+        [DIGITS, "--config.model.zzz=3"],
+        ["model.zzz: unknown field", "configs/base.py shows every field"],
+    ),
+    "key_below_a_number": ([DIGITS, "--config.model.depth.x=1"], ["model.depth.x: unknown field"]),
+    "word_for_a_number": ([DIGITS, "--config.model.depth=deep"], ["config.model.depth", "'deep'"]),
+    "fraction_for_a_number": (
+        [DIGITS, "--config.model.depth=2.5"],
+        ["config.model.depth", "'2.5'"],
+    ),
+    "number_for_a_flag": ([DIGITS, "--config.model.qk_norm=7"], ["config.model.qk_norm", "'7'"]),
+    "number_for_a_section": ([DIGITS, "--config.model=3"], ["--config.model=3"]),
+    "broken_rule": ([DIGITS, "--config.model.hidden_size=50"], ["model.hidden_size = 50: must be"]),
+    "two_mistakes": (
+        [DIGITS, "--config.train.steps=0", "--config.train.batch_size=0"],
+        ["train."],
+    ),
+    "no_config": ([], ["--config is missing", "--config=configs/digits.py"]),
+    "missing_file": (["--config=configs/nope.py"], ["--config=configs/nope.py", "configs/"]),
+    "folder_for_a_file": (["--config=configs"], ["--config=configs"]),
+    "argument_not_taken": ([f"{DIGITS}:large"], ["--config=configs/digits.py:large"]),
+    "unknown_flag": ([DIGITS, "--stepz=3"], ["stepz"]),
+    "bad_mode": ([DIGITS, "--mode=draw"], ["--mode=draw", "train|sample|evaluate|demo"]),
+    "stray_word": ([DIGITS, "train"], ["'train' is not a flag", "--mode="]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_on_the_command_line_is_told_in_one_sentence(call, arguments, parts):
+    status, out, err = call(*arguments)
+    assert_one_sentence(status, err, *parts)
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["raise ValueError('broken here')", "import not_there", "def get_config(:"]
+)
+def test_a_config_file_that_fails_says_what_failed_in_one_sentence(call, tmp_path, text):
+    (tmp_path / "broken.py").write_text(text + "\n")
+    status, _, err = call(f"--config={tmp_path}/broken.py")
+    assert_one_sentence(status, err, "broken.py")
+
+
+@pytest.mark.parametrize("mode", ["train", "demo"])
+def test_a_workdir_below_a_file_is_refused_by_name(call, tmp_path, mode):
+    (tmp_path / "file").touch()
+    status, _, err = call(TINY, f"--workdir={tmp_path}/file/run", f"--mode={mode}")
+    assert_one_sentence(status, err, f"--workdir={tmp_path}/file/run", "name another")
+
+
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+@pytest.mark.parametrize("folder", ["", "checkpoints"])
+def test_without_a_checkpoint_there_is_nothing_to_sample(call, tmp_path, mode, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    status, _, err = call(TINY, f"--workdir={tmp_path}", f"--mode={mode}")
+    assert_one_sentence(status, err, str(tmp_path), "--mode=train")
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "demo"])
+def test_the_workdir_of_another_model_is_refused_by_field_and_left_alone(
+    trained, call, tmp_path, mode
+):
+    workdir = trained.copy(tmp_path)
+    before = contents(workdir)
+    status, _, err = call(
+        TINY, f"--workdir={workdir}", f"--mode={mode}", "--config.model.num_heads=4"
+    )
+    assert_one_sentence(status, err, "model.num_heads: 2 there, 4 here", "another --workdir")
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=1",
+        "process.path=cosine",
+        "data.source.split=held_out",
+        "objective.label_drop=0.5",
+        "optim.learning_rate=0.5",
+        "train.batch_size=8",
+    ],
+)
+def test_a_run_is_not_continued_with_what_would_make_it_another(trained, call, tmp_path, change):
+    status, _, err = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.{change}")
+    field, _, value = change.partition("=")
+    assert_one_sentence(status, err, f"{field}: ", value, " here): use its settings")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["model.unroll=2", "model.remat=full", "train.steps_per_dispatch=1", "log.every_steps=1"],
+)
+def test_a_run_is_continued_with_what_only_changes_its_pace(trained, call, tmp_path, change):
+    status, out, _ = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.{change}")
+    assert status == 0
+    assert f"resuming {tmp_path} at step 24" in out
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused(call, tmp_path):
+    status, _, err = call(TINY, f"--workdir={tmp_path}", "--config.train.batch_size=2000")
+    assert_one_sentence(
+        status, err, "train.batch_size = 2000", f"the {len(Digits('train'))} examples"
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_passes_a_dry_run_that_writes_nothing(call, tmp_path, config):
+    status, out, err = call(f"--config={config}", f"--workdir={tmp_path}/run", "--dry_run")
+    assert status == 0, err
+    assert re.search(r"^total +[\d,]+ +[\d.]+$", out, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_shows_parameters_and_guidance_of_every_step(call, tmp_path):
+    status, out, _ = call(
+        *(TINY, "--dry_run", f"--workdir={tmp_path}/run"),
+        *("--config.sample.sampler.num_steps=4", "--config.sample.cfg.high=0.5"),
+    )
+    exp = tiny.experiment()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(exp.abstract_params))
+    assert status == 0
+    assert re.search(rf"^total +{parameters:,} ", out, re.MULTILINE)
+    table = out[out.index("t_next") :].splitlines()[1:]
+    assert [line.split() for line in table] == [
+        ["0", "1.0000", "0.7500", "2", "off"],
+        ["1", "0.7500", "0.5000", "2", "off"],
+        ["2", "0.5000", "0.2500", "2", "1.2"],
+        ["3", "0.2500", "0.0000", "2", "1.2"],
+    ]
+    assert "4 steps, 6 network evaluations a sample" in out
+    assert "loss/flow" in out and "loss/internal_guidance" in out
+
+
+def test_the_workdir_holds_what_made_the_run(trained):
+    record = json.loads((trained.workdir / "config.json").read_text())
+    assert record["config"]["model"]["hidden_size"] == 16
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["command"]
+
+
+def test_the_default_workdir_is_named_after_the_config():
+    assert main.run.default_workdir("configs/digits.py:large") == "runs/digits"
+
+
+def test_the_program_tells_a_dry_run_on_stdout_and_ends_with_0(tmp_path):
+    done = program(f"--config={tiny.ROOT}/configs/digits.py", "--dry_run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "total" in done.stdout and "t_next" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", ["missing_file", "unknown_key", "broken_rule"])
+def test_the_program_ends_with_2_and_one_sentence(case):
+    arguments, parts = MISTAKES[case]
+    done = program(*arguments)
+    assert_one_sentence(done.returncode, done.stderr, *parts)
+    assert done.stdout == ""

@@ -1,0 +1,176 @@
+"""Parsing a config: what comes out, and what every field and section refuses alike.
+
+Missing, unknown and of another type: each is tried on every field. The rules that single fields
+have are in test_config_rules.py.
+"""
+
+import dataclasses
+import re
+
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from configs import digits
+from ig_jax import config, tree
+from ig_jax.config import ConfigError
+from ig_jax.data import SOURCES
+from ig_jax.errors import UserError
+
+LEAVES = tree.flatten(digits.get_config().to_dict())
+SECTIONS = sorted({path.rpartition(".")[0] for path in LEAVES if "." in path})
+
+
+def parse(changes=None, devices=2, without=()):
+    """The tiny config, changed, parsed; `without` names fields to leave out."""
+    values = tiny.settings(changes or {}).to_dict()
+    for path in without:
+        *parents, name = path.split(".")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        del section[name]
+    return config.parse(ConfigDict(values), devices=devices)
+
+
+def refusal(changes=None, **options) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(changes, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_digits_config_parses_to_the_values_in_its_file():
+    written = digits.get_config()
+    parsed = config.parse(written, devices=2)
+    assert parsed.model.readouts == written.model.readouts
+    assert parsed.readout == written.model.readouts[0]
+    assert parsed.latent_shape == (8, 8, 1)
+    assert parsed.sample.sampler.num_steps == written.sample.sampler.num_steps
+    assert parsed.sample.cfg.scale == written.sample.cfg.scale
+    assert parsed.objective.terms["internal_guidance"].weight == 0.5
+    assert parsed.raw == written.to_dict()
+
+
+def test_a_named_readout_is_the_one_that_guides():
+    changes = {"model.depth": 4, "model.readouts": (3, 1), "sample.readout": 1}
+    assert parse(changes).readout == 1
+    assert parse({**changes, "sample.readout": 0}).readout == 3
+
+
+def test_nothing_parsed_can_be_changed_afterwards():
+    parsed = parse()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parsed.train.steps = 1
+    with pytest.raises(TypeError):
+        parsed.objective.terms["flow"] = None
+
+
+def test_a_mistake_is_a_user_error():
+    assert issubclass(ConfigError, UserError)
+
+
+def test_a_whole_number_stands_for_a_float():
+    assert parse({"optim.weight_decay": 1}).optim.weight_decay == 1.0
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_every_field_refuses_a_value_of_no_type_by_its_name(path):
+    assert re.match(
+        rf"{re.escape(path)}\b.*= .*None.*: (must be|no such name)", refusal({path: None})
+    )
+
+
+@pytest.mark.parametrize("path", [p for p, v in LEAVES.items() if type(v) in (int, float)])
+def test_every_number_refuses_a_truth_value_and_a_word(path):
+    kind = type(LEAVES[path]).__name__
+    for value in (True, "many"):
+        assert refusal({path: value}) == f"{path} = {value!r}: must be of type {kind}"
+
+
+@pytest.mark.parametrize("path", [p for p, v in LEAVES.items() if type(v) is int])
+def test_every_whole_number_refuses_a_fraction(path):
+    assert refusal({path: 1.5}) == f"{path} = 1.5: must be of type int"
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_every_field_is_missed_by_its_name(path):
+    message = refusal(without=[path])
+    assert re.match(rf"{re.escape(path)}( is|:) missing; (configs/base.py shows|known: )", message)
+
+
+@pytest.mark.parametrize("path", SECTIONS)
+def test_every_section_refuses_an_unknown_field_by_its_name(path):
+    message = refusal({f"{path}.zzz": 1})
+    assert message.startswith(f"{path}.zzz: ") and "known: " in message
+
+
+@pytest.mark.parametrize("path", SECTIONS)
+def test_every_section_refuses_to_be_a_number(path):
+    assert refusal({path: 3}) == f"{path} = 3: must be a section (a ConfigDict or dict)"
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("model.dept", "depth"),
+        ("trian", "train"),
+        ("sample.ig.scal", "scale"),
+        ("data.source.splits", "split"),
+        ("objective.terms.flow.wieght", "weight"),
+    ],
+)
+def test_a_misspelt_field_is_told_the_nearest_one(path, near):
+    section = path.split(".")[-1] == "trian"
+    assert refusal({path: {} if section else 1}) == f"{path}: unknown field; did you mean {near!r}?"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "mend"),
+    [
+        ("model.name", "sitt", "did you mean 'sit'?"),
+        ("process.name", "flows", "did you mean 'flow'?"),
+        ("data.source.name", "digit", "did you mean 'digits'?"),
+        ("data.codec.name", "jpeg", "known: identity"),
+        ("optim.name", "adam", "did you mean 'adamw'?"),
+        ("sample.sampler.name", "huen", "did you mean 'heun'?"),
+        ("sample.sampler.name", "rk4", "known: euler, euler_maruyama, heun"),
+    ],
+)
+def test_an_unknown_name_is_told_the_known_ones(path, value, mend):
+    message = refusal({path: value})
+    assert message.startswith(f"{path} = {value!r}: no such name; ") and mend in message
+
+
+def test_an_unknown_term_is_told_the_known_ones():
+    message = refusal({"objective.terms.flows": {"weight": 1.0}})
+    assert message.startswith("objective.terms.flows = 'flows': no such name; ")
+    assert "did you mean 'flow'?" in message
+
+
+def test_latents_that_are_not_square_are_refused(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Wide(SOURCES["digits"]):
+        stored_shape = (4, 8, 1)
+
+    monkeypatch.setitem(SOURCES, "digits", Wide)
+    assert refusal() == "data: latents are 4 x 8; this model needs square ones"
+
+
+def test_one_device_takes_what_two_refuse():
+    assert parse({"train.batch_size": 15, "sample.batch_size": 7}, devices=1).train.batch_size == 15
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [
+        ({"train.steps": 7}, 7),
+        ({"train.steps": 0, "train.images": 33}, 3),
+        ({"train.steps": 0, "train.images": 32}, 2),
+        ({"train.steps": 0, "train.images": 1}, 1),
+        ({"train.steps": 0, "train.epochs": 0.5}, 46),  # 1442 images / 2 / 16, rounded up
+    ],
+)
+def test_the_length_of_a_run_is_rounded_up_to_whole_steps(length, steps):
+    assert parse(length).train.total_steps(1442) == steps

@@ -1,0 +1,207 @@
+"""Every rule of a config has a sentence of its own: the field, its value, the rule, a way out."""
+
+import re
+
+import pytest
+import tiny
+
+from ig_jax import config
+from ig_jax.config import ConfigError
+
+NO_READOUT = {"model.readouts": (), "sample.ig.scale": 1.0}
+
+# (changes, the field and value that the sentence opens with, the rule and way out).
+RULES = {
+    "seed": ({"seed": -1}, "seed = -1", "must not be negative"),
+    "depth": ({"model.depth": 0}, "model.depth = 0", "must be at least 1"),
+    "heads": ({"model.num_heads": 0}, "model.num_heads = 0", "must be at least 1"),
+    "patch": ({"model.patch_size": 0}, "model.patch_size = 0", "must be at least 1"),
+    "patch_and_side": ({"model.patch_size": 3}, "model.patch_size = 3", "must divide .*8"),
+    "hidden_by_4": ({"model.hidden_size": 18}, "model.hidden_size = 18", "divisible by 4"),
+    "hidden_by_heads": (
+        {"model.num_heads": 3},
+        "model.hidden_size = 16",
+        "divisible by num_heads = 3; the next that is: 18",
+    ),
+    "mlp_ratio": ({"model.mlp_ratio": 0.0}, "model.mlp_ratio = 0.0", "above 0"),
+    "time_scale": ({"model.time_scale": -1.0}, "model.time_scale = -1.0", "above 0"),
+    "dtype": ({"model.dtype": "int8"}, "model.dtype = 'int8'", "float32, bfloat16"),
+    "remat": ({"model.remat": "all"}, "model.remat = 'all'", "none, dots, full"),
+    "unroll": ({"model.unroll": 0}, "model.unroll = 0", "at least 1"),
+    "readout_0": ({"model.readouts": (0,)}, r"model.readouts = \(0,\)", "0 must lie in 1..1"),
+    "readout_last": ({"model.readouts": (2,)}, r"model.readouts = \(2,\)", "before the last of de"),
+    "readout_deep": ({"model.readouts": (1, 3)}, r"model.readouts = \(1, 3\)", "3 must lie in 1"),
+    "readout_twice": ({"model.readouts": (1, 1)}, r"model.readouts = \(1, 1\)", "each depth once"),
+    "readout_no_tuple": ({"model.readouts": 1}, "model.readouts = 1", r"a tuple, such as \(1,\)"),
+    "readout_word": ({"model.readouts": ("a",)}, "model.readouts = 'a'", "must be of type int"),
+    "path": ({"process.path": "arc"}, "process.path = 'arc'", "linear, cosine"),
+    "times": (
+        {"process.time_distribution": "beta"},
+        "process.time_distribution = 'beta'",
+        "uniform, lognormal",
+    ),
+    "split": ({"data.source.split": "all"}, "data.source.split = 'all'", "train, held_out"),
+    "drop_negative": ({"objective.label_drop": -0.1}, "objective.label_drop = -0.1", r"\[0, 1\]"),
+    "drop_large": ({"objective.label_drop": 1.1}, "objective.label_drop = 1.1", r"in \[0, 1\]"),
+    "no_terms": ({"objective.terms": {}}, "objective.terms = {}", "at least one of flow, internal"),
+    "term_weight": (
+        {"objective.terms.flow.weight": -1.0},
+        "objective.terms.flow.weight = -1.0",
+        "must not be negative|must be above 0",
+    ),
+    "ig_term_without_readout": (
+        NO_READOUT,
+        "objective.terms.internal_guidance",
+        "model.readouts is empty; name a depth there, or remove this term",
+    ),
+    "learning_rate": ({"optim.learning_rate": 0.0}, "optim.learning_rate = 0.0", "above 0"),
+    "b1": ({"optim.b1": 1.0}, "optim.b1 = 1.0", r"in \[0, 1\)"),
+    "b2": ({"optim.b2": -0.5}, "optim.b2 = -0.5", r"in \[0, 1\)"),
+    "eps": ({"optim.eps": 0.0}, "optim.eps = 0.0", "above 0"),
+    "weight_decay": ({"optim.weight_decay": -0.1}, "optim.weight_decay = -0.1", "not be negative"),
+    "clip_norm": ({"optim.clip_norm": -1.0}, "optim.clip_norm = -1.0", r"\(0 turns clipping off\)"),
+    "warmup": ({"optim.warmup_steps": -1}, "optim.warmup_steps = -1", "not be negative"),
+    "schedule": ({"optim.schedule": "step"}, "optim.schedule = 'step'", "constant, cosine, linear"),
+    "no_length": ({"train.steps": 0}, "train.steps, images, epochs = 0, 0, 0.0", "exactly one"),
+    "two_lengths": (
+        {"train.images": 100},
+        "train.steps, images, epochs = 24, 100, 0.0",
+        "exactly one of them, above 0, and set the others to 0",
+    ),
+    "negative_length": ({"train.steps": -5}, "train.steps, images, epochs = -5", "above 0"),
+    "batch_0": ({"train.batch_size": 0}, "train.batch_size = 0", "at least 1"),
+    "accumulation_0": ({"train.accumulation": 0}, "train.accumulation = 0", "at least 1"),
+    "dispatch_0": ({"train.steps_per_dispatch": 0}, "train.steps_per_dispatch = 0", "at least 1"),
+    "ema_none": ({"train.ema_decays": ()}, r"train.ema_decays = \(\)", "at least one decay"),
+    "ema_1": ({"train.ema_decays": (1.0,)}, r"train.ema_decays = \(1.0,\)", r"in \[0, 1\)"),
+    "ema_twice": (
+        {"train.ema_decays": (0.9, 0.9)},
+        r"train.ema_decays = \(0.9, 0.9\)",
+        "each once",
+    ),
+    "batch_over_devices": (
+        {"train.batch_size": 15},
+        "train.batch_size = 15",
+        "divide over 2 devices x 1 accumulation steps = 2; the next that does: 16",
+    ),
+    "batch_over_accumulation": (
+        {"train.accumulation": 3},
+        "train.batch_size = 16",
+        "divide over 2 devices x 3 accumulation steps = 6; the next that does: 18",
+    ),
+    "save_every_0": ({"checkpoint.every_steps": 0}, "checkpoint.every_steps = 0", "at least 1"),
+    "keep_last_0": ({"checkpoint.keep_last": 0}, "checkpoint.keep_last = 0", "at least 1"),
+    "keep_every_uneven": (
+        {"checkpoint.keep_every_steps": 9},
+        "checkpoint.keep_every_steps = 9",
+        "multiple of every_steps = 6, or 0",
+    ),
+    "keep_every_negative": (
+        {"checkpoint.keep_every_steps": -6},
+        "checkpoint.keep_every_steps = -6",
+        "or 0 to keep none",
+    ),
+    "log_every_0": ({"log.every_steps": 0}, "log.every_steps = 0", "at least 1"),
+    "preview_negative": (
+        {"log.samples_every_steps": -1},
+        "log.samples_every_steps = -1",
+        r"\(0 draws none\)",
+    ),
+    "num": ({"sample.num": 0}, "sample.num = 0", "at least 1"),
+    "sample_batch_0": ({"sample.batch_size": 0}, "sample.batch_size = 0", "at least 1"),
+    "sample_batch_over_devices": (
+        {"sample.batch_size": 7},
+        "sample.batch_size = 7",
+        "divide over 2 devices; the next that does: 8",
+    ),
+    "sample_seed": ({"sample.seed": -1}, "sample.seed = -1", "must not be negative"),
+    "labels_word": ({"sample.labels": "all"}, "sample.labels = 'all'", "random or balanced, or cl"),
+    "labels_mixed": ({"sample.labels": "1,x"}, "sample.labels = '1,x'", "such as 0,1,2"),
+    "labels_empty": ({"sample.labels": ""}, "sample.labels = ''", "such as 0,1,2"),
+    "labels_no_digit": ({"sample.labels": "²"}, "sample.labels = '²'", "such as 0,1,2"),
+    "labels_no_class": (
+        {"sample.labels": "3,11"},
+        "sample.labels = '3,11'",
+        "class 11 does not exist; there are 10 classes, 0 to 9, and 10 is the null class",
+    ),
+    "weights": (
+        {"sample.weights": "0.5"},
+        "sample.weights = '0.5'",
+        r"ema \(the first decay\), raw, or one of train.ema_decays = \(0.9, 0.99\)",
+    ),
+    "readout_without_head": (
+        {"sample.readout": 2},
+        "sample.readout = 2",
+        r"one of model.readouts = \(1,\), or 0",
+    ),
+    "ig_without_readout": (
+        {"model.readouts": (), "objective.terms": {"flow": {"weight": 1.0}}},
+        "sample.ig.scale = 2.0",
+        r"name a depth in model.readouts, or set the scale to 1 \(off\)",
+    ),
+    "cfg_without_drop": (
+        {"objective.label_drop": 0.0},
+        "sample.cfg.scale = 1.2",
+        r"set objective.label_drop above 0 .*, or the scale to 1 \(off\)",
+    ),
+    "ig_backwards": (
+        {"sample.ig.low": 0.8, "sample.ig.high": 0.2},
+        "sample.ig.low = 0.8, high = 0.2",
+        "0 <= low <= high <= 1",
+    ),
+    "cfg_below": ({"sample.cfg.low": -0.1}, "sample.cfg.low = -0.1", "0 <= low <= high <= 1"),
+    "cfg_above": ({"sample.cfg.high": 1.1}, "sample.cfg.low = 0.0, high = 1.1", "t = 1 is noise"),
+    "euler_steps": (
+        {"sample.sampler.num_steps": 0},
+        "sample.sampler.num_steps = 0",
+        "at least 1",
+    ),
+    "heun_steps": (
+        {"sample.sampler": {"name": "heun", "num_steps": -3}},
+        "sample.sampler.num_steps = -3",
+        "at least 1",
+    ),
+    "sde_steps": (
+        {"sample.sampler": {"name": "euler_maruyama", "num_steps": 1}},
+        "sample.sampler.num_steps = 1",
+        "at least 2",
+    ),
+    "evaluate_num": ({"evaluate.num": 9}, "evaluate.num = 9", "at least 10"),
+    "train_seed_too_large": ({"seed": 2**32}, "seed = 4294967296", r"2\*\*32|4294967295"),
+    "sample_seed_too_large": (
+        {"sample.seed": 2**32},
+        "sample.seed = 4294967296",
+        r"2\*\*32|4294967295",
+    ),
+    "evaluate_no_seeds": ({"evaluate.seeds": ()}, r"evaluate.seeds = \(\)", "needs at least one"),
+    "evaluate_seeds": ({"evaluate.seeds": (0, -1)}, r"evaluate.seeds = \(0, -1\)", "negative"),
+}
+
+
+@pytest.mark.parametrize(("changes", "opening", "mend"), RULES.values(), ids=RULES)
+def test_a_broken_rule_is_told_with_field_value_and_mend(changes, opening, mend):
+    with pytest.raises(ConfigError) as caught:
+        config.parse(tiny.settings(changes), devices=2)
+    message = str(caught.value)
+    assert re.match(rf"{opening}[,:].*({mend})", message), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**NO_READOUT, "objective.terms": {"flow": {"weight": 1.0}}},
+        {"objective.label_drop": 0.0, "sample.cfg.scale": 1.0},
+        {"sample.labels": "0, 10"},
+        {"sample.weights": "raw"},
+        {"sample.weights": "0.99"},
+        {"sample.readout": 1},
+        {"sample.ig.low": 0.5, "sample.ig.high": 0.5},
+        {"checkpoint.keep_every_steps": 12},
+        {"train.ema_decays": (0.0,)},
+        {"evaluate.num": 10},
+        {"sample.sampler.num_steps": 1},
+    ],
+)
+def test_what_lies_just_inside_a_rule_is_accepted(changes):
+    config.parse(tiny.settings(changes), devices=2)

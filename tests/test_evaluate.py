@@ -1,0 +1,147 @@
+"""Judging: real images, copies and noise get the verdicts they deserve; what a run writes."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from ig_jax import evaluate
+from ig_jax.data.digits import Digits
+from ig_jax.errors import UserError
+from ig_jax.evaluate import MEASURES
+
+
+@pytest.fixture(scope="module")
+def exp():
+    return tiny.experiment()
+
+
+@pytest.fixture(scope="module")
+def judged(exp):
+    """The judge, and its verdict on the held-out images."""
+    return evaluate.make_judge(exp)
+
+
+def real(split):
+    source = Digits(split)
+    batch = source.batch(np.arange(len(source)))
+    return batch["stored"], batch["label"]
+
+
+def test_held_out_images_are_close_to_the_training_images_but_no_copies(judged):
+    judge, floor = judged
+    assert floor == judge.measure(*real("held_out"))
+    assert set(floor) == set(MEASURES)
+    assert floor["accuracy"] > 0.95
+    assert floor["precision"] > 0.9 and floor["recall"] > 0.9
+    assert 8.5 < floor["inception_score"] <= 10
+    assert floor["nearest"] > 0.5
+
+
+def test_training_images_are_unmasked_as_copies(judged):
+    judge, floor = judged
+    copies = judge.measure(*real("train"))
+    assert copies["nearest"] == 0
+    assert copies["fd"] == pytest.approx(0, abs=1e-6) and copies["fd"] < floor["fd"]
+    assert copies["precision"] == copies["recall"] == 1
+    assert copies["accuracy"] > 0.99
+
+
+def test_noise_is_worse_than_held_out_images_in_every_measure(judged):
+    judge, floor = judged
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    found = judge.measure(noise, rng.integers(0, 10, 300))
+    assert found["fd"] > 10 * floor["fd"] and found["nearest"] > 2 * floor["nearest"]
+    assert found["accuracy"] < 0.3
+    for name in ("precision", "recall", "inception_score"):
+        assert found[name] < 0.8 * floor[name]
+
+
+def test_wrong_labels_cost_accuracy_alone(judged):
+    judge, floor = judged
+    images, labels = real("held_out")
+    found = judge.measure(images, (labels + 1) % 10)
+    assert found["accuracy"] < 0.02
+    assert {**found, "accuracy": floor["accuracy"]} == floor
+
+
+def test_a_source_without_held_out_images_is_refused():
+    exp = tiny.experiment({"data.source.split": "held_out"})
+    with pytest.raises(UserError, match="data.source.name = 'digits': has no held-out split"):
+        evaluate.make_judge(exp)
+
+
+OFF = {"ig": {"sample.ig.scale": 1.0}, "cfg": {"sample.cfg.scale": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["plain", "ig", "cfg", "ig_cfg"]),
+        (OFF["cfg"], ["plain", "ig"]),
+        (OFF["ig"], ["plain", "cfg"]),
+        ({**OFF["ig"], **OFF["cfg"]}, ["plain"]),
+    ],
+)
+def test_every_guidance_that_is_on_is_judged_alone_and_together(changes, names):
+    exp = tiny.experiment(changes)
+    found = evaluate.variants(exp)
+    assert list(found) == names
+    s = exp.config.sample
+    for name, (ig, cfg) in found.items():
+        assert (ig.scale != 1, cfg.scale != 1) == ("ig" in name, "cfg" in name)
+        assert (ig.low, ig.high, cfg.low, cfg.high) == (s.ig.low, s.ig.high, s.cfg.low, s.cfg.high)
+
+
+def test_spread_is_the_mean_and_the_sample_deviation():
+    found = evaluate.spread([{"fd": 1.0}, {"fd": 2.0}, {"fd": 6.0}])
+    assert found == {"fd": {"mean": 3.0, "std": pytest.approx(7**0.5)}}
+    assert evaluate.spread([{"fd": 1.5}]) == {"fd": {"mean": 1.5, "std": 0.0}}
+
+
+def test_a_table_has_a_row_for_each_result_in_the_units_of_its_heading():
+    stats = {name: {"mean": 0.5, "std": 0.0} for name in MEASURES}
+    spread = {name: {"mean": 0.12345, "std": 0.004} for name in MEASURES}
+    lines = evaluate.table({"held-out": stats, "plain": spread}).splitlines()
+    cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines]
+    assert cells[0][1:] == [
+        *("FD", "label accuracy %", "precision %", "recall %", "IS", "nearest real")
+    ]
+    assert set("".join(cells[1])) == {"-"}
+    assert cells[2] == ["held-out", "0.50", "50.0", "50.0", "50.0", "0.50", "0.50"]
+    assert cells[3][:3] == ["plain", "0.12 ± 0.00", "12.3 ± 0.4"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_seeds_are_drawn_one_after_the_other_each_with_its_own_samples(exp):
+    class Bar:
+        total = 0
+
+        def update(self, n):
+            self.total += n
+
+    bar, state = Bar(), tiny.trained().outcome.state
+    s = exp.config.sample
+    first, second = evaluate.draw(exp, state.params, s.ig, s.cfg, bar)
+    assert bar.total == 40
+    assert first[0].shape == second[0].shape == (20, 8, 8, 1)
+    assert not np.array_equal(first[0], second[0])
+    assert np.bincount(first[1]).tolist() == [2] * 10
+
+
+def test_a_run_writes_the_spread_over_seeds_beside_the_floor(exp, judged, tmp_path, capsys):
+    record = evaluate.run(exp, tiny.trained().copy(tmp_path))
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written == json.loads(json.dumps(record))
+    assert set(record) == {"floor", "samples", "settings"}
+    assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
+    assert set(record["samples"]) == set(MEASURES)
+    assert record["samples"]["fd"]["std"] > 0
+    # Two dozen steps: nearer to the digits than noise would be, far from the floor.
+    assert record["samples"]["fd"]["mean"] > 2 * record["floor"]["fd"]["mean"]
+    assert record["settings"]["checkpoint_step"] == 24
+    assert record["settings"]["seeds"] == (0, 1) and record["settings"]["num"] == 20
+    said = capsys.readouterr().out
+    assert "| held-out images |" in said and "| samples " in said

@@ -1,0 +1,145 @@
+"""Our names and layouts against those of the published state dicts.
+
+`published` goes the other way than the code under test, by rules written out here: a Linear is
+(out, in) there, a convolution OIHW, blocks are numbered, and q, k, v are rows in that order.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ig_jax import tree
+from ig_jax.interop import names
+from ig_jax.models.sit import SIZES, SiT, SiTSettings
+
+KEYS = Path(__file__).parent / "golden" / "keys"
+READOUT = 2
+
+
+def make(depth: int, hidden_size: int, num_heads: int, qk_norm: bool, side: int, classes: int):
+    settings = SiTSettings(
+        depth=depth,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        patch_size=2,
+        mlp_ratio=4.0,
+        qk_norm=qk_norm,
+        readouts=(READOUT,),
+        time_scale=1.0,
+        dtype="float32",
+        remat="none",
+        unroll=1,
+    )
+    net = SiT(settings, side, channels=4, num_classes=classes)
+    return jax.eval_shape(net.init, jax.random.key(0))
+
+
+SMALL = make(depth=3, hidden_size=12, num_heads=3, qk_norm=True, side=4, classes=5)
+
+# Ours -> theirs, applied one after the other to the dotted name.
+RENAMED = [
+    (f"heads.depth_{READOUT}.", "final_layer_xr."),
+    ("t_embedder.fc1", "t_embedder.mlp.0"),
+    ("t_embedder.fc2", "t_embedder.mlp.2"),
+    ("y_embedder.table.embedding", "y_embedder.embedding_table.weight"),
+    ("modulation", "adaLN_modulation.1"),
+    (".kernel", ".weight"),
+    (".scale", ".weight"),
+]
+
+
+def their_name(ours: str) -> str:
+    for mine, theirs in RENAMED:
+        ours = ours.replace(mine, theirs)
+    return ours
+
+
+def their_layout(ours: str, array: np.ndarray) -> np.ndarray:
+    if ours.startswith("x_embedder.proj.kernel"):
+        return array.transpose(3, 2, 0, 1)
+    if ours.endswith("qkv.kernel"):
+        return array.reshape(len(array), -1).T
+    if ours.endswith("attn.proj.kernel"):
+        return array.reshape(-1, array.shape[-1]).T
+    if ours.endswith("kernel"):
+        return array.T
+    return array.reshape(-1) if ours.endswith("bias") else array
+
+
+def published(params) -> dict[str, np.ndarray]:
+    state = {}
+    for path, leaf in tree.flatten(params).items():
+        if not path.startswith("blocks."):
+            state[their_name(path)] = their_layout(path, leaf)
+            continue
+        name = path.removeprefix("blocks.")
+        for i, one in enumerate(leaf):
+            state[f"blocks.{i}.{their_name(name)}"] = their_layout(name, one)
+    return state
+
+
+def random_like(abstract):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), abstract)
+
+
+def weightless(shape) -> np.ndarray:
+    """An array of that shape whose values take no memory."""
+    return np.empty(shape, "V0")
+
+
+def shapes(params) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in tree.flatten(params).items()}
+
+
+@pytest.fixture
+def state():
+    return published(random_like(SMALL))
+
+
+def test_a_published_state_dict_becomes_our_parameters_value_by_value(state):
+    expected, params = tree.flatten(random_like(SMALL)), names.from_published(state, SMALL)
+    assert shapes(params) == shapes(SMALL)
+    for path, leaf in tree.flatten(params).items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+@pytest.mark.parametrize("size, file", [("XL", "ig_sit_xl2"), ("B", "ig_sit_b2")])
+def test_full_size_models_have_exactly_the_published_names_and_shapes(size, file):
+    theirs = {
+        name: tuple(entry["shape"])
+        for name, entry in json.loads((KEYS / f"{file}.json").read_text()).items()
+    }
+    ours = make(*SIZES[size], qk_norm=False, side=32, classes=1000)
+    filled = names.from_published({name: weightless(s) for name, s in theirs.items()}, ours)
+    assert shapes(filled) == shapes(ours)
+    back = published(jax.tree.map(lambda leaf: weightless(leaf.shape), ours))
+    assert {name: array.shape for name, array in back.items()} == theirs
+
+
+@pytest.mark.parametrize("name", ["blocks.1.mlp.fc1.weight", "final_layer_xr.linear.bias"])
+def test_a_missing_name_is_told(state, name):
+    del state[name]
+    with pytest.raises(ValueError, match=f"the state dict lacks '{name}'"):
+        names.from_published(state, SMALL)
+
+
+def test_names_left_over_are_told_together(state):
+    state |= {"blocks.3.attn.qkv.bias": np.zeros(3), "final_layer_extra.weight": np.zeros(3)}
+    with pytest.raises(ValueError, match="lacks: blocks.3.attn.qkv.bias, final_layer_extra.weight"):
+        names.from_published(state, SMALL)
+
+
+@pytest.mark.parametrize("name", ["blocks.2.attn.proj.bias", "x_embedder.proj.bias"])
+def test_a_name_of_the_wrong_size_is_told_with_both_sizes(state, name):
+    state[name] = np.zeros(13)
+    with pytest.raises(ValueError, match=rf"'{name}' has 13 values, shape \(13,\).* 12"):
+        names.from_published(state, SMALL)
+
+
+def test_a_parameter_of_ours_that_nothing_published_has_is_told(state):
+    with pytest.raises(ValueError, match="'rope.table' has no published counterpart"):
+        names.from_published(state, {**SMALL, "rope": {"table": np.zeros(3)}})

@@ -1,0 +1,238 @@
+"""Sampling: sample i is sample i in any batch; files are whole, resumable and named by settings."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ig_jax import pictures, sample, sharding
+from ig_jax.config import ConfigError
+from ig_jax.errors import UserError
+
+NUM = 20
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return tiny.trained()
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    return trained.copy(tmp_path)
+
+
+def images_of(trained, indices, *, batch=NUM, devices=None, seed=0, generate=None) -> np.ndarray:
+    """Samples `indices` under the raw weights of the trained run."""
+    exp = tiny.experiment({"sample.batch_size": batch}, devices)
+    weights = jax.device_put(
+        jax.device_get(trained.outcome.state.params), sharding.replicated(exp.mesh)
+    )
+    s = exp.config.sample
+    generate = generate or sample.make_generate(exp, s.ig, s.cfg)
+    parts = list(sample.batches(exp, generate, weights, seed, np.asarray(indices)))
+    assert [i for part in parts for i in part[0]] == list(indices)
+    return np.concatenate([part[1] for part in parts])
+
+
+@pytest.fixture(scope="module")
+def generate(trained):
+    s = trained.exp.config.sample
+    return sample.make_generate(trained.exp, s.ig, s.cfg)
+
+
+@pytest.fixture(scope="module")
+def images(trained, generate):
+    return images_of(trained, range(NUM), generate=generate)
+
+
+def test_samples_differ_from_each_other_and_from_seed_to_seed(trained, images, generate):
+    assert images.shape == (NUM, 8, 8, 1) and images.dtype == np.uint8
+    assert len(np.unique(images.reshape(NUM, -1), axis=0)) == NUM
+    other = images_of(trained, range(NUM), seed=1, generate=generate)
+    assert (other != images).reshape(NUM, -1).any(axis=1).all()
+
+
+@pytest.mark.parametrize("name", ["backwards", "shuffled", "few", "far apart", "split"])
+def test_a_sample_has_the_same_bits_in_any_order_and_split_of_a_batch(
+    trained, images, generate, name
+):
+    splits = {
+        "backwards": [range(NUM)[::-1]],
+        "shuffled": [np.random.default_rng(0).permutation(NUM)],
+        "few": [[3]],
+        "far apart": [[19, 500, 7], [12_345, 0]],
+        "split": [range(13), range(13, NUM)],
+    }
+    for indices in splits[name]:
+        got = images_of(trained, indices, generate=generate)
+        for index, image in zip(indices, got, strict=True):
+            if index < NUM:
+                np.testing.assert_array_equal(image, images[index])
+
+
+# Another batch size is another program, whose matrix products may add in another order: a value
+# half-way between two grey levels may then fall on the other side.
+@pytest.mark.parametrize(("batch", "devices"), [(6, 2), (NUM, 1), (1, 1)])
+def test_a_sample_is_the_same_in_any_batch_size_and_on_any_number_of_devices(
+    trained, images, batch, devices
+):
+    got = images_of(trained, range(NUM), batch=batch, devices=jax.devices()[:devices])
+    apart = np.abs(got.astype(int) - images)
+    assert apart.max() <= 1 and np.count_nonzero(apart) <= 2
+
+
+def labels(mode, indices, seed=0):
+    config = tiny.experiment({"sample.labels": mode}).config
+    found = sample.labels_of(config, seed, np.asarray(indices))
+    assert found.dtype == np.int32
+    return found
+
+
+@pytest.mark.parametrize("mode", ["random", "balanced", "3,1,4"])
+def test_a_label_depends_on_seed_and_index_alone(mode):
+    order = np.random.default_rng(0).permutation(57)
+    together = labels(mode, np.arange(57))
+    np.testing.assert_array_equal(labels(mode, order), together[order])
+    np.testing.assert_array_equal([labels(mode, [i])[0] for i in range(57)], together)
+
+
+def test_balanced_labels_of_any_prefix_differ_in_number_by_at_most_one():
+    found = labels("balanced", np.arange(100))
+    for n in range(1, 101):
+        counts = np.bincount(found[:n], minlength=10)
+        assert counts.max() - counts.min() <= 1
+    assert len(np.unique(found.reshape(10, 10), axis=0)) == 10  # each round in an order of its own
+    assert not np.array_equal(found, labels("balanced", np.arange(100), seed=1))
+
+
+def test_random_labels_are_uniform_and_differ_from_seed_to_seed():
+    found = labels("random", np.arange(4000))
+    assert found.min() == 0 and found.max() == 9
+    assert np.abs(np.bincount(found) - 400).max() < 5 * np.sqrt(360)  # five standard deviations
+    assert np.mean(found == labels("random", np.arange(4000), seed=1)) < 0.2
+
+
+def test_given_labels_repeat_and_may_be_the_null_class():
+    np.testing.assert_array_equal(labels("3, 10,0", np.arange(5)), [3, 10, 0, 3, 10])
+
+
+def test_weights_are_picked_by_name(trained):
+    state, exp = trained.outcome.state, trained.exp
+    wanted = {
+        "raw": state.params,
+        "ema": state.ema["0.9"],
+        "0.9": state.ema["0.9"],
+        "0.99": state.ema["0.99"],
+    }
+    found = {
+        which: sample.load_weights(tiny.experiment({"sample.weights": which}), trained.workdir)
+        for which in wanted
+    }
+    for which, weights in wanted.items():
+        step, params = found[which]
+        assert step == 24
+        jax.tree.map(np.testing.assert_array_equal, params, weights)
+    kernels = [w["final_layer"]["linear"]["kernel"] for w in wanted.values()]
+    assert len({np.asarray(k).tobytes() for k in kernels}) == 3
+    assert exp.config.sample.weights == "ema"
+
+
+def test_a_decay_that_the_config_lacks_is_refused():
+    with pytest.raises(ConfigError, match="sample.weights = '0.5': must be ema"):
+        tiny.experiment({"sample.weights": "0.5"})
+
+
+def test_a_decay_that_the_checkpoint_lacks_is_refused_with_those_it_has(trained):
+    changes = {"train.ema_decays": (0.5,), "sample.weights": "0.5"}
+    with pytest.raises(
+        UserError, match="sample.weights = '0.5': .* raw and the averages 0.9, 0.99"
+    ):
+        sample.load_weights(tiny.experiment(changes), trained.workdir)
+
+
+def test_a_run_writes_every_picture_a_grid_and_one_array_of_all(trained, workdir, images):
+    exp = tiny.experiment({"sample.weights": "raw"})
+    target = sample.run(exp, workdir)
+    num = exp.config.sample.num
+    names = [f"{i:06d}.png" for i in range(num)]
+    assert sorted(p.name for p in target.iterdir()) == sorted(
+        [*names, "grid.png", "samples.npz", "settings.json"]
+    )
+    with np.load(target / "samples.npz") as arrays:
+        found, found_labels = arrays["arr_0"], arrays["arr_1"]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, images[:num])
+    np.testing.assert_array_equal(found, [pictures.load(target / name, 1) for name in names])
+    np.testing.assert_array_equal(found_labels, labels("balanced", np.arange(num)))
+    grid = pictures.load(target / "grid.png", 3)
+    assert grid.shape[0] > 2 * 32 and grid.shape[1] > 10 * 32 and len(np.unique(grid)) > 50
+    settings = json.loads((target / "settings.json").read_text())
+    assert settings["checkpoint_step"] == 24 and settings["weights"] == "raw"
+    assert settings["ig"] == {"scale": 2.0, "low": 0.0, "high": 1.0}
+    assert target.parent == workdir / "samples"
+
+
+def test_an_interrupted_run_makes_only_what_is_missing(workdir):
+    target = sample.run(tiny.experiment(), workdir)
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in target.glob("0*.png")}
+    gone = ["000003.png", "000010.png"]
+    for name in [*gone, "samples.npz", "grid.png"]:
+        (target / name).unlink()
+    assert sample.run(tiny.experiment({"sample.num": 14}), workdir) == target
+    for name, (content, written) in before.items():
+        assert (target / name).read_bytes() == content
+        assert ((target / name).stat().st_mtime_ns == written) == (name not in gone)
+    with np.load(target / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (14, 8, 8, 1) and arrays["arr_1"].shape == (14,)
+    assert len(list(target.glob("0*.png"))) == 14
+
+
+DECISIVE = {
+    "sample.seed": 1,
+    "sample.labels": "random",
+    "sample.weights": "raw",
+    "sample.sampler.num_steps": 4,
+    "sample.sampler.name": "heun",
+    "sample.ig.scale": 1.5,
+    "sample.ig.high": 0.5,
+    "sample.cfg.scale": 1.5,
+    "sample.cfg.low": 0.5,
+    "process.path": "cosine",
+}
+
+
+def test_every_setting_that_changes_samples_has_a_folder_of_its_own(trained):
+    def folder(changes, step=24):
+        return sample.folder(tiny.ROOT, sample.settings(tiny.experiment(changes), step))
+
+    base = folder({})
+    folders = {folder({name: value}) for name, value in DECISIVE.items()}
+    assert len(folders | {base, folder({}, step=25)}) == len(DECISIVE) + 2
+    assert base == folder({"sample.num": 13, "sample.batch_size": 4})
+    assert base.name.startswith("step24-ema-euler3-ig2-cfg1.2-seed0-")
+
+
+def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained, images):
+    """Scale 1 compiles a program without guidance; it must be the limit of the others."""
+    exp = trained.exp
+    s = exp.config.sample
+    weights, y = trained.outcome.state.params, jnp.arange(NUM, dtype=jnp.int32) % 10
+
+    def latents(ig, cfg):
+        draw = jax.jit(lambda p, i: sample.trajectory(exp, p, jnp.uint32(0), i, y, ig, cfg))
+        return np.asarray(draw(weights, jnp.arange(NUM)))
+
+    off = latents(replace(s.ig, scale=1.0), replace(s.cfg, scale=1.0))
+    near = latents(replace(s.ig, scale=1.0 + 1e-4), replace(s.cfg, scale=1.0 + 1e-4))
+    np.testing.assert_allclose(off, near, atol=1e-3)
+    assert np.abs(off - latents(s.ig, s.cfg)).max() > 1e-2
+
+
+def test_weights_of_a_checkpoint_need_no_matching_optimizer_or_data(trained):
+    exp = tiny.experiment({"optim.learning_rate": 1.0, "seed": 5, "train.batch_size": 4})
+    assert sample.load_weights(exp, trained.workdir)[0] == 24

@@ -1,0 +1,227 @@
+"""Samplers against flows with a known answer: a Gaussian on the linear path, constant velocities.
+
+For data N(m, s^2), p_t = N((1 - t) m, (1 - t)^2 s^2 + t^2). The probability flow keeps every point
+at the same number of standard deviations, so noise x ends exactly at m + s x.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ig_jax.samplers import SAMPLERS, base
+from ig_jax.samplers.euler_maruyama import EulerMaruyama
+from ig_jax.types import Field
+
+MEAN, SPREAD = 0.7, 0.5
+STOCHASTIC = {"euler_maruyama"}
+DETERMINISTIC = sorted(set(SAMPLERS) - STOCHASTIC)
+
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def standardised(x, t):
+    """(x - mean of p_t) / variance of p_t, and that variance."""
+    variance = (1 - t) ** 2 * SPREAD**2 + t**2
+    return (x - (1 - t) * MEAN) / variance, variance
+
+
+def gaussian_velocity(x, t):
+    """E[eps - x_0 | x_t = x], both expectations by linear regression on x_t."""
+    z, _ = standardised(x, t)
+    return t * z - (MEAN + (1 - t) * SPREAD**2 * z)
+
+
+GAUSSIAN = Field(gaussian_velocity, lambda v, x, t: -standardised(x, t)[0])
+
+
+def constant(velocity: float) -> Field:
+    return Field(lambda x, t: jnp.full_like(x, velocity), lambda v, x, t: jnp.zeros_like(x))
+
+
+def column(values) -> np.ndarray:
+    return np.asarray(values)[:, None, None, None]
+
+
+def silent(x):
+    """Noise that is zero in every step."""
+    return lambda i: jnp.zeros_like(x)
+
+
+def run(name: str, num_steps: int, x, field: Field = GAUSSIAN, noise=None):
+    """The whole grid under one field."""
+    sampler = SAMPLERS[name](num_steps)
+    steps = len(sampler.grid()) - 1
+    return jax.jit(lambda x: base.sample(sampler, [(field, 0, steps)], x, noise or silent(x)))(x)
+
+
+def exact_flow_error(name: str, num_steps: int) -> float:
+    start = column(np.linspace(-2, 2, 5))
+    end = run(name, num_steps, jnp.asarray(start, jnp.float64))
+    assert end.dtype == jnp.float64
+    return np.max(np.abs(end - (MEAN + SPREAD * start)))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_reaches_its_declared_order_on_the_exact_gaussian_flow(name):
+    with jax.enable_x64(True):
+        errors = [exact_flow_error(name, n) for n in (16, 32, 64, 128)]
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert orders[-1] == pytest.approx(SAMPLERS[name].order, abs=0.2), errors
+    assert errors[-1] < 0.02
+
+
+def test_heun_corrects_what_euler_predicts():
+    with jax.enable_x64(True):
+        assert exact_flow_error("heun", 16) < exact_flow_error("euler", 16) / 5
+
+
+def end_of_the_sde(field: Field, loudness: float) -> tuple[float, float]:
+    """Mean and spread of 20 000 samples of one pixel after 100 steps."""
+    draws = np.random.default_rng(0).standard_normal((101, 20_000, 1, 1, 1), np.float32)
+    start, noise = jnp.asarray(draws[0]), jnp.asarray(draws[1:])
+    end = run("euler_maruyama", 100, start, field, lambda i: loudness * noise[i])
+    return float(np.mean(end)), float(np.std(end))
+
+
+def test_euler_maruyama_with_the_exact_score_ends_in_the_data_distribution():
+    mean, spread = end_of_the_sde(GAUSSIAN, loudness=1.0)
+    # Five standard errors; the noiseless last step from 0.04 loses 1% of the spread.
+    assert abs(mean - MEAN) < 5 * SPREAD / np.sqrt(20_000)
+    assert abs(spread - SPREAD) < 0.01 + 5 * SPREAD / np.sqrt(2 * 20_000)
+
+
+@pytest.mark.parametrize("score_sign, loudness", [(1, 0.0), (-1, 1.0), (0, 1.0)])
+def test_without_noise_or_with_a_wrong_score_the_distribution_is_missed(score_sign, loudness):
+    field = Field(gaussian_velocity, lambda v, x, t: -score_sign * standardised(x, t)[0])
+    _, spread = end_of_the_sde(field, loudness)
+    assert abs(spread - SPREAD) > 0.2
+
+
+@every_sampler
+@pytest.mark.parametrize("num_steps", [2, 7, 250])
+def test_grid_falls_from_exactly_1_to_exactly_0_in_the_asked_number_of_steps(name, num_steps):
+    grid = SAMPLERS[name](num_steps).grid()
+    assert grid.dtype == np.float64 and grid.shape == (num_steps + 1,)
+    assert grid[0] == 1 and grid[-1] == 0
+    assert np.all(np.diff(grid) < 0)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_deterministic_grids_are_even(name):
+    np.testing.assert_allclose(SAMPLERS[name](8).grid(), np.arange(8, -1, -1) / 8, atol=1e-15)
+
+
+def test_the_sde_grid_is_even_down_to_004_where_the_last_step_starts():
+    expected = [1, 0.84, 0.68, 0.52, 0.36, 0.2, 0.04, 0]
+    np.testing.assert_allclose(EulerMaruyama(7).grid(), expected, atol=1e-15)
+
+
+@every_sampler
+def test_a_grid_too_short_to_walk_is_refused(name):
+    least = 2 if name in STOCHASTIC else 1  # a noisy step and the last one
+    with pytest.raises(ValueError, match=f"num_steps = {least - 1}: must be at least {least}"):
+        SAMPLERS[name](least - 1)
+
+
+# One step from t = 1 to 1/2 at x = 2, with v = x t, score = 3, z = -1, worked out by hand:
+# euler 2 - 1/2 2; heun 2 - 1/2 (2 + 1/2) / 2; SDE 2 - 1/2 (2 - 1 * 3) + sqrt(2 * 1 * 1/2) z.
+BY_HAND = {"euler": (1.0, 1.0), "heun": (1.375, 1.0), "euler_maruyama": (1.5, 2.5)}
+
+
+@every_sampler
+def test_a_step_and_the_last_step_are_those_worked_out_by_hand(name):
+    field = Field(lambda x, t: x * t, lambda v, x, t: jnp.full_like(x, 3.0))
+    x, t, t_next = jnp.full((1, 1, 1, 1), 2.0), jnp.float32(1.0), jnp.float32(0.5)
+    sampler, (step, last_step) = SAMPLERS[name](4), BY_HAND[name]
+    assert sampler.step(field, x, t, t_next, -jnp.ones_like(x)).item() == pytest.approx(step)
+    assert sampler.last_step(field, x, t, t_next).item() == pytest.approx(last_step)
+
+
+@every_sampler
+def test_the_noise_of_a_step_matters_exactly_where_a_sampler_is_stochastic(name):
+    x = jnp.ones((1, 1, 1, 1))
+    quiet = run(name, 4, x)
+    loud = run(name, 4, x, noise=lambda i: jnp.ones_like(x))
+    assert (quiet.item() != loud.item()) == (name in STOCHASTIC)
+
+
+@every_sampler
+def test_cutting_the_grid_into_pieces_changes_nothing(name):
+    sampler = SAMPLERS[name](6)
+    draws = np.random.default_rng(0).standard_normal((7, 3, 1, 1, 2), np.float32)
+    x, noise = jnp.asarray(draws[0]), lambda i: jnp.asarray(draws[1:])[i]
+    cuts = [(0, 6), *((0, c, 6) for c in range(1, 6)), (0, 2, 5, 6), tuple(range(7))]
+
+    def end(x, ends: tuple[int, ...]):
+        fields = [(GAUSSIAN, *piece) for piece in zip(ends[:-1], ends[1:], strict=True)]
+        return base.sample(sampler, fields, x, noise)
+
+    whole, *pieces = jax.jit(lambda x: [end(x, ends) for ends in cuts])(x)
+    for ends, piece in zip(cuts[1:], pieces, strict=True):
+        np.testing.assert_allclose(piece, whole, rtol=1e-6, atol=1e-6, err_msg=str(ends))
+
+
+@every_sampler
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_every_piece_moves_under_its_own_field(name, cut):
+    """Velocity a before the cut and b after it: the distance is their average over the grid."""
+    sampler, x = SAMPLERS[name](6), jnp.zeros((1, 1, 1, 1))
+    fields = [(constant(10.0), 0, cut), (constant(1.0), cut, 6)]
+    at_cut = sampler.grid()[cut]
+    expected = -10.0 * (1 - at_cut) - 1.0 * at_cut
+    assert base.sample(sampler, fields, x, silent(x)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def record(name: str, num_steps: int) -> tuple[list[float], list[int]]:
+    """Times at which the field is evaluated, and step indices for which noise is drawn."""
+    times, indices, x = [], [], jnp.zeros((1, 1, 1, 1))
+
+    def velocity(x, t):
+        times.append(float(t))
+        return x
+
+    def noise(i):
+        indices.append(int(i))
+        return x
+
+    field = Field(velocity, lambda v, x, t: x)
+    with jax.disable_jit():
+        base.sample(SAMPLERS[name](num_steps), [(field, 0, num_steps)], x, noise)
+    return times, indices
+
+
+@every_sampler
+def test_every_step_evaluates_as_often_as_declared_and_the_last_one_once(name):
+    times, _ = record(name, 5)
+    sampler = SAMPLERS[name](5)
+    assert len(times) == 4 * sampler.calls_per_step + 1
+    np.testing.assert_allclose(times[:: sampler.calls_per_step], sampler.grid()[:-1], rtol=1e-6)
+    assert min(times) == times[-1] > 0  # no corrector, no score at time 0
+
+
+@every_sampler
+def test_noise_is_asked_for_once_a_step_and_never_for_the_last(name):
+    assert record(name, 5)[1] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_one_step_is_a_step_of_euler(name):
+    x = jnp.full((1, 1, 1, 1), 3.0)
+    assert run(name, 1, x, constant(2.0)).item() == pytest.approx(1.0)
+
+
+@every_sampler
+def test_250_steps_in_float32_stay_within_their_rounding_of_float64(name):
+    draws = np.random.default_rng(0).standard_normal((251, 64, 1, 1, 1), np.float32)
+
+    def end(dtype):
+        x, noise = jnp.asarray(draws[0], dtype), jnp.asarray(draws[1:], dtype)
+        return run(name, 250, x, noise=lambda i: noise[i])
+
+    with jax.enable_x64(True):
+        single, double = end(jnp.float32), end(jnp.float64)
+        assert single.dtype == jnp.float32
+        error = np.max(np.abs(double - single.astype(jnp.float64)))
+    # Errors of half an epsilon of |x| < 4 a step add up like a random walk; two spreads of it.
+    assert 0 < error < 2 * np.sqrt(250) * 4 * np.finfo(np.float32).eps / 2

@@ -1,0 +1,140 @@
+"""The loop around the training step: when it holds, what it refuses, how it stops."""
+
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ig_jax import logs, train
+from ig_jax.checkpoint import CheckpointError
+from ig_jax.train import NonFiniteLoss
+
+
+def boundaries(start: int, per_dispatch: int, every: list[int], total: int) -> list[int]:
+    """Steps at which a run from `start` hands over to the host."""
+    steps = [start]
+    while (step := steps[-1]) < total:
+        holds = [(step // n + 1) * n for n in every]
+        steps.append(step + train.steps_until(step, per_dispatch, total, *holds))
+    return steps
+
+
+EVENTS = [
+    (k, every, total) for k in (1, 3, 4) for every in ([6], [5, 7], [2, 9]) for total in (24, 25)
+]
+
+
+@pytest.mark.parametrize(("per_dispatch", "every", "total"), EVENTS)
+def test_the_loop_holds_at_every_event(per_dispatch, every, total):
+    held = boundaries(0, per_dispatch, every, total)
+    events = {s for n in every for s in range(n, total + 1, n)}
+    assert events | {total} <= set(held)
+
+
+@pytest.mark.parametrize(("per_dispatch", "every", "total"), EVENTS)
+def test_which_steps_share_a_program_depends_on_the_step_alone(per_dispatch, every, total):
+    held = boundaries(0, per_dispatch, every, total)
+    for start in held:
+        assert boundaries(start, per_dispatch, every, total) == held[held.index(start) :]
+    assert {b - a for a, b in zip(held, held[1:], strict=False)} <= {1, per_dispatch}
+
+
+def test_programs_are_as_long_as_asked_where_nothing_is_near():
+    assert boundaries(0, 4, [6], 18) == [0, 4, 5, 6, 7, 8, 12, 16, 17, 18]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """The tiny run at step 18 of 24."""
+    tiny.trained().copy(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "24")
+    return tmp_path
+
+
+@pytest.fixture
+def trainer(workdir):
+    """About to go on from step 18; nothing is logged before the end."""
+    trainer = train.Trainer(tiny.experiment({"log.every_steps": 1000}), workdir)
+    assert trainer.step == 18
+    yield trainer
+    trainer.close()
+
+
+def test_an_implicit_transfer_in_the_loop_raises(trainer):
+    dispatch = trainer.dispatch
+    trainer.dispatch = lambda state, batches: dispatch(state, jax.tree.map(np.asarray, batches))
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("bad_step", [19, 23, 24])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_stops_at_its_step_and_is_never_saved(trainer, bad_step, value):
+    dispatch = trainer.dispatch
+
+    def poisoned(state, batches):
+        first = trainer.step + 1
+        state, metrics = dispatch(state, batches)
+        loss = np.array(metrics["loss"])
+        loss[np.arange(first, first + len(loss)) == bad_step] = value
+        return state, {**metrics, "loss": jax.device_put(loss)}
+
+    trainer.dispatch = poisoned
+    with pytest.raises(NonFiniteLoss, match=rf"the loss is {value} at step {bad_step}: .*lower"):
+        trainer.run()
+    trainer.checkpoints.wait()
+    assert trainer.checkpoints.latest_step() == 18
+
+
+def test_a_run_that_diverges_says_what_is_accepted_next(tmp_path):
+    """Its workdir belongs to the old learning rate, so a lower one needs another workdir."""
+    short = {"train.steps": 3, "checkpoint.every_steps": 1}
+    with pytest.raises(NonFiniteLoss, match="lower optim.learning_rate.* another --workdir"):
+        train.run(tiny.experiment({**short, "optim.learning_rate": 1e30}), tmp_path)
+    with pytest.raises(CheckpointError, match="optim.learning_rate"):
+        train.run(tiny.experiment(short), tmp_path)
+
+
+def test_a_stop_signal_is_noted_once_and_then_obeyed():
+    previous = signal.getsignal(signal.SIGINT)
+    with train.StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_a_stopped_run_saves_its_step_and_says_how_to_go_on(workdir, capsys, monkeypatch):
+    make_dispatch = train.make_dispatch
+
+    def interrupted(exp):
+        dispatch = make_dispatch(exp)
+
+        def run(state, batches):
+            signal.raise_signal(signal.SIGTERM)
+            return dispatch(state, batches)
+
+        return run
+
+    monkeypatch.setattr(train, "make_dispatch", interrupted)
+    outcome = train.run(tiny.experiment(), workdir)
+    assert not outcome.finished and (outcome.stopped_by, outcome.step) == ("SIGTERM", 19)
+    assert (workdir / "checkpoints" / "19").is_dir()
+    said = capsys.readouterr().out
+    assert f"SIGTERM: saved step 19 of 24 in {workdir}; run the same command again" in said
+
+
+def test_lines_of_steps_that_are_run_again_are_dropped(tmp_path):
+    writer = logs.MetricWriter(tmp_path, resumed_at=0)
+    for step in (6, 12, 18):
+        writer.scalars(step, {"loss": 1.0})
+    writer.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 24, "lo')  # a kill in the middle of a line
+    logs.MetricWriter(tmp_path, resumed_at=12).close()
+    assert [m["step"] for m in logs.read_metrics(tmp_path)] == [6, 12]
+    assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")

@@ -1,0 +1,70 @@
+"""The scan over blocks, forward and backward.
+
+Forward on blocks that are one multiply-add, backward on a whole SiT against slopes.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import lively
+import numpy as np
+import pytest
+
+from ig_jax import tree
+from ig_jax.models import trunk
+
+
+@pytest.mark.parametrize("exits", [(), (3,), (2, 1), (2, 2, 3), (1, 2, 3)])
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_any_exits_leave_the_trunk_with_the_tokens_after_their_block(exits, unroll):
+    stacked = {"a": jnp.array([2.0, 3.0, 5.0]), "b": jnp.array([1.0, 10.0, 100.0])}
+    after = {1: 3.0, 2: 19.0, 3: 195.0}  # x -> a x + b from 1
+    x, left = trunk.run_blocks(
+        lambda p, x: p["a"] * x + p["b"], stacked, jnp.ones((1, 1, 1)), exits=exits, unroll=unroll
+    )
+    assert x.item() == after[3]
+    assert {d: tokens.item() for d, tokens in left.items()} == {d: after[d] for d in exits}
+
+
+def loss_and_gradient(params, **changes):
+    loss = functools.partial(lively.weighted_sum, lively.make(**changes))
+    return lively.compile_quickly(jax.value_and_grad(loss))(params)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return lively.parameters(lively.make())
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    return loss_and_gradient(params)
+
+
+@pytest.mark.parametrize("changes", [{"unroll": 3}, {"remat": "dots"}, {"remat": "full"}])
+def test_unrolling_and_recomputing_change_neither_output_nor_gradient(changes, params, plain):
+    lively.close(loss_and_gradient(params, **changes), plain)
+
+
+def test_recomputing_more_keeps_less_for_the_backward_pass(params):
+    def kept(remat: str) -> int:
+        loss = functools.partial(lively.weighted_sum, lively.make(remat=remat))
+        return tree.num_bytes(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params))
+
+    assert kept("full") < kept("dots") < kept("none")
+
+
+def test_the_gradient_is_the_slope_of_the_output_along_every_parameter(params, plain):
+    """Central differences; outputs of readouts and of the last block all enter."""
+    loss = lively.compile_quickly(functools.partial(lively.weighted_sum, lively.make()))
+    rng, step = np.random.default_rng(3), 0.01
+    leaves, slopes = tree.flatten(params), tree.flatten(plain[1])
+    for name, leaf in leaves.items():
+        way = rng.standard_normal(leaf.shape).astype(np.float32)
+        way /= np.linalg.norm(way)
+        there, back = (
+            loss(tree.unflatten({**leaves, name: leaf + sign * step * way})) for sign in (1, -1)
+        )
+        slope = (float(there) - float(back)) / (2 * step)
+        assert float(np.sum(way * slopes[name])) == pytest.approx(slope, abs=0.01), name
