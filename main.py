@@ -34,6 +34,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's parsing, with every mistake told in one sentence."""
     try:
         rest = FLAGS(argv)
+        getattr(FLAGS.config, "to_dict", None)  # a file that failed to load says so only when used
     except Exception as error:  # the flags and the config file raise a dozen kinds
         fail(run.explain_flags(error, argv))
     if len(rest) > 1:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,8 @@ from ig_jax.samplers.base import Sampler
 from ig_jax.types import Codec, Process, Source
 
 LABEL_MODES = ("random", "balanced")
+SEEDS = 2**32
+SEED_RULE = "must not be negative, and below 2**32"
 
 
 class ConfigError(UserError, ValueError):
@@ -146,7 +149,7 @@ class Sample:
     def __post_init__(self):
         _require(self.num >= 1, "num", self.num, "must be at least 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
-        _require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        _require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
         _require(
             self.labels in LABEL_MODES or self.given_labels is not None,
             "labels",
@@ -158,7 +161,11 @@ class Sample:
     def given_labels(self) -> list[int] | None:
         """The class numbers spelt out in `labels`, or None."""
         numbers = self.labels.split(",")
-        return [int(n) for n in numbers] if all(n.strip().isdigit() for n in numbers) else None
+        return (
+            [int(n) for n in numbers]
+            if all(re.fullmatch(r"\s*[0-9]+\s*", n) for n in numbers)
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,8 @@ class Evaluate:
         _require(
             self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
         )
-        _require(
-            len(self.seeds) >= 1 and min(self.seeds) >= 0, "seeds", self.seeds, "needs at least one"
-        )
+        _require(bool(self.seeds), "seeds", self.seeds, "needs at least one")
+        _require(all(0 <= s < SEEDS for s in self.seeds), "seeds", self.seeds, f"each {SEED_RULE}")
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ class Config:
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        _require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        _require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 
-from ig_jax import build, checkpoint, config, demo, describe, evaluate, logs, sample, train
+from ig_jax import build, config, demo, describe, evaluate, sample, train
 from ig_jax.errors import UserError
 
 MODES = ("train", "sample", "evaluate", "demo")
@@ -24,20 +22,22 @@ def default_workdir(config_location: str) -> str:
 
 def explain_flags(error: Exception, argv: list[str]) -> str:
     """One sentence for what absl or ml_collections raised while parsing the command line."""
-    text = str(error)
-    key = re.search(r"'(\w+)'", text)
-    if isinstance(error, AttributeError | KeyError) and key:
-        fields = [a.split("=")[0].removeprefix("--config.") for a in argv if key[1] in a]
+    # A KeyError shows its message as code: with quotes and line ends escaped.
+    text = str(error).replace("\\'", "'").replace("\\n", " ")
+    location = next((a for a in argv if a.startswith("--config=")), "--config")
+    given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    unknown = [f for f in given for key in re.findall(r"'(\w+)'", text) if key in f.split(".")]
+    if isinstance(error, AttributeError | KeyError) and unknown:
         hint = re.search(r'Did you mean "(\w+)"', text)
         mend = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
-        return f"{(fields or [key[1]])[0]}: unknown field; {mend}"
+        return f"{unknown[0]}: unknown field; {mend}"
     if isinstance(error, OSError):
-        location = next((a for a in argv if a.startswith("--config")), "--config")
         return f"{location}: no such config file, or it cannot be read; see the folder configs/"
     if "Traceback" in text:
         lines = text.strip().split("\n")
         return f"{lines[0].split(': Error')[0].removeprefix('flag ')}: {lines[-1].strip()}"
-    return text.replace("\n", " ")
+    text = text.replace("\n", " ")
+    return text if "flag" in text.lower() else f"{location}: {text}"
 
 
 def _prepare(workdir: Path) -> None:
@@ -49,17 +49,6 @@ def _prepare(workdir: Path) -> None:
         raise UserError(
             f"--workdir={workdir}: cannot be written to ({error.strerror}); name another"
         ) from error
-
-
-def _record(workdir: Path, parsed: config.Config) -> None:
-    """What made this run: resolved config, versions, command line."""
-    if jax.process_index() == 0:
-        record = {
-            "config": dict(parsed.raw),
-            "versions": checkpoint.versions(),
-            "command": sys.argv,
-        }
-        logs.write_text(workdir / "config.json", json.dumps(record, indent=2) + "\n")
 
 
 def run(
@@ -82,7 +71,6 @@ def run(
     folder = Path(workdir)
     if mode in ("train", "demo"):
         _prepare(folder)
-        _record(folder, parsed)
     if mode == "train":
         return train.run(exp, folder)
     if mode == "sample":

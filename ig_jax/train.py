@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -178,7 +179,8 @@ class _Window:
             if not math.isfinite(loss):
                 raise NonFiniteLoss(
                     f"the loss is {loss} at step {first_step + offset + 1}: stopped; lower "
-                    "optim.learning_rate, and run again to go on from the last checkpoint"
+                    "optim.learning_rate and train in another --workdir; the last good checkpoint "
+                    "is kept"
                 )
         for name, values in metrics.items():
             self.values[name].extend(values.tolist())
@@ -215,6 +217,7 @@ class Trainer:
             keep_every_steps=c.checkpoint.keep_every_steps,
         )
         self.step, self.state = self._begin()
+        self._record()
         self.data = loader.batches(
             c.data.source, c.train.batch_size, c.seed, start=self._data_start
         )
@@ -241,6 +244,16 @@ class Trainer:
         self._data_start = self.checkpoints.meta(step)["data"]["next_index"]
         logs.say(f"resuming {self.workdir} at step {step}")
         return step, state
+
+    def _record(self) -> None:
+        """What makes this run: resolved config, versions, command line."""
+        if jax.process_index() == 0:
+            record = {
+                "config": dict(self.exp.config.raw),
+                "versions": checkpoint.versions(),
+                "command": sys.argv,
+            }
+            logs.write_json(self.workdir / "config.json", record)
 
     def _advance(self, steps: int, bar: Any) -> None:
         """Dispatches `steps` steps, then takes in the metrics of the dispatch before."""

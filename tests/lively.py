@@ -39,6 +39,7 @@ def abstract(net: SiT):
 
 
 def parameters(net: SiT):
+    """Every leaf N(0, 0.2^2), those that start at zero or are fixed too."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype), abstract(net)
@@ -52,7 +53,7 @@ def inputs(net: SiT, batch: int = 3):
 
 
 def compile_quickly(function: Callable) -> Callable:
-    """`jax.jit` without optimising: for programs this small, compiling is nearly all of the time."""
+    """`jax.jit` without optimising: compiling is nearly all of the time of programs this small."""
     return jax.jit(
         function,
         compiler_options={

@@ -67,6 +67,22 @@ def test_wrong_labels_cost_accuracy_alone(judged):
     assert {**found, "accuracy": floor["accuracy"]} == floor
 
 
+def test_images_of_one_class_are_precise_but_recall_little(judged):
+    judge, floor = judged
+    images, labels = real("held_out")
+    found = judge.measure(images[labels == 0], labels[labels == 0])
+    assert found["precision"] > 0.8 and found["recall"] < 0.3
+    assert found["inception_score"] < 1.2
+
+
+def test_nearest_is_the_median_distance_in_pixels_from_minus_one_to_one(judged):
+    """Copies in which one pixel is 51 grey levels off are 51 / 127.5 = 0.4 away."""
+    images, labels = real("train")
+    images, labels = images[:30].copy(), labels[:30]
+    images[:20, 0, 0, 0] ^= 51  # the corner pixel is 0 in all of them
+    assert judged[0].measure(images, labels)["nearest"] == pytest.approx(0.4)
+
+
 def test_a_source_without_held_out_images_is_refused():
     exp = tiny.experiment({"data.source.split": "held_out"})
     with pytest.raises(UserError, match="data.source.name = 'digits': has no held-out split"):
@@ -115,13 +131,14 @@ def test_a_table_has_a_row_for_each_result_in_the_units_of_its_heading():
     assert len({len(line) for line in lines}) == 1
 
 
+class Bar:
+    total = 0
+
+    def update(self, n: int) -> None:
+        self.total += n
+
+
 def test_seeds_are_drawn_one_after_the_other_each_with_its_own_samples(exp):
-    class Bar:
-        total = 0
-
-        def update(self, n):
-            self.total += n
-
     bar, state = Bar(), tiny.trained().outcome.state
     s = exp.config.sample
     first, second = evaluate.draw(exp, state.params, s.ig, s.cfg, bar)
@@ -132,12 +149,15 @@ def test_seeds_are_drawn_one_after_the_other_each_with_its_own_samples(exp):
 
 
 def test_a_run_writes_the_spread_over_seeds_beside_the_floor(exp, judged, tmp_path, capsys):
-    record = evaluate.run(exp, tiny.trained().copy(tmp_path))
+    trained, s = tiny.trained(), exp.config.sample
+    record = evaluate.run(exp, trained.copy(tmp_path))
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(record))
     assert set(record) == {"floor", "samples", "settings"}
     assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
     assert set(record["samples"]) == set(MEASURES)
+    drawn = evaluate.draw(exp, trained.outcome.state.ema["0.9"], s.ig, s.cfg, Bar())
+    assert record["samples"] == evaluate.spread([judged[0].measure(*part) for part in drawn])
     assert record["samples"]["fd"]["std"] > 0
     # Two dozen steps: nearer to the digits than noise would be, far from the floor.
     assert record["samples"]["fd"]["mean"] > 2 * record["floor"]["fd"]["mean"]

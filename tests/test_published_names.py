@@ -91,8 +91,9 @@ def weightless(shape) -> np.ndarray:
     return np.empty(shape, "V0")
 
 
-def shapes(params) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in tree.flatten(params).items()}
+def shapes(params) -> dict:
+    """The nested dict with shapes for leaves."""
+    return jax.tree.map(lambda leaf: leaf.shape, params)
 
 
 @pytest.fixture

@@ -107,6 +107,12 @@ class Objective:
         return total, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
 
 
+def require_weight(weight: float) -> None:
+    """Raises ValueError for a weight that would train away from the target."""
+    if weight < 0:
+        raise ValueError(f"weight = {weight}: must not be negative")
+
+
 def squared_error(prediction: Latents, target: Latents) -> PerExample:
     """Mean over height, width and channels of the squared error, float32 [b]."""
     return jnp.mean((prediction - target) ** 2, axis=(1, 2, 3))

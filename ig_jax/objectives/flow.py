@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ig_jax.objectives.base import Pass, squared_error
+from ig_jax.objectives.base import Pass, require_weight, squared_error
 from ig_jax.types import PerExample
 
 
 @dataclass(frozen=True)
 class FlowMatching:
     weight: float
+
+    def __post_init__(self):
+        require_weight(self.weight)
 
     def check(self, readouts: tuple[int, ...]) -> None:
         pass  # reads only the final prediction, which every network has

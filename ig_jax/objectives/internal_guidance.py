@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ig_jax.objectives.base import Pass, squared_error
+from ig_jax.objectives.base import Pass, require_weight, squared_error
 from ig_jax.types import PerExample
 
 
 @dataclass(frozen=True)
 class InternalGuidance:
     weight: float  # of the sum over readouts
+
+    def __post_init__(self):
+        require_weight(self.weight)
 
     def check(self, readouts: tuple[int, ...]) -> None:
         if not readouts:
