@@ -26,7 +26,8 @@ def explain_flags(error: Exception, argv: list[str]) -> str:
     text = str(error).replace("\\'", "'").replace("\\n", " ")
     location = next((a for a in argv if a.startswith("--config=")), "--config")
     given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
-    unknown = [f for f in given for key in re.findall(r"'(\w+)'", text) if key in f.split(".")]
+    keys = set(re.findall(r"'(\w+)'", text))
+    unknown = [f for f in given if f in text or keys & set(f.split("."))]
     if isinstance(error, AttributeError | KeyError) and unknown:
         hint = re.search(r'Did you mean "(\w+)"', text)
         mend = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
