@@ -39,6 +39,13 @@ def progress(total: int, *, initial: int = 0, unit: str, what: str) -> tqdm.tqdm
     )
 
 
+def leave_out(bar: tqdm.tqdm, seconds: float) -> None:
+    """Keeps what just took `seconds` (compiling, drawing) out of the bar's rate and time left."""
+    if not bar.disable:
+        bar.start_t += seconds
+        bar.last_print_t += seconds
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or leaves the old one."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -267,8 +267,9 @@ class Trainer:
         self.step += steps
         if steps not in self._compiled:
             self._compiled.add(steps)
-            self.seconds["compile"] += time.perf_counter() - started
-            bar.unpause()  # so that rate and time left do not count compilation
+            seconds = time.perf_counter() - started
+            self.seconds["compile"] += seconds
+            logs.leave_out(bar, seconds)
         self._settle()
         self.pending = (before, metrics)
 
@@ -307,10 +308,11 @@ class Trainer:
             self._save()
         if "preview" in due:
             weights = self.state.ema[str(self.exp.config.train.ema_decays[0])]
+            started = time.perf_counter()
             picture = self.preview.draw(weights, self.step)
             self.writer.images(self.step, "samples", picture)
             self.window.since = time.perf_counter()
-            bar.unpause()
+            logs.leave_out(bar, time.perf_counter() - started)
 
     def run(self) -> Outcome:
         """Trains to the end, or until a signal asks to stop; both save."""
