@@ -130,12 +130,12 @@ def test_attention_of_the_first_block_is_the_published_one(forward):
         s.hidden_size,
         s.num_heads,
         s.mlp_ratio,
-        qk_norm=s.qk_norm,
+        s.options,
         dtype=jnp.float32,
     )
     first = jax.tree.map(lambda stack: stack[0], forward.params["blocks"])
     tokens = jnp.asarray(forward.vectors["dbg_tokens"])
-    attended = run_module(make, first, tokens, part=lambda b: lambda x: b.attn(b.norm(x)))
+    attended = run_module(make, first, tokens, part=lambda b: lambda x: b.attn(b.norm1(x)))
     forward.vectors.assert_close("dbg_block0_attn_of_norm1", attended)
 
 

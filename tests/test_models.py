@@ -42,8 +42,9 @@ def by_hand(net: SiT, params, x, t, y):
     patches = embed.PatchEmbed(net.channels, s.hidden_size, s.patch_size, **kinds)
     times = embed.TimeEmbed(s.hidden_size, scale=s.time_scale, rngs=nnx.Rngs(0))
     labels = embed.LabelEmbed(net.num_classes, s.hidden_size, rngs=nnx.Rngs(0))
-    block = layers.Block(s.hidden_size, s.num_heads, s.mlp_ratio, qk_norm=s.qk_norm, **kinds)
-    head = layers.FinalLayer(s.hidden_size, s.patch_size**2 * net.channels, **kinds)
+    block = layers.Block(s.hidden_size, s.num_heads, s.mlp_ratio, s.options, **kinds)
+    features = s.patch_size**2 * net.channels
+    head = layers.FinalLayer(s.hidden_size, features, s.options, layers.zeros, **kinds)
 
     c = filled(times, params["t_embedder"])(t) + filled(labels, params["y_embedder"])(y)
     tokens = {0: filled(patches, params["x_embedder"])(x) + params["pos_embed"]}

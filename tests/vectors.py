@@ -18,7 +18,9 @@ from safetensors.numpy import load_file
 
 from ig_jax import tree
 from ig_jax.interop import names
+from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SiT, SiTSettings
+from ig_jax.models.transformer import Transformer
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Objective
 from ig_jax.types import NetFn, Params, Process
@@ -96,24 +98,40 @@ class Vectors:
 
 def sit(model: Mapping[str, Any]) -> SiT:
     """The published SiT + IG of these constructor arguments."""
-    settings = SiTSettings(
-        **{name: model[name] for name in ("depth", "hidden_size", "num_heads", "patch_size")},
-        **{name: model[name] for name in ("mlp_ratio", "qk_norm")},
-        readouts=(model["encoder_depth"],),
-        time_scale=1.0,
-        dtype="float32",
-        remat="none",
-        unroll=1,
+    settings = SiTSettings(**_common(model), **{n: model[n] for n in ("mlp_ratio", "qk_norm")})
+    return SiT(settings, *_data(model))
+
+
+def lightningdit(model: Mapping[str, Any]) -> LightningDiT:
+    """The published LightningDiT + IG of these constructor arguments."""
+    settings = LightningDiTSettings(
+        **_common(model),
+        mlp_ratio=4.0,
+        qk_norm=model.get("use_qknorm", False),
+        swiglu=model["use_swiglu"],
+        rope=model["use_rope"],
+        rms_norm=model["use_rmsnorm"],
+        shift=not model.get("wo_shift", False),
     )
-    return SiT(settings, model["input_size"], model["in_channels"], model["num_classes"])
+    return LightningDiT(settings, *_data(model))
+
+
+def _common(model: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {name: model[name] for name in ("depth", "hidden_size", "num_heads", "patch_size")}
+    kinds = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1}
+    return {**sizes, **kinds, "readouts": (model["encoder_depth"],)}
+
+
+def _data(model: Mapping[str, Any]) -> tuple[int, int, int]:
+    return model["input_size"], model["in_channels"], model["num_classes"]
 
 
 @functools.cache
-def _shapes(net: SiT) -> Params:
+def _shapes(net: Transformer) -> Params:
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
-def from_published(net: SiT, state: Mapping[str, np.ndarray]) -> Params:
+def from_published(net: Transformer, state: Mapping[str, np.ndarray]) -> Params:
     """A state dict of the reference as our parameters, or anything else under the same names."""
     return jax.tree.map(jnp.asarray, names.from_published(state, _shapes(net)))
 

@@ -2,7 +2,8 @@
 
 Rules that all of them share: a Linear weight is (out, in) there and (in, out) here; a convolution
 OIHW there and HWIO here; blocks are numbered there and stacked along a leading axis here; the
-packed q, k, v rows are (3, heads, head_dim), which here are axes of their own.
+packed q, k, v rows are (3, heads, head_dim), which here are axes of their own; so are the two maps of
+a gated MLP.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ BLOCK_RULES = [
     *_pair(r"attn\.(qkv|proj)", r"attn.\1"),
     Rule(r"attn\.(q_norm|k_norm)\.scale", r"attn.\1.weight", _same),
     Rule(r"attn\.(q_norm|k_norm)\.bias", r"attn.\1.bias", _same),
-    *_pair(r"mlp\.(fc1|fc2)", r"mlp.\1"),
+    *_pair(r"mlp\.(fc1|fc2|w12|w3)", r"mlp.\1"),
+    Rule(r"(norm1|norm2)\.scale", r"\1.weight", _same),
     *_pair(r"modulation", "adaLN_modulation.1"),
 ]
 
@@ -64,9 +66,15 @@ SHELL_RULES = [
     # The published models have one readout, and do not say at which depth.
     *_pair(r"heads\.depth_\d+\.linear", "final_layer_xr.linear"),
     *_pair(r"heads\.depth_\d+\.modulation", "final_layer_xr.adaLN_modulation.1"),
+    Rule(r"heads\.depth_\d+\.norm\.scale", "final_layer_xr.norm_final.weight", _same),
+    Rule(r"final_layer\.norm\.scale", "final_layer.norm_final.weight", _same),
     *_pair(r"final_layer\.linear", "final_layer.linear"),
     *_pair(r"final_layer\.modulation", "final_layer.adaLN_modulation.1"),
 ]
+
+
+# Tables that LightningDiT's files carry although they follow from the sizes.
+DERIVED = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
 
 
 def _find(rules: Iterable[Rule], name: str) -> tuple[str, Rule]:
@@ -116,7 +124,7 @@ def from_published(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> 
         )
 
     params = tree.map_named(fill, like)
-    left = sorted(set(state) - used)
+    left = sorted(set(state) - used - set(DERIVED))
     if left:
         raise ValueError(f"the state dict holds names this model lacks: {', '.join(left)}")
     return params

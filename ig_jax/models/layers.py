@@ -1,13 +1,18 @@
 """Building blocks of diffusion transformers: initialisers, attention, MLP, modulation, final layer.
 
 Parameters are float32. Matrix products run in the compute type that a layer is given; norms,
-softmax and whatever feeds them stay in float32.
+rotations, softmax and whatever feeds them stay in float32. SiT, DiT and LightningDiT share one
+block; `BlockOptions` says in what theirs differ.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -30,9 +35,21 @@ def xavier_flat(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> ja
     return xavier(key, (rows, hidden_size), dtype).reshape(shape)
 
 
-def modulate(x: Tokens, shift: Float[Array, "b d"], scale: Float[Array, "b d"]) -> Tokens:
+@dataclass(frozen=True)
+class BlockOptions:
+    """In what the blocks of one family differ from those of another."""
+
+    rms_norm: bool  # RMSNorm with a learned scale; otherwise LayerNorm without parameters
+    swiglu: bool  # gated SiLU; otherwise GELU
+    rotary: bool  # turn queries and keys by their token's row and column
+    shift: bool  # modulation shifts as well as it scales and gates
+    qk_norm: bool  # normalise every head's queries and keys
+
+
+def modulate(x: Tokens, shift: Float[Array, "b d"] | None, scale: Float[Array, "b d"]) -> Tokens:
     """x (1 + scale) + shift, the same for every token (adaLN: DiT, arXiv 2212.09748)."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    x = x * (1 + scale[:, None])
+    return x if shift is None else x + shift[:, None]
 
 
 def layer_norm(hidden_size: int, *, affine: bool, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -48,6 +65,44 @@ def layer_norm(hidden_size: int, *, affine: bool, epsilon: float, rngs: nnx.Rngs
     )
 
 
+def norm(hidden_size: int, options: BlockOptions, rngs: nnx.Rngs) -> nnx.Module:
+    """The norm before attention, MLP and final layer; eps 1e-6."""
+    if options.rms_norm:
+        return nnx.RMSNorm(hidden_size, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+    return layer_norm(hidden_size, affine=False, epsilon=1e-6, rngs=rngs)
+
+
+def head_norm(head_dim: int, options: BlockOptions, rngs: nnx.Rngs) -> nnx.Module:
+    """The norm of one head's queries or keys: RMSNorm eps 1e-6, or affine LayerNorm eps 1e-5."""
+    if options.rms_norm:
+        return nnx.RMSNorm(head_dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+    return layer_norm(head_dim, affine=True, epsilon=1e-5, rngs=rngs)
+
+
+def rotation_angles(side: int, head_dim: int) -> np.ndarray:
+    """Angle of every token and pair of channels, float64 [side**2, head_dim / 2].
+
+    The first half of the pairs turns with the token's row, the second with its column, pair i of a
+    half by 10000^(-2i / (head_dim / 2)) a step (RoPE, arXiv 2104.09864, on two axes).
+    """
+    frequencies = 10_000.0 ** (-np.arange(head_dim // 4, dtype=np.float64) / (head_dim / 4))
+    rows, columns = np.divmod(np.arange(side**2), side)
+    return np.concatenate([rows[:, None] * frequencies, columns[:, None] * frequencies], axis=1)
+
+
+def rotate(x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
+    """Turns each pair of neighbouring channels (2i, 2i + 1) by its token's angle; float32.
+
+    The tokens are those of a square grid, row by row.
+    """
+    n, head_dim = x.shape[1], x.shape[-1]
+    angles = rotation_angles(math.isqrt(n), head_dim)[None, :, None]
+    cos, sin = jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
+    even, odd = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x.shape)
+
+
 def attend(q: Array, k: Array, v: Array) -> Array:
     """Scaled dot-product attention of [b, n, heads, head_dim], softmax in float32.
 
@@ -60,9 +115,11 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; optional affine LayerNorm (eps 1e-5) on each head's q and k."""
+    """Multi-head self-attention; optionally norms and rotations on queries and keys."""
 
-    def __init__(self, hidden_size: int, num_heads: int, *, qk_norm: bool, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, hidden_size: int, num_heads: int, options: BlockOptions, *, dtype, rngs: nnx.Rngs
+    ):
         head_dim = hidden_size // num_heads
         # (3, heads, head_dim) as axes of their own, so that heads can be split over devices.
         self.qkv = nnx.LinearGeneral(
@@ -76,16 +133,18 @@ class Attention(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.qk_norm = qk_norm
-        if qk_norm:
-            self.q_norm = layer_norm(head_dim, affine=True, epsilon=1e-5, rngs=rngs)
-            self.k_norm = layer_norm(head_dim, affine=True, epsilon=1e-5, rngs=rngs)
+        self.options = options
+        if options.qk_norm:
+            self.q_norm = head_norm(head_dim, options, rngs)
+            self.k_norm = head_norm(head_dim, options, rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        if self.qk_norm:
-            q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
-        return self.proj(attend(q, k, v))
+        if self.options.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.options.rotary:
+            q, k = rotate(q), rotate(k)
+        return self.proj(attend(q.astype(v.dtype), k.astype(v.dtype), v))
 
 
 class Mlp(nnx.Module):
@@ -99,6 +158,29 @@ class Mlp(nnx.Module):
         return self.fc2(nnx.gelu(self.fc1(x), approximate=True))
 
 
+class SwiGlu(nnx.Module):
+    """silu(a) * b of two linear maps to `hidden`, then back (arXiv 2002.05202)."""
+
+    def __init__(self, hidden_size: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+        # One product for both maps; (2, hidden) as axes, so that `hidden` can be split.
+        self.w12 = nnx.LinearGeneral(
+            hidden_size, (2, hidden), kernel_init=xavier, dtype=dtype, rngs=rngs
+        )
+        self.w3 = nnx.Linear(hidden, hidden_size, kernel_init=xavier, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Tokens) -> Tokens:
+        gate, value = jnp.moveaxis(self.w12(x), -2, 0)
+        return self.w3(nnx.silu(gate) * value)
+
+
+def mlp(hidden_size: int, ratio: float, options: BlockOptions, *, dtype, rngs: nnx.Rngs):
+    """The MLP of a block. A gated one has three matrices instead of two, so 2/3 of the width."""
+    hidden = hidden_size * ratio
+    if options.swiglu:
+        return SwiGlu(hidden_size, int(2 / 3 * hidden), dtype=dtype, rngs=rngs)
+    return Mlp(hidden_size, int(hidden), dtype=dtype, rngs=rngs)
+
+
 class Block(nnx.Module):
     """adaLN-Zero transformer block: shift, scale, gate for attention, then for the MLP."""
 
@@ -107,34 +189,53 @@ class Block(nnx.Module):
         hidden_size: int,
         num_heads: int,
         mlp_ratio: float,
+        options: BlockOptions,
         *,
-        qk_norm: bool,
         dtype,
         rngs: nnx.Rngs,
     ):
-        self.norm = layer_norm(hidden_size, affine=False, epsilon=1e-6, rngs=rngs)
-        self.attn = Attention(hidden_size, num_heads, qk_norm=qk_norm, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), dtype=dtype, rngs=rngs)
+        self.norm1 = norm(hidden_size, options, rngs)
+        self.attn = Attention(hidden_size, num_heads, options, dtype=dtype, rngs=rngs)
+        self.norm2 = norm(hidden_size, options, rngs)
+        self.mlp = mlp(hidden_size, mlp_ratio, options, dtype=dtype, rngs=rngs)
+        self.options = options
         self.modulation = nnx.Linear(
-            hidden_size, 6 * hidden_size, kernel_init=zeros, dtype=dtype, rngs=rngs
+            hidden_size,
+            (6 if options.shift else 4) * hidden_size,
+            kernel_init=zeros,
+            dtype=dtype,
+            rngs=rngs,
         )
 
     def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Tokens:
-        modulation = jnp.split(self.modulation(nnx.silu(c)), 6, axis=-1)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
-        x = x + gate_a[:, None] * self.attn(modulate(self.norm(x), shift_a, scale_a))
-        return x + gate_m[:, None] * self.mlp(modulate(self.norm(x), shift_m, scale_m))
+        m = self.modulation(nnx.silu(c))
+        if self.options.shift:
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(m, 6, axis=-1)
+        else:
+            scale_a, gate_a, scale_m, gate_m = jnp.split(m, 4, axis=-1)
+            shift_a = shift_m = None
+        x = x + gate_a[:, None] * self.attn(modulate(self.norm1(x), shift_a, scale_a))
+        return x + gate_m[:, None] * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
 class FinalLayer(nnx.Module):
-    """Tokens -> p*p*c values each: norm, modulate, linear. Both matrices start at zero."""
+    """Tokens -> p*p*c values each: norm, modulate, linear; both matrices start as `init` says."""
 
-    def __init__(self, hidden_size: int, features: int, *, dtype, rngs: nnx.Rngs):
-        self.norm = layer_norm(hidden_size, affine=False, epsilon=1e-6, rngs=rngs)
+    def __init__(
+        self,
+        hidden_size: int,
+        features: int,
+        options: BlockOptions,
+        init: nnx.Initializer,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = norm(hidden_size, options, rngs)
         self.modulation = nnx.Linear(
-            hidden_size, 2 * hidden_size, kernel_init=zeros, dtype=dtype, rngs=rngs
+            hidden_size, 2 * hidden_size, kernel_init=init, dtype=dtype, rngs=rngs
         )
-        self.linear = nnx.Linear(hidden_size, features, kernel_init=zeros, dtype=dtype, rngs=rngs)
+        self.linear = nnx.Linear(hidden_size, features, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Float[Array, "b n f"]:
         shift, scale = jnp.split(self.modulation(nnx.silu(c)), 2, axis=-1)

@@ -1,196 +1,35 @@
-"""SiT (arXiv 2401.08740) with intermediate readouts (Internal Guidance, arXiv 2512.24176).
+"""SiT (arXiv 2401.08740): LayerNorm without parameters, GELU, fixed positions.
 
-A readout is a second final layer of the same shape, applied to the tokens after one of the blocks:
-an early head that predicts the same velocity. In the published code it is called `final_layer_xr`,
-and the depth it reads `encoder_depth` (counted from 1). Here any number of depths may have one.
-Both kinds of head start at zero.
+Both kinds of head start at zero, as in the published SiT + Internal Guidance.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
 
-from ig_jax.models import embed, layers, trunk
-from ig_jax.types import Key, Labels, Latents, NetOutput, Params, Tokens
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from ig_jax.models import layers
+from ig_jax.models.transformer import Transformer, TransformerSettings
 
 # Names of the papers: depth, hidden size, heads.
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 
 
 @dataclass(frozen=True)
-class SiTSettings:
-    """Everything that shapes a SiT but its data, which gives latent side, channels and classes."""
+class SiTSettings(TransformerSettings):
+    """Sizes and precision; the blocks of a SiT leave nothing else to choose."""
 
-    depth: int
-    hidden_size: int
-    num_heads: int
-    patch_size: int  # side of a patch, in latent pixels
-    mlp_ratio: float  # width of the MLP over hidden_size
-    qk_norm: bool  # affine LayerNorm on every head's q and k
-    readouts: tuple[
-        int, ...
-    ]  # depths with an early head, from 1; () trains without Internal Guidance
-    time_scale: float  # multiplies t before its sine features; 1 in the published models
-    dtype: str  # compute type of the matrix products; parameters are float32
-    remat: str  # what the backward pass recomputes: none, dots, full
-    unroll: int  # blocks per iteration of the scan
-
-    def __post_init__(self):
-        rules = [
-            ("depth", self.depth >= 1, "must be at least 1"),
-            ("patch_size", self.patch_size >= 1, "must be at least 1"),
-            ("num_heads", self.num_heads >= 1, "must be at least 1"),
-            (
-                "hidden_size",
-                self.hidden_size % 4 == 0,
-                "must be divisible by 4 (sine-cosine positions of two axes)",
-            ),
-            ("mlp_ratio", self.mlp_ratio > 0, "must be above 0; the published models use 4"),
-            ("time_scale", self.time_scale > 0, "must be above 0; the published models use 1"),
-            ("dtype", self.dtype in DTYPES, f"must be one of {', '.join(DTYPES)}"),
-            ("remat", self.remat in trunk.REMAT, f"must be one of {', '.join(trunk.REMAT)}"),
-            ("unroll", self.unroll >= 1, "must be at least 1 (1 compiles a single block)"),
-        ]
-        for field, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{field} = {getattr(self, field)!r}: {rule}")
-        if self.hidden_size % self.num_heads:
-            enough = -(-self.hidden_size // self.num_heads) * self.num_heads
-            raise ValueError(
-                f"hidden_size = {self.hidden_size}: must be divisible by num_heads = "
-                f"{self.num_heads}; the next that is: {enough}"
-            )
-        for depth in self.readouts:
-            if not 1 <= depth < self.depth:
-                raise ValueError(
-                    f"readouts = {self.readouts}: {depth} must lie in 1..{self.depth - 1}, before "
-                    f"the last of depth = {self.depth} blocks; the published SiT-XL uses 8 of 28"
-                )
-        if len(set(self.readouts)) < len(self.readouts):
-            raise ValueError(f"readouts = {self.readouts}: name each depth once")
-
-
-class _Shell(nnx.Module):
-    """Everything of a SiT but its blocks."""
-
-    def __init__(self, s: SiTSettings, side: int, channels: int, classes: int, *, rngs: nnx.Rngs):
-        dtype = DTYPES[s.dtype]
-        features = s.patch_size**2 * channels
-
-        def head():
-            return layers.FinalLayer(s.hidden_size, features, dtype=dtype, rngs=rngs)
-
-        self.pos_embed = nnx.Param(
-            jnp.asarray(embed.position_table(side // s.patch_size, s.hidden_size))
+    @property
+    def options(self) -> layers.BlockOptions:
+        return layers.BlockOptions(
+            rms_norm=False, swiglu=False, rotary=False, shift=True, qk_norm=self.qk_norm
         )
-        self.x_embedder = embed.PatchEmbed(
-            channels, s.hidden_size, s.patch_size, dtype=dtype, rngs=rngs
-        )
-        self.t_embedder = embed.TimeEmbed(s.hidden_size, scale=s.time_scale, rngs=rngs)
-        self.y_embedder = embed.LabelEmbed(classes, s.hidden_size, rngs=rngs)
-        self.heads = nnx.Dict({f"depth_{depth}": head() for depth in s.readouts})
-        self.final_layer = head()
-
-    def tokens(self, x: Latents) -> Tokens:
-        # The residual stream is float32 (as under the reference's autocast): the table promotes it.
-        return self.x_embedder(x) + self.pos_embed[...]
-
-    def condition(self, t: Array, y: Labels) -> Array:
-        return self.t_embedder(t) + self.y_embedder(y)
-
-
-def _params(module: nnx.Module) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
 @dataclass(frozen=True)
-class SiT:
-    """A SiT for latents [side, side, channels]: initial parameters and the pure forward pass."""
+class SiT(Transformer):
+    """A SiT for latents [side, side, channels]."""
 
-    settings: SiTSettings
-    side: int
-    channels: int
-    num_classes: int
-
-    def __post_init__(self):
-        if self.side % self.settings.patch_size:
-            raise ValueError(
-                f"patch_size = {self.settings.patch_size}: must divide the side of the latents, "
-                f"{self.side}"
-            )
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.side, self.side, self.channels
-
-    def _shell(self, rngs: nnx.Rngs) -> _Shell:
-        return _Shell(self.settings, self.side, self.channels, self.num_classes, rngs=rngs)
-
-    def _block(self, rngs: nnx.Rngs) -> layers.Block:
-        s = self.settings
-        dtype = DTYPES[s.dtype]
-        return layers.Block(
-            s.hidden_size, s.num_heads, s.mlp_ratio, qk_norm=s.qk_norm, dtype=dtype, rngs=rngs
-        )
-
-    @cached_property
-    def _graphs(self) -> tuple[nnx.GraphDef, nnx.GraphDef]:
-        """What the modules are without their arrays; made once, abstractly."""
-        shell = nnx.eval_shape(lambda: self._shell(nnx.Rngs(0)))
-        block = nnx.eval_shape(lambda: self._block(nnx.Rngs(0)))
-        return nnx.split(shell, nnx.Param, ...)[0], nnx.split(block, nnx.Param, ...)[0]
-
-    def init(self, key: Key) -> Params:
-        """Fresh float32 parameters, a nested dict; `blocks` holds one stack [depth, ...] a matrix.
-
-        Xavier-uniform matrices and zero biases; label table and time MLP N(0, 0.02); every
-        modulation and every head zero. Call it under `jax.jit`.
-        """
-        shell_key, block_key = jax.random.split(key)
-        block_keys = jax.random.split(block_key, self.settings.depth)
-        blocks = jax.vmap(lambda k: _params(self._block(nnx.Rngs(k))))(block_keys)
-        return {**_params(self._shell(nnx.Rngs(shell_key))), "blocks": blocks}
-
-    def __call__(
-        self, params: Params, x: Latents, t: Array, y: Labels, *, taps: tuple[int, ...] = ()
-    ) -> NetOutput:
-        """Velocity at (x, t) for labels y, with the early predictions and the tapped tokens.
-
-        Args:
-          params: as `init` makes them.
-          x: latents [b, side, side, channels].
-          t: times [b], what the process's `condition_time` says.
-          y: labels [b]; `num_classes` is the null class.
-          taps: depths (from 1) whose tokens are returned, float32.
-        """
-        s = self.settings
-        shell_graph, block_graph = self._graphs
-        rest = {name: leaf for name, leaf in params.items() if name != "blocks"}
-        shell = nnx.merge(shell_graph, rest)
-        c = shell.condition(t, y)
-        tokens, exits = trunk.run_blocks(
-            lambda p, tokens: nnx.merge(block_graph, p)(tokens, c),
-            params["blocks"],
-            shell.tokens(x),
-            exits=s.readouts + taps,
-            remat=s.remat,
-            unroll=s.unroll,
-        )
-
-        def read(head: layers.FinalLayer, tokens: Tokens) -> Latents:
-            return embed.unpatchify(head(tokens, c), s.patch_size).astype(jnp.float32)
-
-        return NetOutput(
-            pred=read(shell.final_layer, tokens),
-            heads={d: read(shell.heads[f"depth_{d}"], exits[d]) for d in s.readouts},
-            features={d: exits[d] for d in taps},
-        )
+    readout_init: ClassVar[nnx.Initializer] = layers.zeros
