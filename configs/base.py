@@ -6,6 +6,10 @@ The values are those of the published SiT + Internal Guidance where it has one.
 from ml_collections import ConfigDict
 
 
+def guidance(scale: float, low: float = 0.0, high: float = 1.0, channels: int = 0) -> ConfigDict:
+    return ConfigDict({"scale": scale, "low": low, "high": high, "channels": channels})
+
+
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of initial weights, data order and training noise
@@ -32,8 +36,11 @@ def get_config() -> ConfigDict:
 
     c.process = ConfigDict()
     c.process.name = "flow"
-    c.process.path = "linear"  # linear, cosine
-    c.process.time_distribution = "uniform"  # of training times: uniform, lognormal
+    c.process.path = "linear"  # linear, cosine (GVP), vp
+    c.process.prediction = "velocity"  # velocity, noise, score
+    c.process.time_distribution = "uniform"  # of training times: uniform, lognormal, logit_normal
+    c.process.time_mean = 0.0  # of the normal draw behind the last two; above 0: more noise
+    c.process.time_std = 1.0
 
     c.data = ConfigDict()
     c.data.source = ConfigDict({"name": "digits", "split": "train"})
@@ -86,11 +93,17 @@ def get_config() -> ConfigDict:
     c.sample.weights = "ema"  # ema (the first decay), raw, or a decay such as 0.9999
     c.sample.sampler = ConfigDict(
         {"name": "euler_maruyama", "num_steps": 250}
-    )  # euler, heun, euler_maruyama
+    )  # euler, heun, heun2, euler_maruyama, dopri5 (num_steps: at most; rtol=1e-3, atol=1e-6)
+    c.sample.time_shift = 1.0  # above 1: more of a fixed grid's steps at high noise
     c.sample.readout = 0  # depth that Internal Guidance extrapolates from; 0 is the first readout
-    # Each guidance is on for t in [low, high] (0 is data, 1 is noise); scale 1 is off.
-    c.sample.ig = ConfigDict({"scale": 1.4, "low": 0.0, "high": 1.0})  # Internal Guidance
-    c.sample.cfg = ConfigDict({"scale": 1.35, "low": 0.0, "high": 0.7})  # classifier-free guidance
+    # Each guidance is on for t in [low, high] (0 is data, 1 is noise), on the first so many
+    # channels (0: all); scale 1 is off.
+    c.sample.ig = guidance(1.4)  # Internal Guidance
+    c.sample.cfg = guidance(1.35, high=0.7)  # classifier-free guidance
+    c.sample.autoguidance = guidance(1.0)  # away from a worse network, that of sample.guide
+    c.sample.guide = ConfigDict(
+        {"workdir": "", "step": 0, "weights": "ema"}  # a run and its checkpoint (0: the newest)
+    )
 
     c.evaluate = ConfigDict()
     c.evaluate.num = 1000  # samples for each seed

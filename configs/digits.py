@@ -37,8 +37,8 @@ def get_config() -> ConfigDict:
     c.sample.batch_size = 512
     c.sample.labels = "balanced"
     c.sample.sampler = ConfigDict({"name": "euler", "num_steps": 20})
-    c.sample.ig = ConfigDict({"scale": 2.0, "low": 0.0, "high": 1.0})
-    c.sample.cfg = ConfigDict({"scale": 1.2, "low": 0.0, "high": 1.0})
+    c.sample.ig = base.guidance(2.0)
+    c.sample.cfg = base.guidance(1.2)
 
     c.evaluate.num = 1440
     return c

@@ -100,6 +100,9 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def all_steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
     def save(self, state: TrainState, data: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Starts writing; returns when the state has been copied and may be donated."""
         step = int(jax.device_get(state.step))

@@ -25,7 +25,7 @@ from ig_jax.codecs import CODECS
 from ig_jax.data import SOURCES
 from ig_jax.diffusion import PROCESSES
 from ig_jax.errors import UserError
-from ig_jax.guidance import Guidance
+from ig_jax.guidance import KINDS, Guidance, Guidances
 from ig_jax.models import MODELS
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
@@ -135,27 +135,58 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """The run whose network autoguidance extrapolates from."""
+
+    workdir: str
+    step: int
+    weights: str
+
+    def __post_init__(self):
+        _require(self.step >= 0, "step", self.step, "must not be negative (0 is the newest)")
+
+
+@dataclass(frozen=True)
 class Sample:
     num: int
     batch_size: int
     seed: int
     labels: str
     weights: str
+    time_shift: float
     readout: int
     ig: Guidance
     cfg: Guidance
+    autoguidance: Guidance
+    guide: Guide
     sampler: Sampler = named(SAMPLERS)
 
     def __post_init__(self):
         _require(self.num >= 1, "num", self.num, "must be at least 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
         _require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+        _require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
+        if self.time_shift != 1 and self.sampler.adaptive:
+            raise ConfigError(
+                f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this sampler "
+                "chooses its own; set it to 1"
+            )
+        if self.autoguidance.scale != 1 and not self.guide.workdir:
+            raise ConfigError(
+                f"autoguidance.scale = {self.autoguidance.scale}: needs a worse network; name its "
+                "run in guide.workdir, or set the scale to 1 (off)"
+            )
         _require(
             self.labels in LABEL_MODES or self.given_labels is not None,
             "labels",
             self.labels,
             f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (then repeated)",
         )
+
+    @property
+    def guidances(self) -> Guidances:
+        """Kind -> settings."""
+        return {kind: getattr(self, kind) for kind in KINDS}
 
     @property
     def given_labels(self) -> list[int] | None:
@@ -276,12 +307,14 @@ def _make(cls: type, values: Any, path: str) -> Any:
     for name in values:
         if name not in specs:
             raise ConfigError(f"{dot}{name}: unknown field; {nearest(name, specs)}")
-    for name in specs:
-        if name not in values:
+    for name, spec in specs.items():
+        if name not in values and spec.default is dataclasses.MISSING and spec.init:
             raise ConfigError(f"{dot}{name}: missing; configs/base.py shows every field")
     hints = typing.get_type_hints(cls)
     arguments = {
-        name: _field(spec, hints[name], values[name], dot + name) for name, spec in specs.items()
+        name: _field(spec, hints[name], values[name], dot + name)
+        for name, spec in specs.items()
+        if name in values
     }
     try:
         return cls(**arguments)
@@ -307,6 +340,12 @@ def _check_model(c: Config) -> None:
 
 def _check_sampling(c: Config) -> None:
     readouts, s = c.model.readouts, c.sample
+    for kind, g in s.guidances.items():
+        if g.channels > c.latent_shape[-1]:
+            raise ConfigError(
+                f"sample.{kind}.channels = {g.channels}: latents have {c.latent_shape[-1]}; "
+                "0 guides all of them"
+            )
     if s.ig.scale != 1 and not readouts:
         raise ConfigError(
             f"sample.ig.scale = {s.ig.scale}: needs an intermediate readout; name a depth in "

@@ -11,20 +11,19 @@ import numpy as np
 
 from ig_jax import evaluate, logs, pictures, sample, train
 from ig_jax.build import Experiment
-from ig_jax.guidance import Guidance
+from ig_jax.guidance import Guidances
+from ig_jax.sample import Generator
 
 SHOWN_ROWS = 5
 
 
-def _title(name: str, ig: Guidance, cfg: Guidance) -> str:
+NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
+
+
+def title(guidances: Guidances) -> str:
     """How a variant is called in pictures and tables."""
-    names = {
-        "plain": "plain",
-        "ig": f"IG {ig.scale:g}",
-        "cfg": f"CFG {cfg.scale:g}",
-        "ig_cfg": f"IG {ig.scale:g} + CFG {cfg.scale:g}",
-    }
-    return names[name]
+    on = [f"{NAMES[kind]} {g.scale:g}" for kind, g in guidances.items() if g.scale != 1]
+    return " + ".join(on) or "plain"
 
 
 def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
@@ -63,6 +62,7 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     """Results by variant with the floor first, seconds of sample and evaluate, and titles."""
     c = exp.config
     step, params = sample.load_weights(exp, workdir)
+    generator = Generator(exp, sample.load_worse(exp))
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
     judge, floor = evaluate.make_judge(exp)
@@ -72,17 +72,19 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     ways = evaluate.variants(exp)
     total = len(ways) * len(c.evaluate.seeds) * c.evaluate.num
     with logs.progress(total, unit="image", what="sampling") as bar:
-        for name, (ig, cfg) in ways.items():
-            titles[name] = _title(name, ig, cfg)
+        for name, guidances in ways.items():
+            titles[name] = title(guidances)
             measured = []
-            started = time.perf_counter()
-            for images, labels in evaluate.draw(exp, params, ig, cfg, bar):
-                seconds["sample"] += time.perf_counter() - started
-                drawn.setdefault(titles[name], (images, labels))
+            for seed in c.evaluate.seeds:
                 started = time.perf_counter()
+                images, labels = evaluate.draw(
+                    generator, params, c.evaluate.num, seed, bar, guidances=guidances
+                )
+                drawn_at = time.perf_counter()
                 measured.append(judge.measure(images, labels))
-                seconds["evaluate"] += time.perf_counter() - started
-                started = time.perf_counter()
+                seconds["sample"] += drawn_at - started
+                seconds["evaluate"] += time.perf_counter() - drawn_at
+                drawn.setdefault(titles[name], (images, labels))
             results[name] = evaluate.spread(measured)
     pictures.save(workdir / "samples.png", _picture(drawn, exp.num_classes))
     results["settings"] = {**sample.settings(exp, step), **c.raw["evaluate"]}

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 from ig_jax import guidance, sample, train, tree
 from ig_jax.build import Experiment
+from ig_jax.samplers.base import Sampler
 
 MIB = 2**20
 
@@ -35,7 +36,7 @@ def _training(exp: Experiment) -> list[str]:
     state = jax.eval_shape(lambda: train.init_state(exp))
     n = c.train.batch_size
     batches = {
-        "stored": jax.ShapeDtypeStruct((1, n, *c.data.source.stored_shape), jnp.uint8),
+        "stored": jax.ShapeDtypeStruct((1, n, *c.data.source.stored_shape), c.data.source.stored_dtype),
         "label": jax.ShapeDtypeStruct((1, n), jnp.int32),
     }
     _, metrics = jax.eval_shape(train.make_dispatch(exp), state, batches)
@@ -53,25 +54,30 @@ def _sampling(exp: Experiment) -> list[str]:
     s = exp.config.sample
     n = s.batch_size
     jax.eval_shape(
-        sample.make_generate(exp, s.ig, s.cfg),
+        sample.Generator(exp, sample.load_worse(exp)),
         exp.abstract_params,
         jax.ShapeDtypeStruct((), jnp.uint32),
         *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
     )
-    grid = s.sampler.grid()
-    cut = guidance.stretches(grid, s.ig, s.cfg)
+    _, grid, cut, _ = sample.plan(exp.config, s.sampler, s.guidances)
     lines = [
-        f"sampling: {type(s.sampler).__name__}, {len(grid) - 1} steps, "
-        f"{guidance.evaluations(cut, s.sampler.calls_per_step)} network evaluations a sample; "
-        "t = 1 is noise",
-        f"{'step':>6}{'t':>10}{'t_next':>10}   IG    CFG",
+        f"sampling: {type(s.sampler).__name__}, {_cost(s.sampler, cut)}; t = 1 is noise",
+        f"{'step':>6}{'t':>10}{'t_next':>10}   guidance",
     ]
     for stretch in cut:
-        ig = f"{s.ig.scale:<6g}" if stretch.ig else "off   "
-        cfg = f"{s.cfg.scale:g}" if stretch.cfg else "off"
+        on = [f"{kind} {g.scale:g}" for kind, g in s.guidances.items() if kind in stretch.on]
         for i in range(stretch.start, stretch.stop):
-            lines.append(f"{i:>6}{grid[i]:>10.4f}{grid[i + 1]:>10.4f}   {ig}{cfg}")
+            lines.append(f"{i:>6}{grid[i]:>10.4f}{grid[i + 1]:>10.4f}   {', '.join(on) or 'off'}")
     return lines
+
+
+def _cost(sampler: Sampler, cut: tuple[guidance.Stretch, ...]) -> str:
+    """Steps and network evaluations of one sample."""
+    if sampler.adaptive:
+        return f"at most {sampler.num_steps} steps of its own choice on each line below"
+    count = guidance.evaluations(cut, sampler.calls())
+    others = f" and {count.other} of the guiding network" if count.other else ""
+    return f"{cut[-1].stop} steps, {count.network} network evaluations a sample{others}"
 
 
 def describe(exp: Experiment) -> str:

@@ -6,23 +6,24 @@ second is the floor (or the ceiling): what a perfect generator would reach on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ig_jax import logs, sample
+from ig_jax import guidance, logs, sample
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
-from ig_jax.guidance import Guidance
+from ig_jax.guidance import Guidances
 from ig_jax.metrics import feature_classifier
 from ig_jax.metrics.feature_classifier import FeatureClassifier
 from ig_jax.metrics.frechet import frechet_distance
 from ig_jax.metrics.inception_score import inception_score
 from ig_jax.metrics.moments import Moments
 from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
+from ig_jax.sample import Generator
 from ig_jax.types import Params
 
 # Name of a measure -> (heading, decimals, factor to what the heading says).
@@ -117,32 +118,33 @@ def spread(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def variants(exp: Experiment) -> dict[str, tuple[Guidance, Guidance]]:
-    """Name -> (ig, cfg): neither guidance, each alone, both, as far as the config has them on."""
-    s = exp.config.sample
-    off_ig, off_cfg = replace(s.ig, scale=1.0), replace(s.cfg, scale=1.0)
-    all_four = {
-        "plain": (off_ig, off_cfg),
-        "ig": (s.ig, off_cfg),
-        "cfg": (off_ig, s.cfg),
-        "ig_cfg": (s.ig, s.cfg),
+def variants(exp: Experiment) -> dict[str, Guidances]:
+    """Name -> guidances: none, each that the config has on alone, IG with CFG.
+
+    Names join the kinds by '_': plain, ig, cfg, autoguidance, ig_cfg.
+    """
+    given = exp.config.sample.guidances
+    on = {kind for kind, g in given.items() if g.scale != 1}
+    wanted = [(), ("ig",), ("cfg",), ("autoguidance",), ("ig", "cfg")]
+    return {
+        "_".join(kinds) or "plain": guidance.only(given, kinds)
+        for kinds in wanted
+        if on >= set(kinds)
     }
-    unique = {pair: name for name, pair in reversed(all_four.items())}
-    return {name: pair for name, pair in all_four.items() if unique[pair] == name}
 
 
 def draw(
-    exp: Experiment, params: Params, ig: Guidance, cfg: Guidance, bar: Any
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images, labels) of `evaluate.num` samples for every seed of `evaluate.seeds`."""
-    generate = sample.make_generate(exp, ig, cfg)
-    indices = np.arange(exp.config.evaluate.num)
-    for seed in exp.config.evaluate.seeds:
-        parts = []
-        for part in sample.batches(exp, generate, params, seed, indices):
-            parts.append(part)
-            bar.update(len(part[0]))
-        yield np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
+    generator: Generator, params: Params, num: int, seed: int, bar: Any, **chosen: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """(decoded samples, labels) of the first `num` samples under `seed`.
+
+    `chosen` may name guidances and a sampler, as for `Generator`.
+    """
+    parts = []
+    for part in sample.batches(generator, params, seed, np.arange(num), **chosen):
+        parts.append(part)
+        bar.update(len(part[0]))
+    return np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -160,13 +162,14 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def run(exp: Experiment, workdir: Path) -> dict[str, Any]:
     """Judges the newest checkpoint under the configured guidance; writes evaluation.json."""
     step, params = sample.load_weights(exp, workdir)
+    generator = Generator(exp, sample.load_worse(exp))
     judge, floor = make_judge(exp)
     c = exp.config
     total = c.evaluate.num * len(c.evaluate.seeds)
     with logs.progress(total, unit="image", what="evaluating") as bar:
         measured = [
-            judge.measure(images, labels)
-            for images, labels in draw(exp, params, c.sample.ig, c.sample.cfg, bar)
+            judge.measure(*draw(generator, params, c.evaluate.num, seed, bar))
+            for seed in c.evaluate.seeds
         ]
     results = {"floor": spread([floor]), "samples": spread(measured)}
     logs.say(table({"held-out images": results["floor"], "samples": results["samples"]}))

@@ -1,26 +1,36 @@
-"""Guidance as a velocity function: Internal Guidance on each branch, then classifier-free guidance.
+"""Guidance as a velocity function. Every kind extrapolates from a worse velocity to a better one:
 
-  v_b  = v_readout,b + w (v_final,b - v_readout,b) for b in {cond, null}  (IG, arXiv 2512.24176)
-  v    = v_null + s (v_cond - v_null)                                  (CFG, arXiv 2207.12598)
+  v <- v_worse + w (v - v_worse)
 
-A scale of 1 is off for both. An interval is [low, high], inclusive on both ends, tested at the
-first time of a sampling step; the published samplers do the same. Readouts come with every forward
-pass, so IG costs no evaluation. CFG doubles the batch, so the steps outside its interval must not
-run it: the grid is cut on the host, in float64, into stretches of equal flags, and each stretch
-gets a velocity function that holds just what is on. Samplers see none of this.
+  kind            v_worse                              where                 evaluations
+  ig              the readout of the same pass         each branch, first    none
+  cfg             the null class of the same network   then                  doubles the batch
+  autoguidance    another network, same labels         last                  one of that network
+
+Sources: Internal Guidance arXiv 2512.24176, CFG arXiv 2207.12598, autoguidance arXiv 2406.02507.
+IG first, on the conditional and on the null branch, is what the published code does. Autoguidance
+comes last and once: the worse network is asked for the labels, unguided.
+
+A scale of 1 is off. An interval is [low, high], inclusive on both ends, tested at the first time of
+a sampling step; the published samplers do the same. CFG doubles the batch, so the steps outside its
+interval must not run it: the grid is cut on the host, in float64, into stretches of equal kinds,
+and each stretch gets a velocity function that holds just what is on. Scales are left out of the
+cut, so that one compiled program serves all of them. Samplers see none of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from ig_jax.types import Field, Labels, Latents, NetFn, NetOutput, Params, Process, Scalar
+from ig_jax.types import Field, Labels, Latents, NetFn, Params, Process, Scalar
+
+KINDS = ("ig", "cfg", "autoguidance")
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Guidance:
     scale: float
     low: float
     high: float
+    channels: int = 0  # only the first so many channels are guided; 0 is all of them
 
     def __post_init__(self):
         if not 0 <= self.low <= self.high <= 1:
@@ -37,9 +48,20 @@ class Guidance:
                 f"low = {self.low}, high = {self.high}: must satisfy 0 <= low <= high <= 1 "
                 "(t = 0 is data, t = 1 is noise)"
             )
+        if self.channels < 0:
+            raise ValueError(f"channels = {self.channels}: must not be negative (0 is all)")
 
     def on(self, t: float) -> bool:
         return self.scale != 1.0 and self.low <= t <= self.high
+
+
+Guidances = Mapping[str, Guidance]  # kind -> settings
+On = frozenset[str]  # kinds that are on
+
+
+def only(guidances: Guidances, kinds: Collection[str]) -> Guidances:
+    """The same guidances with all but `kinds` turned off."""
+    return {k: g if k in kinds else replace(g, scale=1.0) for k, g in guidances.items()}
 
 
 class Stretch(NamedTuple):
@@ -47,100 +69,144 @@ class Stretch(NamedTuple):
 
     start: int
     stop: int
-    ig: bool
-    cfg: bool
+    on: On
+    on_at_end: On  # at the later time of each step; differs only for samplers that ask for it
 
 
-def stretches(grid: np.ndarray, ig: Guidance, cfg: Guidance) -> list[Stretch]:
-    """Cuts the steps of a float64 time grid [steps + 1] where a guidance switches on or off."""
-    flags = [(ig.on(t), cfg.on(t)) for t in grid[:-1].tolist()]
-    cut, start = [], 0
-    for (ig_on, cfg_on), run in groupby(flags):
-        stop = start + len(list(run))
-        cut.append(Stretch(start, stop, ig_on, cfg_on))
-        start = stop
-    return cut
+def kinds_on(guidances: Guidances, t: float) -> On:
+    return frozenset(kind for kind, g in guidances.items() if g.on(t))
 
 
-def evaluations(cut: Sequence[Stretch], calls_per_step: int) -> int:
-    """Network evaluations of one sample, counting a conditional and a null pass as two.
-
-    The last step of every sampler evaluates once.
-    """
-    passes = [2 if s.cfg else 1 for s in cut for _ in range(s.start, s.stop)]
-    return sum(passes[:-1]) * calls_per_step + passes[-1]
-
-
-def internal(out: NetOutput, readout: int, scale: float) -> Latents:
-    """v_readout + scale (v_final - v_readout)."""
-    early = out.heads[readout]
-    return early + scale * (out.pred - early)
-
-
-def field(
-    net: NetFn,
-    params: Params,
-    y: Labels,
-    *,
-    process: Process,
-    null_class: int,
-    readout: int | None,
-    ig_scale: float | None,
-    cfg_scale: float | None,
-) -> Field:
-    """The guided velocity of a network, and the score that belongs to it.
+def stretches(
+    grid: np.ndarray, guidances: Guidances, *, at_end: bool = False
+) -> tuple[Stretch, ...]:
+    """Cuts the steps of a float64 time grid [steps + 1] where a guidance switches on or off.
 
     Args:
-      net, params: the network.
+      at_end: whether the sampler also asks for the guidance at the end of a step.
+    """
+    at = [kinds_on(guidances, t) for t in grid.tolist()]
+    flags = list(zip(at[:-1], at[1:] if at_end else at[:-1], strict=True))
+    cut, start = [], 0
+    for (on, on_at_end), run in groupby(flags):
+        stop = start + len(list(run))
+        cut.append(Stretch(start, stop, on, on_at_end))
+        start = stop
+    return tuple(cut)
+
+
+def pieces(first: float, last: float, guidances: Guidances) -> tuple[np.ndarray, tuple]:
+    """For a sampler that chooses its own steps: (grid, stretches) cut at the intervals' ends.
+
+    Guidance is then constant in time on each piece, so that no step of an adaptive solver meets a
+    jump, and one step of this grid is one piece.
+    """
+    ends = {t for g in guidances.values() if g.scale != 1.0 for t in (g.low, g.high)}
+    grid = np.array([first, *sorted((t for t in ends if last < t < first), reverse=True), last])
+    middles = ((grid[:-1] + grid[1:]) / 2).tolist()
+    on = [kinds_on(guidances, t) for t in middles]
+    return grid, tuple(Stretch(i, i + 1, kinds, kinds) for i, kinds in enumerate(on))
+
+
+class Evaluations(NamedTuple):
+    """Of one sample: passes of the network (conditional and null count as two), of the worse one."""
+
+    network: int
+    other: int
+
+
+def evaluations(cut: Sequence[Stretch], calls: Sequence[int]) -> Evaluations:
+    """Counts passes, given the evaluations of the field in every step [steps]."""
+
+    def passes(on: On, count: int) -> Evaluations:
+        return Evaluations(count * (2 if "cfg" in on else 1), count * ("autoguidance" in on))
+
+    each = [
+        passes(on, n)
+        for s in cut
+        for i in range(s.start, s.stop)
+        for on, n in ((s.on, 1), (s.on_at_end, calls[i] - 1))
+    ]
+    return Evaluations(*map(sum, zip(*each, strict=True)))
+
+
+def extrapolate(worse: Latents, v: Latents, scale: Scalar | float, channels: int = 0) -> Latents:
+    """worse + scale (v - worse) on the first `channels` channels (0: on all); v on the rest."""
+    guided = worse + scale * (v - worse)
+    return guided if not channels else jnp.where(jnp.arange(v.shape[-1]) < channels, guided, v)
+
+
+@dataclass(frozen=True)
+class Worse:
+    """The network that autoguidance extrapolates from, and what its predictions mean."""
+
+    net: NetFn
+    process: Process
+    params: Params
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A network with everything that guidance needs around it.
+
+    Args:
+      net, params, process: the network, and what its predictions mean.
       y: labels [b].
-      process: turns predictions into velocities.
       null_class: the label that stands for no class.
+      scales: kind -> scale, a number or a traced scalar, for every kind that may be on.
+      channels: kind -> how many of the first channels are guided; 0, or no entry, is all.
       readout: depth of the early head that IG extrapolates from; None where there is none.
-      ig_scale, cfg_scale: None leaves that guidance, and its cost, out.
+      worse: the network that autoguidance extrapolates from; None where there is none.
     """
 
-    def predict(x: Latents, t: Scalar, y: Labels) -> Latents:
+    net: NetFn
+    params: Params
+    process: Process
+    y: Labels
+    null_class: int
+    scales: Mapping[str, Scalar | float]
+    channels: Mapping[str, int]
+    readout: int | None = None
+    worse: Worse | None = None
+
+    def _extrapolate(self, kind: str, worse: Latents, v: Latents) -> Latents:
+        return extrapolate(worse, v, self.scales[kind], self.channels.get(kind, 0))
+
+    def _branch(self, on: On, x: Latents, t: Scalar, y: Labels) -> Latents:
         times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
-        out = net(params, x, process.condition_time(times), y)
-        pred = out.pred if ig_scale is None else internal(out, readout, ig_scale)
-        return process.velocity(pred, x, times)
+        out = self.net(self.params, x, self.process.condition_time(times), y)
+        v = out.pred
+        if "ig" in on:
+            v = self._extrapolate("ig", out.heads[self.readout], v)
+        return self.process.velocity(v, x, times)
 
-    def with_cfg(x: Latents, t: Scalar) -> Latents:
-        both = jnp.concatenate([y, jnp.full_like(y, null_class)])
-        cond, null = jnp.split(predict(jnp.concatenate([x, x]), t, both), 2)
-        return null + cfg_scale * (cond - null)
+    def _worse(self, x: Latents, t: Scalar) -> Latents:
+        other = self.worse
+        times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
+        out = other.net(other.params, x, other.process.condition_time(times), self.y)
+        return other.process.velocity(out.pred, x, times)
 
-    velocity = with_cfg if cfg_scale is not None else lambda x, t: predict(x, t, y)
-    return Field(velocity, process.score)
+    def velocity(self, on: On, x: Latents, t: Scalar) -> Latents:
+        """dx/dt [b, h, w, c] at (x, t) with the kinds `on`."""
+        if "cfg" in on:
+            y = jnp.concatenate([self.y, jnp.full_like(self.y, self.null_class)])
+            cond, null = jnp.split(self._branch(on, jnp.concatenate([x, x]), t, y), 2)
+            v = self._extrapolate("cfg", null, cond)
+        else:
+            v = self._branch(on, x, t, self.y)
+        return self._extrapolate("autoguidance", self._worse(x, t), v) if "autoguidance" in on else v
 
+    def field(self, on: On, on_at_end: On) -> Field:
+        """All that a sampler sees while these kinds are on."""
 
-def fields(
-    cut: Sequence[Stretch],
-    net: NetFn,
-    params: Params,
-    y: Labels,
-    *,
-    process: Process,
-    null_class: int,
-    readout: int | None,
-    ig: Guidance,
-    cfg: Guidance,
-) -> list[tuple[Field, int, int]]:
-    """(field, start, stop) for every stretch: what `samplers.base.integrate` takes."""
-    return [
-        (
-            field(
-                net,
-                params,
-                y,
-                process=process,
-                null_class=null_class,
-                readout=readout,
-                ig_scale=ig.scale if s.ig else None,
-                cfg_scale=cfg.scale if s.cfg else None,
-            ),
-            s.start,
-            s.stop,
-        )
-        for s in cut
-    ]
+        def velocity(x: Latents, t: Scalar) -> Latents:
+            return self.velocity(on, x, t)
+
+        def at_end(x: Latents, t: Scalar) -> Latents:
+            return self.velocity(on_at_end, x, t)
+
+        return Field(velocity, self.process.score, None if on == on_at_end else at_end)
+
+    def fields(self, cut: Sequence[Stretch]) -> list[tuple[Field, int, int]]:
+        """(field, start, stop) for every stretch: what `samplers.base.sample` takes."""
+        return [(self.field(s.on, s.on_at_end), s.start, s.stop) for s in cut]

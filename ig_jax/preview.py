@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ig_jax import logs, pictures, sample
+from ig_jax import guidance, logs, pictures, sample
 from ig_jax.build import Experiment
 from ig_jax.types import Params
 
@@ -28,19 +28,22 @@ class Preview:
         )
         self.columns = columns
         self.exp = replace(exp, config=replace(exp.config, sample=s))
-        off = replace(s.ig, scale=1.0)
-        self.generate = {
-            "unguided": sample.make_generate(self.exp, off, off),
-            f"IG {s.ig.scale:g}, CFG {s.cfg.scale:g}": sample.make_generate(self.exp, s.ig, s.cfg),
+        # Without autoguidance: its other network need not exist yet while this one trains.
+        guided = guidance.only(s.guidances, ("ig", "cfg"))
+        self.ways = {
+            "unguided": guidance.only(s.guidances, ()),
+            f"IG {s.ig.scale:g}, CFG {s.cfg.scale:g}": guided,
         }
+        self.generator = sample.Generator(self.exp)
 
     def draw(self, params: Params, step: int) -> np.ndarray:
         """Writes the picture of this step; returns it as uint8 [h, w, 3]."""
         indices = np.arange(ROWS * self.columns)
         seed = self.exp.config.sample.seed
         named = {}
-        for name, generate in self.generate.items():
-            [(_, images, _)] = sample.batches(self.exp, generate, params, seed, indices)
+        for name, guidances in self.ways.items():
+            drawn = sample.batches(self.generator, params, seed, indices, guidances=guidances)
+            [(_, images, _)] = drawn
             named[name] = pictures.grid(images, self.columns)
         picture = pictures.panels(named)
         if jax.process_index() == 0:

@@ -8,60 +8,147 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from ig_jax import checkpoint, guidance, logs, pictures, prng, sharding
+from ig_jax import build, checkpoint, guidance, logs, pictures, prng, sharding
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints
-from ig_jax.config import Config
+from ig_jax.config import Config, parse
 from ig_jax.errors import UserError
-from ig_jax.guidance import Guidance
+from ig_jax.guidance import KINDS, Guided, Guidances, Stretch, Worse
 from ig_jax.samplers import base
-from ig_jax.types import Images, Labels, Latents, Params
+from ig_jax.samplers.base import Sampler
+from ig_jax.types import Labels, Latents, Params, Scalar
 
-Generate = Callable[[Params, jax.Array, jax.Array, jax.Array], Images]
+class Plan(NamedTuple):
+    """What decides which program draws samples; the scales of guidance do not."""
+
+    sampler: Sampler
+    grid: tuple[float, ...]  # times, from noise to data
+    cut: tuple[Stretch, ...]
+    channels: tuple[tuple[str, int], ...]  # kind of guidance -> its channels
+
+
+def plan(config: Config, sampler: Sampler, guidances: Guidances) -> Plan:
+    """The times that `sampler` visits under `config`, and what guides it when."""
+    low, high = config.process.interval(sampling=True)
+    channels = tuple((kind, g.channels) for kind, g in guidances.items())
+    if sampler.adaptive:
+        grid, cut = guidance.pieces(high, low, guidances)
+    else:
+        grid = low + (high - low) * base.shift_times(sampler.grid(), config.sample.time_shift)
+        cut = guidance.stretches(grid, guidances, at_end=sampler.guided_at_end)
+    return Plan(sampler, tuple(grid.tolist()), cut, channels)
 
 
 def trajectory(
-    exp: Experiment, params: Params, seed: jax.Array, indices: jax.Array, y: Labels, ig, cfg
+    guided: Guided, plan: Plan, shape: tuple[int, ...], seed: jax.Array, indices: jax.Array
 ) -> Latents:
-    """Latents [b, h, w, c] of samples `indices` [b] under seed, labels y [b] and two guidances."""
-    sampler, shape = exp.config.sample.sampler, exp.net.latent_shape
+    """Latents [b, *shape] of samples `indices` [b] under seed."""
     keys = prng.sample_keys(seed, indices)
-    fields = guidance.fields(
-        guidance.stretches(sampler.grid(), ig, cfg),
-        exp.net,
-        params,
-        y,
-        process=exp.config.process,
-        null_class=exp.num_classes,
-        readout=exp.config.readout,
-        ig=ig,
-        cfg=cfg,
-    )
     return base.sample(
-        sampler,
-        fields,
+        plan.sampler,
+        np.array(plan.grid),
+        guided.fields(plan.cut),
         prng.sample_normal(keys, shape, prng.LATENTS),
         lambda i: prng.sample_normal(keys, shape, prng.FIRST_STEP + i),
     )
 
 
-def make_generate(exp: Experiment, ig: Guidance, cfg: Guidance) -> Generate:
-    """The compiled program (params, seed, indices [b], labels [b]) -> uint8 images [b, H, W, c]."""
+def one_by_one(draw: Callable[[jax.Array, Labels], Latents]) -> Callable:
+    """`draw(indices [b], labels [b])` so that every sample is a batch of its own."""
 
-    def generate(params: Params, seed: jax.Array, indices: jax.Array, y: Labels) -> Images:
-        latents = trajectory(exp, params, seed, indices, y, ig, cfg)
-        return exp.config.data.codec.decode(latents)
+    def each(indices: jax.Array, y: Labels) -> Latents:
+        return jax.vmap(lambda i, label: draw(i[None], label[None])[0])(indices, y)
 
-    whole, rows = sharding.replicated(exp.mesh), sharding.over_batch(exp.mesh)
-    return jax.jit(generate, in_shardings=(whole, whole, rows, rows), out_shardings=rows)
+    return each
+
+
+class Generator:
+    """Draws samples of one experiment; compiles a program for every plan it meets."""
+
+    def __init__(
+        self,
+        exp: Experiment,
+        worse: Worse | None = None,
+        decode: Callable[[Latents], jax.Array] | None = None,
+    ):
+        """
+        Args:
+          exp: network, process, sampler, guidances.
+          worse: what autoguidance extrapolates from; None where it is off.
+          decode: from latents to what is returned; by default the codec's pictures.
+        """
+        self.exp, self.worse = exp, worse
+        self.decode = decode or exp.config.data.codec.decode
+        whole, rows = sharding.replicated(exp.mesh), sharding.over_batch(exp.mesh)
+        self._program = jax.jit(
+            self._generate,
+            static_argnums=0,
+            in_shardings=(whole, whole, whole, whole, rows, rows),
+            out_shardings=rows,
+        )
+
+    def _generate(
+        self,
+        plan: Plan,
+        params: Params,
+        worse: Params | None,
+        scales: Mapping[str, Scalar],
+        seed: jax.Array,
+        indices: jax.Array,
+        y: Labels,
+    ) -> jax.Array:
+        def draw(indices: jax.Array, y: Labels) -> Latents:
+            guided = Guided(
+                net=self.exp.net,
+                params=params,
+                process=self.exp.config.process,
+                y=y,
+                null_class=self.exp.num_classes,
+                scales=scales,
+                channels=dict(plan.channels),
+                readout=self.exp.config.readout,
+                worse=self.worse and replace(self.worse, params=worse),
+            )
+            return trajectory(guided, plan, self.exp.net.latent_shape, seed, indices)
+
+        return self.decode((one_by_one(draw) if plan.sampler.adaptive else draw)(indices, y))
+
+    def __call__(
+        self,
+        params: Params,
+        seed: jax.Array | np.ndarray | np.uint32,
+        indices: jax.Array,
+        y: Labels,
+        guidances: Guidances | None = None,
+        sampler: Sampler | None = None,
+    ) -> jax.Array:
+        """Samples `indices` [b] with labels y [b]: decoded, [b, ...].
+
+        Args:
+          params: of the network.
+          seed: uint32; sample i depends on it and on i alone.
+          indices, y: which samples, and their labels.
+          guidances, sampler: others than the config's.
+
+        Raises:
+          UserError: an adaptive sampler needs more steps than it may take.
+        """
+        s = self.exp.config.sample
+        guidances = s.guidances if guidances is None else guidances
+        scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
+        chosen = plan(self.exp.config, sampler or s.sampler, guidances)
+        other = self.worse and self.worse.params
+        return self._program(chosen, params, other, scales, seed, indices, y)
 
 
 def labels_of(config: Config, seed: int, indices: np.ndarray) -> np.ndarray:
@@ -83,17 +170,36 @@ def labels_of(config: Config, seed: int, indices: np.ndarray) -> np.ndarray:
 
 
 def batches(
-    exp: Experiment, generate: Generate, params: Params, seed: int, indices: np.ndarray
+    generator: Generator, params: Params, seed: int, indices: np.ndarray, **chosen: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(indices, images, labels), a batch at a time; the last one is padded, then cut."""
+    """(indices, decoded samples, labels), a batch at a time; the last one is padded, then cut.
+
+    `chosen` may name guidances and a sampler, as for `Generator`.
+    """
+    exp = generator.exp
     size = exp.config.sample.batch_size
     for start in range(0, len(indices), size):
-        chosen = indices[start : start + size]
-        padded = np.resize(chosen, size)
+        taken = indices[start : start + size]
+        padded = np.resize(taken, size)
         labels = labels_of(exp.config, seed, padded)
         rows = sharding.to_global({"i": padded.astype(np.int32), "y": labels}, exp.mesh)
-        images = sharding.to_host(generate(params, np.uint32(seed), rows["i"], rows["y"]))
-        yield chosen, images[: len(chosen)], labels[: len(chosen)]
+        images = sharding.to_host(
+            generator(params, np.uint32(seed), rows["i"], rows["y"], **chosen)
+        )
+        yield taken, images[: len(taken)], labels[: len(taken)]
+
+
+def _checkpoints_of(workdir: Path) -> Checkpoints:
+    """The checkpoints of a run, at least one."""
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(
+            f"{workdir} holds no checkpoint: train first (--mode=train), or name a run's --workdir"
+        )
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step() is None:
+        checkpoints.close()
+        raise UserError(f"{workdir} holds no finished checkpoint: train on (--mode=train)")
+    return checkpoints
 
 
 def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
@@ -102,15 +208,9 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
     Raises:
       UserError: there is no checkpoint, or it was made with another model.
     """
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(
-            f"{workdir} holds no checkpoint: train first (--mode=train), or name a run's --workdir"
-        )
-    checkpoints = Checkpoints(workdir)
+    checkpoints = _checkpoints_of(workdir)
     try:
         step = checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"{workdir} holds no finished checkpoint: train on (--mode=train)")
         checkpoints.require(step, exp.config.raw, checkpoint.SAMPLES)
         placed = sharding.replicated(exp.mesh)
         which = exp.config.sample.weights
@@ -119,10 +219,47 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
         checkpoints.close()
 
 
+def load_worse(exp: Experiment) -> Worse | None:
+    """The network that autoguidance extrapolates from; None where autoguidance is off.
+
+    Raises:
+      UserError: its run is missing, or does not fit: other latents, other classes, another path.
+    """
+    s = exp.config.sample
+    if s.autoguidance.scale == 1:
+        return None
+    workdir = Path(s.guide.workdir)
+    checkpoints = _checkpoints_of(workdir)
+    try:
+        step = s.guide.step or checkpoints.latest_step()
+        if step not in checkpoints.all_steps():
+            raise UserError(
+                f"sample.guide.step = {step}: {workdir} holds no such checkpoint, only "
+                f"{', '.join(map(str, checkpoints.all_steps()))}"
+            )
+        raw = checkpoints.meta(step)["config"]
+        other = build.experiment(parse(ConfigDict(raw)), exp.mesh.devices.ravel())
+        for what, here, there in (
+            ("latents", exp.net.latent_shape, other.net.latent_shape),
+            ("classes", exp.num_classes, other.num_classes),
+            ("process.path", exp.config.process.path, other.config.process.path),
+        ):
+            if here != there:
+                raise UserError(
+                    f"sample.guide.workdir = {workdir}: its {what} are {there}, this run's {here}; "
+                    "autoguidance needs two networks of the same data and path"
+                )
+        placed = sharding.replicated(exp.mesh)
+        params = checkpoints.weights(step, s.guide.weights, other.abstract_params, placed)
+        return Worse(other.net, other.config.process, params)
+    finally:
+        checkpoints.close()
+
+
 def settings(exp: Experiment, step: int) -> dict[str, Any]:
     """All that decides what sample i looks like, for the record and for the folder's name."""
     s = exp.config.raw["sample"]
-    decisive = ("seed", "labels", "weights", "sampler", "readout", "ig", "cfg")
+    decisive = ("seed", "labels", "weights", "sampler", "time_shift", "readout", *KINDS, "guide")
     model = {name: exp.config.raw[name] for name in ("model", "process")}
     return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **model}
 
@@ -174,10 +311,10 @@ def run(exp: Experiment, workdir: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     logs.write_json(target / "settings.json", record)
     missing = np.array([i for i in range(s.num) if not _file(target, i).exists()], int)
-    generate = make_generate(exp, s.ig, s.cfg)
+    generator = Generator(exp, load_worse(exp))
     done = s.num - len(missing)
     with logs.progress(s.num, initial=done, unit="image", what="sampling") as bar:
-        for indices, images, _ in batches(exp, generate, params, s.seed, missing):
+        for indices, images, _ in batches(generator, params, s.seed, missing):
             for index, image in zip(indices.tolist(), images, strict=True):
                 pictures.save(_file(target, index), image)
             bar.update(len(indices))

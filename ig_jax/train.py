@@ -30,11 +30,11 @@ from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.data import loader
 from ig_jax.errors import UserError
-from ig_jax.objectives.base import Draws, Objective
-from ig_jax.types import Batch, Labels, Latents, Params, Scalar
+from ig_jax.objectives.base import BY_TIME, Draws, Objective, mean_by_time
+from ig_jax.types import Batch, Labels, Latents, Params
 
-Metrics = Mapping[str, Scalar]
-History = Mapping[str, Float[Array, "k"]]  # of k steps
+Metrics = Mapping[str, Array]
+History = Mapping[str, Float[Array, "k ..."]]  # of k steps
 
 
 class NonFiniteLoss(UserError):
@@ -58,12 +58,18 @@ def _cut(tree: Any, parts: int) -> Any:
 
 
 def gradients(
-    params: Params, x0: Latents, labels: Labels, draws: Draws, objective: Objective, parts: int
+    params: Params,
+    x0: Latents,
+    labels: Labels,
+    draws: Draws,
+    objective: Objective,
+    parts: int,
+    teacher: Params | None = None,
 ) -> tuple[Params, Metrics]:
     """Gradient of the mean loss over a batch, in `parts` passes one after the other."""
 
     def grad(piece: tuple) -> tuple[Params, Metrics]:
-        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, *piece)
+        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, *piece, teacher)
         return grads, metrics
 
     if parts == 1:
@@ -89,8 +95,12 @@ def update(
     optimizer: optax.GradientTransformation,
     parts: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on latents x0 with given randomness: gradient, clip, AdamW, EMA."""
-    grads, metrics = gradients(state.params, x0, labels, draws, objective, parts)
+    """One optimizer step on latents x0 with given randomness: gradient, clip, update, averages.
+
+    The first average, which sampling uses too, is the teacher of the terms that want one.
+    """
+    teacher = next(iter(state.ema.values()))
+    grads, metrics = gradients(state.params, x0, labels, draws, objective, parts, teacher)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     averages = ema.update(state.ema, params)
@@ -191,7 +201,9 @@ class _Window:
             "steps_per_second": steps / seconds,
             "images_per_second": steps * batch_size / seconds,
         }
-        return {name: float(np.mean(v)) for name, v in self.values.items()} | rates
+        sums = {n: np.sum(v, axis=0) for n, v in self.values.items() if n.startswith(BY_TIME)}
+        means = {n: float(np.mean(v)) for n, v in self.values.items() if n not in sums}
+        return means | rates | mean_by_time(sums)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class NetFn(Protocol):
 class Process(Protocol):
     """How data becomes noise, and what the network predicts on the way (`diffusion/`)."""
 
+    def interval(self, *, sampling: bool) -> tuple[float, float]: ...
+
     def draw_time(self, key: Key, n: int) -> Times: ...
 
     def time(self, draw: Times) -> Times: ...
@@ -58,6 +60,8 @@ class Process(Protocol):
     def perturb(self, x0: Latents, noise: Latents, t: Times) -> Latents: ...
 
     def target(self, x0: Latents, noise: Latents, t: Times) -> Latents: ...
+
+    def comparable(self, pred: Latents, t: Times) -> Latents: ...
 
     def condition_time(self, t: Times) -> Array: ...
 
@@ -74,6 +78,8 @@ class Field(NamedTuple):
 
     velocity: Callable[[Latents, Scalar], Latents]  # (x, t) -> dx/dt
     score: Callable[[Latents, Latents, Scalar], Latents]  # (velocity, x, t) -> score of p_t at x
+    # As `velocity`, with the guidance that is on at the end of the step; None: the same.
+    velocity_at_end: Callable[[Latents, Scalar], Latents] | None = None
 
 
 @runtime_checkable
@@ -81,6 +87,7 @@ class Source(Protocol):
     """A data set with random access; shape and classes let configs be checked early."""
 
     stored_shape: tuple[int, ...]
+    stored_dtype: Any  # of numpy
     num_classes: int
 
     def __len__(self) -> int: ...

@@ -23,7 +23,7 @@ from vectors import (
 from ig_jax import ema, guidance, optim, train, tree
 from ig_jax.checkpoint import TrainState
 from ig_jax.diffusion.flow import Flow
-from ig_jax.guidance import Guidance
+from ig_jax.guidance import Guidance, Guided
 from ig_jax.objectives.base import Draws
 from ig_jax.samplers import SAMPLERS, base
 from ig_jax.types import Params
@@ -184,18 +184,18 @@ def result_of(sampling, case: int, net) -> np.ndarray:
     cfg = guidance_of(vectors, case, "cfg")
 
     def run(params, z, y, noise):
-        fields = guidance.fields(
-            guidance.stretches(sampler.grid(), ig, cfg),
+        guided = Guided(
             net,
             params,
+            Flow(str(vectors["case_path"][case]), "uniform"),
             y,
-            process=Flow(str(vectors["case_path"][case]), "uniform"),
             null_class=sampling.net.num_classes,
+            scales={"ig": ig.scale, "cfg": cfg.scale},
+            channels={},
             readout=sampling.net.settings.readouts[0],
-            ig=ig,
-            cfg=cfg,
         )
-        return base.sample(sampler, fields, z, lambda i: noise[i])
+        cut = guidance.stretches(sampler.grid(), {"ig": ig, "cfg": cfg})
+        return base.sample(sampler, sampler.grid(), guided.fields(cut), z, lambda i: noise[i])
 
     inputs = (sampling.params, sampling.z, sampling.y, sampling.noise)
     return channels_first(quick_jit(run)(*inputs))

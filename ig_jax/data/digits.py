@@ -21,6 +21,7 @@ class Digits:
     split: str  # train (1441 images), held_out (356)
 
     stored_shape = (8, 8, 1)
+    stored_dtype = np.uint8
     num_classes = 10
 
     def __post_init__(self):

@@ -1,9 +1,12 @@
-"""Flow matching: the network predicts the velocity of a Gaussian path.
+"""Flow matching on a Gaussian path.
 
   linear:  alpha = 1 - t,          sigma = t,            v = eps - x_0
-  cosine:  alpha = cos(pi t / 2),  sigma = sin(pi t / 2)
+  cosine:  alpha = cos(pi t / 2),  sigma = sin(pi t / 2)                  (GVP)
+  vp:      alpha = exp(-(b_max - b_min) t^2 / 4 - b_min t / 2),  sigma = sqrt(1 - alpha^2)
 
-Time is given to the network as it is, in [0, 1]. Source: SiT, arXiv 2401.08740, section 2.
+The network predicts the velocity, the noise or the score. Time is given to it as it is, in [0, 1].
+Source: SiT, arXiv 2401.08740, section 2 and appendix A, and its published transport, which
+LightningDiT shares; there time runs from noise to data.
 """
 
 from __future__ import annotations
@@ -41,23 +44,65 @@ class Cosine:
         return 2 / jnp.pi * jnp.arctan(ratio)
 
 
-PATHS = {"linear": Linear(), "cosine": Cosine()}
+class VariancePreserving:
+    """DDPM's schedule in continuous time: beta rises linearly from 0.1 to 20."""
+
+    beta_min, beta_max = 0.1, 20.0
+
+    def coefficients(self, t: Array) -> Coefficients:
+        rise = self.beta_max - self.beta_min
+        log_alpha = -(t**2) * rise / 4 - t * self.beta_min / 2
+        d_log_alpha = -t * rise / 2 - self.beta_min / 2
+        alpha = jnp.exp(log_alpha)
+        sigma = jnp.sqrt(-jnp.expm1(2 * log_alpha))
+        return Coefficients(alpha, sigma, alpha * d_log_alpha, -(alpha**2) * d_log_alpha / sigma)
+
+    def time_of_ratio(self, ratio: Array) -> Array:
+        """At most 1, where sigma / alpha is about 150."""
+        rise, b = self.beta_max - self.beta_min, self.beta_min
+        root = jnp.sqrt(b**2 / 4 + rise * jnp.log1p(ratio**2) / 2)
+        return jnp.minimum(2 / rise * (root - b / 2), 1)
+
+
+PATHS = {"linear": Linear(), "cosine": Cosine(), "vp": VariancePreserving()}
+PREDICTIONS = ("velocity", "noise", "score")
+
+# How near to the ends of [0, 1] times come where a formula divides by zero there, as published.
+END, VP_TRAINING_END = 1e-3, 1e-5
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Velocity prediction on a path, with times from a distribution."""
+    """A path, what the network predicts on it, and a distribution of training times."""
 
-    path: str  # linear, cosine
-    time_distribution: str  # uniform, lognormal
+    path: str  # linear, cosine, vp
+    time_distribution: str  # uniform, lognormal, logit_normal
+    time_mean: float = 0.0  # of the normal draw behind the last two
+    time_std: float = 1.0
+    prediction: str = "velocity"  # velocity, noise, score
 
     def __post_init__(self):
-        if self.path not in PATHS:
-            raise ValueError(f"path = {self.path!r}: must be one of {', '.join(PATHS)}")
-        if self.time_distribution not in TIMES:
-            raise ValueError(
-                f"time_distribution = {self.time_distribution!r}: must be one of {', '.join(TIMES)}"
-            )
+        for name, known in (
+            ("path", PATHS),
+            ("prediction", PREDICTIONS),
+            ("time_distribution", TIMES),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: must be one of {', '.join(known)}"
+                )
+        if self.time_std <= 0:
+            raise ValueError(f"time_std = {self.time_std}: must be above 0")
+
+    def interval(self, *, sampling: bool) -> tuple[float, float]:
+        """First and last time that training draws or a sampler visits.
+
+        All of [0, 1], but for a path whose sigma' is infinite at 0 (vp) and for predictions that
+        no velocity follows from at the ends (alpha = 0 or sigma = 0).
+        """
+        if self.path == "vp":
+            return (END if sampling else VP_TRAINING_END), 1.0
+        return (0.0, 1.0) if self.prediction == "velocity" else (END, 1 - END)
 
     def coefficients(self, t: Array) -> Coefficients:
         return PATHS[self.path].coefficients(process.expand(t))
@@ -67,20 +112,36 @@ class Flow:
         return TIMES[self.time_distribution].draw(key, n)
 
     def time(self, draw: Times) -> Times:
-        return TIMES[self.time_distribution].time(PATHS[self.path], draw)
+        distribution = TIMES[self.time_distribution]
+        t = distribution.time(PATHS[self.path], draw, self.time_mean, self.time_std)
+        low, high = self.interval(sampling=False)
+        return low + (high - low) * t
 
     def perturb(self, x0: Latents, noise: Latents, t: Times) -> Latents:
         c = self.coefficients(t)
         return c.alpha * x0 + c.sigma * noise
 
     def target(self, x0: Latents, noise: Latents, t: Times) -> Latents:
-        return process.velocity_from_noise_and_data(self.coefficients(t), noise, x0)
+        """What `comparable` predictions should be: v, eps, or -eps (sigma times the score)."""
+        if self.prediction == "velocity":
+            return process.velocity_from_noise_and_data(self.coefficients(t), noise, x0)
+        return noise if self.prediction == "noise" else -noise
+
+    def comparable(self, pred: Latents, t: Times) -> Latents:
+        """A prediction in the scale of `target`: the score grows as 1 / sigma, so its error may not
+        be taken as it is."""
+        return pred * self.coefficients(t).sigma if self.prediction == "score" else pred
 
     def condition_time(self, t: Times) -> Times:
         return t
 
     def velocity(self, pred: Latents, x: Latents, t: Array) -> Latents:
-        return pred
+        if self.prediction == "velocity":
+            return pred
+        c = self.coefficients(t)
+        if self.prediction == "noise":
+            return process.velocity_from_noise(c, pred, x)
+        return process.velocity_from_score(c, pred, x)
 
     def score(self, velocity: Latents, x: Latents, t: Array) -> Latents:
         """Score of p_t at x from a (possibly guided) velocity; t in (0, 1]."""

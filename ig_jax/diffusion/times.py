@@ -17,10 +17,10 @@ from ig_jax.types import Key, Times
 
 
 class TimeDistribution(NamedTuple):
-    """`draw(key, n)` gives standard draws [n], `time(path, draw)` the times in [0, 1]."""
+    """`draw(key, n)` gives standard draws [n]; `time(path, draw, mean, std)` times in [0, 1]."""
 
     draw: Callable[[Key, int], Times]
-    time: Callable[[Path, Times], Times]
+    time: Callable[[Path, Times, float, float], Times]
 
 
 def _uniform(key: Key, n: int) -> Times:
@@ -32,8 +32,14 @@ def _normal(key: Key, n: int) -> Times:
 
 
 TIMES = {
-    # t = u
-    "uniform": TimeDistribution(_uniform, lambda path, u: u),
-    # sigma/alpha = exp(z): linear path t = sigmoid(z), cosine path t = (2/pi) atan(exp(z))
-    "lognormal": TimeDistribution(_normal, lambda path, z: path.time_of_ratio(jnp.exp(z))),
+    # t = u; has neither mean nor std
+    "uniform": TimeDistribution(_uniform, lambda path, u, mean, std: u),
+    # log(sigma/alpha) = mean + std z: linear path t = sigmoid(.), cosine path (2/pi) atan(exp(.))
+    "lognormal": TimeDistribution(
+        _normal, lambda path, z, mean, std: path.time_of_ratio(jnp.exp(mean + std * z))
+    ),
+    # logit(t) = mean + std z on every path (SD3, arXiv 2403.03206, section 3.1)
+    "logit_normal": TimeDistribution(
+        _normal, lambda path, z, mean, std: jax.nn.sigmoid(mean + std * z)
+    ),
 }

@@ -7,12 +7,14 @@ each example, so that any term can be masked, reweighted by time, or logged by t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ig_jax.types import (
     Abstract,
@@ -29,6 +31,11 @@ from ig_jax.types import (
 )
 
 
+# Losses are logged by time as well: a mean hides that most of it comes from one end.
+TIME_BUCKETS = 10
+BY_TIME = "by_time/"
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Draws:
@@ -39,6 +46,10 @@ class Draws:
     drop: Times | Abstract  # uniform; below the drop rate the label becomes the null class
 
 
+# (x, t, y) -> what a network predicts there, in the scale of `Pass.target`
+Predict = Callable[[Latents, Times, Labels], NetOutput]
+
+
 @dataclass(frozen=True)
 class Pass:
     """One noised batch and what the network made of it, as every term sees them."""
@@ -46,9 +57,11 @@ class Pass:
     x0: Latents
     noise: Latents
     t: Times
+    x_t: Latents
     y: Labels  # already dropped
     target: Latents
-    out: NetOutput
+    out: NetOutput  # predictions in the scale of `target`
+    teacher: Predict | None = None  # the averaged network; no gradient goes through it
 
 
 @runtime_checkable
@@ -84,27 +97,85 @@ class Objective:
             drop=jax.random.uniform(drop_key, (n,), jnp.float32),
         )
 
-    def forward(self, params: Params, x0: Latents, labels: Labels, draws: Draws) -> Pass:
+    def predict(self, params: Params, x: Latents, t: Times, y: Labels) -> NetOutput:
+        """What the network predicts, in the scale of the process's `target`."""
+        out = self.net(params, x, self.process.condition_time(t), y)
+        heads = {depth: self.process.comparable(early, t) for depth, early in out.heads.items()}
+        return out.replace(pred=self.process.comparable(out.pred, t), heads=heads)
+
+    def forward(
+        self,
+        params: Params,
+        x0: Latents,
+        labels: Labels,
+        draws: Draws,
+        teacher: Params | None = None,
+    ) -> Pass:
         t = self.process.time(draws.time)
         y = jnp.where(draws.drop < self.label_drop, self.null_class, labels)
         x_t = self.process.perturb(x0, draws.noise, t)
+        frozen = jax.lax.stop_gradient(teacher)
         return Pass(
             x0=x0,
             noise=draws.noise,
             t=t,
+            x_t=x_t,
             y=y,
             target=self.process.target(x0, draws.noise, t),
-            out=self.net(params, x_t, self.process.condition_time(t), y),
+            out=self.predict(params, x_t, t, y),
+            teacher=None if teacher is None else partial(self.predict, frozen),
         )
 
     def __call__(
-        self, params: Params, x0: Latents, labels: Labels, draws: Draws
-    ) -> tuple[Scalar, Mapping[str, Scalar]]:
-        """The loss to differentiate; what to log: 'loss' and an unweighted 'loss/<term>' each."""
-        p = self.forward(params, x0, labels, draws)
-        losses = {name: jnp.mean(term(p)) for name, term in self.terms.items()}
+        self,
+        params: Params,
+        x0: Latents,
+        labels: Labels,
+        draws: Draws,
+        teacher: Params | None = None,
+    ) -> tuple[Scalar, Mapping[str, Array]]:
+        """The loss to differentiate, and what to log.
+
+        Args:
+          params: what to differentiate for.
+          x0, labels: clean latents [b, h, w, c] and classes [b].
+          draws: the randomness of this batch.
+          teacher: averaged parameters, for terms that compare with the averaged network.
+
+        Returns:
+          The weighted sum, and scalars 'loss' and 'loss/<term>' (unweighted), and sums [TIME_BUCKETS]
+          'by_time/<term>' over the examples of each bucket of times, whose number is
+          'by_time/examples'.
+        """
+        p = self.forward(params, x0, labels, draws, teacher)
+        each = {name: term(p) for name, term in self.terms.items()}
+        losses = {name: jnp.mean(loss) for name, loss in each.items()}
         total = sum(self.terms[name].weight * loss for name, loss in losses.items())
-        return total, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
+        metrics = {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
+        by_time = {"examples": jnp.ones_like(p.t), **each}
+        return total, metrics | {f"{BY_TIME}{n}": sum_by_time(v, p.t) for n, v in by_time.items()}
+
+
+def sum_by_time(values: PerExample, t: Times) -> Float[Array, "k"]:
+    """Sums of `values` over the examples with t in [i, i + 1) / TIME_BUCKETS; t = 1 in the last."""
+    bucket = jnp.clip((t * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
+    return jnp.zeros(TIME_BUCKETS, values.dtype).at[bucket].add(jax.lax.stop_gradient(values))
+
+
+def mean_by_time(sums: Mapping[str, Any]) -> dict[str, float]:
+    """{'loss_by_time/<term>/0.3': mean loss at t in [0.3, 0.4), ...} without the empty buckets.
+
+    Args:
+      sums: the 'by_time/...' metrics, summed over any number of steps.
+    """
+    examples = sums[f"{BY_TIME}examples"]
+    return {
+        f"loss_by_time/{name.removeprefix(BY_TIME)}/{i / TIME_BUCKETS:.1f}": float(total / count)
+        for name, totals in sums.items()
+        if name != f"{BY_TIME}examples"
+        for i, (total, count) in enumerate(zip(totals, examples, strict=True))
+        if count
+    }
 
 
 def require_weight(weight: float) -> None:

@@ -1,4 +1,4 @@
-"""The loop that all fixed-grid samplers share.
+"""The loop that all samplers share, and what those on a fixed grid have in common.
 
 A sampler is a frozen dataclass that says which grid it walks and how it takes one step. It sees a
 `Field` and times, never a network, a label or a guidance.
@@ -7,7 +7,8 @@ A sampler is a frozen dataclass that says which grid it walks and how it takes o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,11 @@ class Sampler(Protocol):
 
     num_steps: int
     order: int  # of convergence, which a test measures; strong order does not apply to the SDE
-    calls_per_step: int  # evaluations of the field, for the cost shown to the user
+    # Chooses its own steps between the grid's times, for each sample apart: it is then called with
+    # a batch of one, and guidance intervals become times of its grid.
+    adaptive: bool
+    # Asks for the guidance at a step's end as well (`Field.velocity_at_end`).
+    guided_at_end: bool
 
     def grid(self) -> np.ndarray:
         """Times from 1 (noise) to 0 (data), float64 [steps + 1]."""
@@ -39,19 +44,57 @@ class Sampler(Protocol):
     def last_step(self, field: Field, x: Latents, t: Scalar, t_next: Scalar) -> Latents: ...
 
 
-def require_steps(num_steps: int, least: int) -> None:
-    """Raises ValueError for a grid too short to walk."""
-    if num_steps < least:
-        raise ValueError(f"num_steps = {num_steps}: must be at least {least}")
+@dataclass(frozen=True)
+class FixedGrid:
+    """A uniform grid of `num_steps` steps, the last of which is Euler's; `step` is left to write.
+
+    The published LightningDiT counts points: its 125 are 124 steps here.
+    """
+
+    num_steps: int
+
+    adaptive: ClassVar[bool] = False
+    guided_at_end: ClassVar[bool] = False
+    calls_per_step: ClassVar[int] = 1  # evaluations of the field, for the cost shown to the user
+    calls_in_last: ClassVar[int] = 1
+    fewest_steps: ClassVar[int] = 1
+
+    def __post_init__(self):
+        if self.num_steps < self.fewest_steps:
+            raise ValueError(f"num_steps = {self.num_steps}: must be at least {self.fewest_steps}")
+
+    def grid(self) -> np.ndarray:
+        return np.linspace(1.0, 0.0, self.num_steps + 1)
+
+    def calls(self) -> list[int]:
+        """Evaluations of the field in every step."""
+        return [self.calls_per_step] * (len(self.grid()) - 2) + [self.calls_in_last]
+
+    def last_step(self, field: Field, x: Latents, t: Scalar, t_next: Scalar) -> Latents:
+        return x + (t_next - t) * field.velocity(x, t)
+
+
+def shift_times(grid: np.ndarray, shift: float) -> np.ndarray:
+    """t -> s t / (1 + (s - 1) t): above 1, more of the steps at high noise; 1 changes nothing.
+
+    As in SD3 (arXiv 2403.03206, section 5.3.2). LightningDiT's `timestep_shift` counts time from
+    noise to data: its 0.3 is 1 / 0.3 here.
+    """
+    return shift * grid / (1 + (shift - 1) * grid)
 
 
 def sample(
-    sampler: Sampler, fields: Sequence[tuple[Field, int, int]], x: Latents, noise: Noise
+    sampler: Sampler,
+    grid: np.ndarray,
+    fields: Sequence[tuple[Field, int, int]],
+    x: Latents,
+    noise: Noise,
 ) -> Latents:
-    """Carries x from noise to data along the sampler's grid.
+    """Carries x from noise to data along a grid.
 
     Args:
-      sampler: grid and step rule.
+      sampler: the rule for a step.
+      grid: float64 [steps + 1], the sampler's own or a transformed one.
       fields: (field, start, stop) with the field of steps start..stop-1, in order.
       x: standard normal latents [b, h, w, c] at the grid's first time.
       noise: step index -> fresh standard normal latents.
@@ -59,7 +102,6 @@ def sample(
     Returns:
       Latents at the grid's last time, in the dtype of x.
     """
-    grid = sampler.grid()
     last = len(grid) - 2
     times = jnp.asarray(grid, x.dtype)
 
@@ -68,7 +110,8 @@ def sample(
         def body(x: Latents, i: Array, field: Field = field):
             return sampler.step(field, x, times[i], times[i + 1], noise(i)), None
 
-        x, _ = lax.scan(body, x, jnp.arange(start, min(stop, last)))
+        if start < min(stop, last):
+            x, _ = lax.scan(body, x, jnp.arange(start, min(stop, last)))
         if stop > last:
             x = sampler.last_step(field, x, times[last], times[last + 1])
     return x

@@ -15,23 +15,18 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from ig_jax.samplers import base
+from ig_jax.samplers.base import FixedGrid
 from ig_jax.types import Field, Latents, Scalar
 
 LAST_TIME = 0.04  # where noise stops being added
 
 
 @dataclass(frozen=True)
-class EulerMaruyama:
+class EulerMaruyama(FixedGrid):
     """Stochastic; one evaluation a step."""
 
-    num_steps: int
-
     order: ClassVar[int] = 1
-    calls_per_step: ClassVar[int] = 1
-
-    def __post_init__(self):
-        base.require_steps(self.num_steps, least=2)  # one noisy step and the last one
+    fewest_steps: ClassVar[int] = 2  # one noisy step and the last one
 
     def grid(self) -> np.ndarray:
         return np.append(np.linspace(1.0, LAST_TIME, self.num_steps), 0.0)
