@@ -1,16 +1,31 @@
-"""The demo: a tiny SiT with Internal Guidance on scikit-learn's 8x8 digits.
+"""The demo: a tiny SiT, or LightningDiT, with Internal Guidance on scikit-learn's 8x8 digits.
 
   python main.py --config=configs/digits.py --mode=demo
+  python main.py --config=configs/digits.py:lightningdit --mode=demo    # trained with Muon
 
-Two CPU cores, a few minutes. README.md shows the table that this made.
+Two CPU cores, a few minutes. README.md shows the tables that these made.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, lightningdit_xl
+
+MODELS = ("sit", "lightningdit")
 
 
-def get_config() -> ConfigDict:
+def get_config(model: str = "sit") -> ConfigDict:
+    if model not in MODELS:
+        raise ValueError(f":{model} is no variant of this config; known: {', '.join(MODELS)}")
+    c = sit()
+    if model == "lightningdit":
+        lightningdit_xl.lightningdit(c)
+        c.optim.learning_rate = 3e-3
+        c.optim.ns_dtype = "float32"  # as fast as bfloat16 on a CPU
+        c.optim.warmup_steps = 50
+    return c
+
+
+def sit() -> ConfigDict:
     c = base.get_config()
     c.model.depth = 6
     c.model.hidden_size = 64

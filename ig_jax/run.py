@@ -16,8 +16,9 @@ MODES = ("train", "sample", "evaluate", "demo")
 
 
 def default_workdir(config_location: str) -> str:
-    """configs/digits.py:arg -> runs/digits."""
-    return f"runs/{Path(config_location.partition(':')[0]).stem}"
+    """configs/digits.py -> runs/digits, configs/digits.py:variant -> runs/digits-variant."""
+    path, _, variant = config_location.partition(":")
+    return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
 
 
 def explain_flags(error: Exception, argv: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Sources of training examples. A new one: a file with a `types.Source`, and a row here."""
 
 from ig_jax.data.digits import Digits
+from ig_jax.data.synthetic import Synthetic
 
-SOURCES = {"digits": Digits}
+SOURCES = {"digits": Digits, "synthetic": Synthetic}
