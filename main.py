@@ -1,7 +1,7 @@
 """Trains, samples and evaluates diffusion transformers with Internal Guidance.
 
   python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
-                 [--mode=train|sample|evaluate|demo] [--config.train.steps=1000 ...]
+                 [--mode=train|sample|evaluate|search|demo] [--config.train.steps=1000 ...]
 
 Running the same command again resumes. Kept short on purpose: everything else is importable.
 """

@@ -91,7 +91,10 @@ def main() -> None:
     compiled_at = time.perf_counter()
 
     unrolled = load(args.config, unroll=exp.config.model.depth, remat="none")
-    counted, of_optimizer = lower(unrolled, args.batch).cost_analysis()["flops"], optimizer_flops(exp)
+    counted, of_optimizer = (
+        lower(unrolled, args.batch).cost_analysis()["flops"],
+        optimizer_flops(exp),
+    )
     model = (counted - of_optimizer) / args.batch
     report = {
         **dataclasses.asdict(exp.config.model),

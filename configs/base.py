@@ -108,4 +108,17 @@ def get_config() -> ConfigDict:
     c.evaluate = ConfigDict()
     c.evaluate.num = 1000  # samples for each seed
     c.evaluate.seeds = (0, 1, 2)  # sampling seeds; results are means and spreads over them
+
+    c.search = ConfigDict()  # --mode=search: settings below `sample` that are tried
+    c.search.metric = "fd"  # what decides: fd, accuracy, precision, recall, inception_score
+    c.search.num = 1000  # samples for each setting and seed
+    c.search.rounds = 3  # the survivors are measured on 1, 2, 4, ... seeds
+    c.search.keep = 0.5  # share that goes on after a round
+    c.search.first_seed = 1000  # of sampling; others than evaluation's
+    c.search.space = ConfigDict()
+    c.search.space.method = "grid"  # grid: every combination; random: between least and greatest
+    c.search.space.candidates = 32  # drawn by the random method
+    c.search.space.values = ConfigDict(  # also low and high, and sampler.num_steps
+        {"ig": {"scale": (1.0, 1.4, 1.8, 2.2)}, "cfg": {"scale": (1.0, 1.2, 1.4)}}
+    )
     return c

@@ -49,11 +49,15 @@ def sit() -> ConfigDict:
     c.log.samples_every_steps = 500
 
     c.sample.num = 100
-    c.sample.batch_size = 512
+    c.sample.batch_size = 480
     c.sample.labels = "balanced"
     c.sample.sampler = ConfigDict({"name": "euler", "num_steps": 20})
     c.sample.ig = base.guidance(2.0)
     c.sample.cfg = base.guidance(1.2)
 
     c.evaluate.num = 1440
+    c.search.num = 480
+    c.search.space.values = ConfigDict(
+        {"ig": {"scale": (1.0, 1.5, 2.0, 2.5, 3.0)}, "cfg": {"scale": (1.0, 1.1, 1.2)}}
+    )
     return c

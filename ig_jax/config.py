@@ -21,11 +21,13 @@ from typing import Any
 
 import ml_collections
 
+from ig_jax import tree
 from ig_jax.codecs import CODECS
 from ig_jax.data import SOURCES
 from ig_jax.diffusion import PROCESSES
 from ig_jax.errors import UserError
 from ig_jax.guidance import KINDS, Guidance, Guidances
+from ig_jax.halving.space import Space
 from ig_jax.models import MODELS
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
@@ -168,8 +170,8 @@ class Sample:
         _require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
         if self.time_shift != 1 and self.sampler.adaptive:
             raise ConfigError(
-                f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this sampler "
-                "chooses its own; set it to 1"
+                f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this "
+                "sampler chooses its own; set it to 1"
             )
         if self.autoguidance.scale != 1 and not self.guide.workdir:
             raise ConfigError(
@@ -213,6 +215,24 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class SearchSettings:
+    metric: str
+    num: int
+    rounds: int
+    keep: float
+    first_seed: int
+    space: Space
+
+    def __post_init__(self):
+        _require(
+            self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
+        )
+        _require(self.rounds >= 1, "rounds", self.rounds, "must be at least 1")
+        _require(0 < self.keep <= 1, "keep", self.keep, "must lie in (0, 1]; a half is usual")
+        _require(0 <= self.first_seed < SEEDS, "first_seed", self.first_seed, SEED_RULE)
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run. Sections are described in `configs/base.py`."""
 
@@ -224,6 +244,7 @@ class Config:
     log: Log
     sample: Sample
     evaluate: Evaluate
+    search: SearchSettings
     model: Any = named({name: settings for name, (settings, _) in MODELS.items()})
     process: Process = named(PROCESSES)
     optim: Any = named({name: settings for name, (settings, _) in OPTIMIZERS.items()})
@@ -281,7 +302,17 @@ def _section(values: Any, path: str) -> dict[str, Any]:
     return dict(values)
 
 
+def _lists(value: Any, path: str) -> dict[str, tuple[float, ...]]:
+    """A section of sections of tuples of numbers, by dotted name."""
+    return {
+        name: _typed(listed, tuple[float, ...], f"{path}.{name}")
+        for name, listed in tree.flatten(_section(value, path)).items()
+    }
+
+
 def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
+    if kind == Mapping[str, tuple[float, ...]]:
+        return _lists(value, path)
     if "table" in spec.metadata:
         section = _section(value, path)
         if "name" not in section:

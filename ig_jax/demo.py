@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ig_jax import evaluate, logs, pictures, sample, train
+from ig_jax import evaluate, logs, sample, train
 from ig_jax.build import Experiment
+from ig_jax.density import FLOOR
 from ig_jax.guidance import Guidances
 from ig_jax.sample import Generator
-
-SHOWN_ROWS = 5
-
 
 NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
 
@@ -23,6 +18,8 @@ NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
 def title(guidances: Guidances) -> str:
     """How a variant is called in pictures and tables."""
     on = [f"{NAMES[kind]} {g.scale:g}" for kind, g in guidances.items() if g.scale != 1]
+    if on == ["IG 0"]:
+        return "readout alone"
     return " + ".join(on) or "plain"
 
 
@@ -46,30 +43,18 @@ def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _picture(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: int) -> np.ndarray:
-    """The first samples of every variant side by side, a column for each class."""
-    columns = min(classes, 10)
-    grids = {}
-    for title, (images, labels) in drawn.items():
-        chosen = [np.flatnonzero(labels == c)[:SHOWN_ROWS] for c in range(columns)]
-        rows = min(map(len, chosen))
-        order = np.array([c[:rows] for c in chosen]).T.reshape(-1)
-        grids[title] = pictures.grid(images[order], columns, least_side=32)
-    return pictures.panels(grids)
-
-
 def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, float], Any]:
     """Results by variant with the floor first, seconds of sample and evaluate, and titles."""
     c = exp.config
     step, params = sample.load_weights(exp, workdir)
-    generator = Generator(exp, sample.load_worse(exp))
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
     judge, floor = evaluate.make_judge(exp)
+    generator = Generator(exp, sample.load_worse(exp), judge.decode)
     seconds["evaluate"] += time.perf_counter() - started
     results: dict[str, Any] = {"floor": evaluate.spread([floor])}
-    titles, drawn = {"floor": "held-out images"}, {}
-    ways = evaluate.variants(exp)
+    titles, drawn = {"floor": FLOOR}, {}
+    ways = evaluate.variants(exp, readout=judge.shows_readout)
     total = len(ways) * len(c.evaluate.seeds) * c.evaluate.num
     with logs.progress(total, unit="image", what="sampling") as bar:
         for name, guidances in ways.items():
@@ -86,7 +71,8 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
                 seconds["evaluate"] += time.perf_counter() - drawn_at
                 drawn.setdefault(titles[name], (images, labels))
             results[name] = evaluate.spread(measured)
-    pictures.save(workdir / "samples.png", _picture(drawn, exp.num_classes))
+    by_title = {titles[name]: stats for name, stats in results.items()}
+    judge.draw(workdir / "samples.png", drawn, by_title)
     results["settings"] = {**sample.settings(exp, step), **c.raw["evaluate"]}
     return results, seconds, titles
 

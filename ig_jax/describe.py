@@ -36,7 +36,9 @@ def _training(exp: Experiment) -> list[str]:
     state = jax.eval_shape(lambda: train.init_state(exp))
     n = c.train.batch_size
     batches = {
-        "stored": jax.ShapeDtypeStruct((1, n, *c.data.source.stored_shape), c.data.source.stored_dtype),
+        "stored": jax.ShapeDtypeStruct(
+            (1, n, *c.data.source.stored_shape), c.data.source.stored_dtype
+        ),
         "label": jax.ShapeDtypeStruct((1, n), jnp.int32),
     }
     _, metrics = jax.eval_shape(train.make_dispatch(exp), state, batches)

@@ -6,17 +6,18 @@ second is the floor (or the ceiling): what a perfect generator would reach on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ig_jax import guidance, logs, sample
+from ig_jax import guidance, logs, pictures, sample
 from ig_jax.build import Experiment
+from ig_jax.density import FLOOR, DensityJudge
 from ig_jax.errors import UserError
-from ig_jax.guidance import Guidances
+from ig_jax.guidance import Guidance, Guidances
 from ig_jax.metrics import feature_classifier
 from ig_jax.metrics.feature_classifier import FeatureClassifier
 from ig_jax.metrics.frechet import frechet_distance
@@ -24,10 +25,11 @@ from ig_jax.metrics.inception_score import inception_score
 from ig_jax.metrics.moments import Moments
 from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
 from ig_jax.sample import Generator
-from ig_jax.types import Params
+from ig_jax.types import Images, Latents, Params
 
 # Name of a measure -> (heading, decimals, factor to what the heading says).
 MEASURES = {
+    "outliers": ("outliers %", 1, 100),
     "fd": ("FD", 2, 1),
     "accuracy": ("label accuracy %", 1, 100),
     "precision": ("precision %", 1, 100),
@@ -35,6 +37,16 @@ MEASURES = {
     "inception_score": ("IS", 2, 1),
     "nearest": ("nearest real", 2, 1),
 }
+# Which way is better, of those that a search may go by.
+BETTER = {
+    "fd": "lower",
+    "accuracy": "higher",
+    "precision": "higher",
+    "recall": "higher",
+    "inception_score": "higher",
+    "outliers": "lower",
+}
+SHOWN_ROWS = 5
 IS_SPLIT = 5000  # as ADM; one split at the size of the digits
 
 
@@ -52,6 +64,9 @@ class Judge:
     classifier: FeatureClassifier
     images: np.ndarray  # the training images, uint8
     features: np.ndarray
+    decode: Callable[[Latents], Images]  # the codec's
+
+    shows_readout: ClassVar[bool] = False
 
     def measure(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """All measures of uint8 images [n, h, w, c] meant to show classes `labels` [n].
@@ -77,6 +92,22 @@ class Judge:
             "nearest": float(np.median(nearest_distance(_pixels(images), _pixels(self.images)))),
         }
 
+    def draw(
+        self,
+        path: Path,
+        drawn: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        results: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """The first samples of every way side by side, a column for each class, as PNG."""
+        columns = min(int(max(labels.max() for _, labels in drawn.values())) + 1, 10)
+        grids = {}
+        for name, (images, labels) in drawn.items():
+            chosen = [np.flatnonzero(labels == c)[:SHOWN_ROWS] for c in range(columns)]
+            rows = min(map(len, chosen))
+            order = np.array([c[:rows] for c in chosen]).T.reshape(-1)
+            grids[name] = pictures.grid(images[order], columns, least_side=32)
+        pictures.save(path, pictures.panels(grids))
+
 
 def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 127.5 - 1
@@ -87,8 +118,8 @@ def _real(source: Any) -> tuple[np.ndarray, np.ndarray]:
     return batch["stored"], batch["label"]
 
 
-def make_judge(exp: Experiment) -> tuple[Judge, dict[str, float]]:
-    """The judge of this data set, and what the held-out images score.
+def make_judge(exp: Experiment) -> tuple[Judge | DensityJudge, dict[str, float]]:
+    """The judge of this data set, and what the held-out examples score.
 
     Raises:
       UserError: the source has no held-out split to compare with.
@@ -100,9 +131,12 @@ def make_judge(exp: Experiment) -> tuple[Judge, dict[str, float]]:
             f"data.source.name = {exp.config.raw['data']['source']['name']!r}: has no held-out "
             "split to judge samples with; evaluation works on digits"
         )
+    if hasattr(source, "log_density"):
+        judge = DensityJudge(source, held_out)
+        return judge, judge.measure(*_real(held_out))
     images, labels = _real(source)
     classifier = feature_classifier.fit(images, labels)
-    judge = Judge(classifier, images, classifier.features(images))
+    judge = Judge(classifier, images, classifier.features(images), exp.config.data.codec.decode)
     return judge, judge.measure(*_real(held_out))
 
 
@@ -118,19 +152,22 @@ def spread(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def variants(exp: Experiment) -> dict[str, Guidances]:
+def variants(exp: Experiment, *, readout: bool = False) -> dict[str, Guidances]:
     """Name -> guidances: none, each that the config has on alone, IG with CFG.
 
-    Names join the kinds by '_': plain, ig, cfg, autoguidance, ig_cfg.
+    Names join the kinds by '_': plain, ig, cfg, autoguidance, ig_cfg. With `readout` the first is
+    'readout': the early head alone, which is IG at scale 0.
     """
     given = exp.config.sample.guidances
     on = {kind for kind, g in given.items() if g.scale != 1}
     wanted = [(), ("ig",), ("cfg",), ("autoguidance",), ("ig", "cfg")]
-    return {
+    found = {
         "_".join(kinds) or "plain": guidance.only(given, kinds)
         for kinds in wanted
         if on >= set(kinds)
     }
+    alone = {"readout": guidance.only(given, ()) | {"ig": Guidance(0.0, 0.0, 1.0)}}
+    return (alone if readout and "ig" in on else {}) | found
 
 
 def draw(
@@ -149,9 +186,10 @@ def draw(
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table, a row for each entry of {name: {measure: {'mean', 'std'}}}."""
-    rows = [["", *(heading for heading, _, _ in MEASURES.values())]]
+    shown = [m for m in MEASURES if m in next(iter(results.values()))]
+    rows = [["", *(MEASURES[m][0] for m in shown)]]
     rows += [
-        [name, *(measure_to_text(m, stats[m]) for m in MEASURES)] for name, stats in results.items()
+        [name, *(measure_to_text(m, stats[m]) for m in shown)] for name, stats in results.items()
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
@@ -162,8 +200,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def run(exp: Experiment, workdir: Path) -> dict[str, Any]:
     """Judges the newest checkpoint under the configured guidance; writes evaluation.json."""
     step, params = sample.load_weights(exp, workdir)
-    generator = Generator(exp, sample.load_worse(exp))
     judge, floor = make_judge(exp)
+    generator = Generator(exp, sample.load_worse(exp), judge.decode)
     c = exp.config
     total = c.evaluate.num * len(c.evaluate.seeds)
     with logs.progress(total, unit="image", what="evaluating") as bar:
@@ -172,7 +210,7 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any]:
             for seed in c.evaluate.seeds
         ]
     results = {"floor": spread([floor]), "samples": spread(measured)}
-    logs.say(table({"held-out images": results["floor"], "samples": results["samples"]}))
+    logs.say(table({FLOOR: results["floor"], "samples": results["samples"]}))
     record = {**results, "settings": {**sample.settings(exp, step), **c.raw["evaluate"]}}
     logs.write_json(workdir / "evaluation.json", record)
     return record

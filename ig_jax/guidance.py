@@ -109,7 +109,7 @@ def pieces(first: float, last: float, guidances: Guidances) -> tuple[np.ndarray,
 
 
 class Evaluations(NamedTuple):
-    """Of one sample: passes of the network (conditional and null count as two), of the worse one."""
+    """Passes of one sample: of the network (conditional and null are two), of the worse one."""
 
     network: int
     other: int
@@ -194,7 +194,9 @@ class Guided:
             v = self._extrapolate("cfg", null, cond)
         else:
             v = self._branch(on, x, t, self.y)
-        return self._extrapolate("autoguidance", self._worse(x, t), v) if "autoguidance" in on else v
+        return (
+            self._extrapolate("autoguidance", self._worse(x, t), v) if "autoguidance" in on else v
+        )
 
     def field(self, on: On, on_at_end: On) -> Field:
         """All that a sampler sees while these kinds are on."""

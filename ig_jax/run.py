@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import ml_collections
 
-from ig_jax import build, config, demo, describe, evaluate, sample, train
+from ig_jax import build, config, demo, describe, evaluate, sample, search, train
 from ig_jax.errors import UserError
 
-MODES = ("train", "sample", "evaluate", "demo")
+MODES = ("train", "sample", "evaluate", "search", "demo")
 
 
 def default_workdir(config_location: str) -> str:
@@ -79,4 +79,6 @@ def run(
         return sample.run(exp, folder)
     if mode == "evaluate":
         return evaluate.run(exp, folder)
+    if mode == "search":
+        return search.run(exp, folder)
     return demo.run(exp, folder, import_seconds)

@@ -23,10 +23,11 @@ from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints
 from ig_jax.config import Config, parse
 from ig_jax.errors import UserError
-from ig_jax.guidance import KINDS, Guided, Guidances, Stretch, Worse
+from ig_jax.guidance import KINDS, Guidances, Guided, Stretch, Worse
 from ig_jax.samplers import base
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import Labels, Latents, Params, Scalar
+
 
 class Plan(NamedTuple):
     """What decides which program draws samples; the scales of guidance do not."""
@@ -219,14 +220,16 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
         checkpoints.close()
 
 
-def load_worse(exp: Experiment) -> Worse | None:
-    """The network that autoguidance extrapolates from; None where autoguidance is off.
+def load_worse(exp: Experiment, wanted: bool | None = None) -> Worse | None:
+    """The network that autoguidance extrapolates from; None where it is not `wanted`.
+
+    By default it is wanted where the config has autoguidance on.
 
     Raises:
       UserError: its run is missing, or does not fit: other latents, other classes, another path.
     """
     s = exp.config.sample
-    if s.autoguidance.scale == 1:
+    if not (s.autoguidance.scale != 1 if wanted is None else wanted):
         return None
     workdir = Path(s.guide.workdir)
     checkpoints = _checkpoints_of(workdir)

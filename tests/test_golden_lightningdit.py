@@ -125,7 +125,9 @@ def test_the_gated_mlp_and_the_norm_are_the_published_ones(forward, base):
     def norm(rngs):
         return layers.norm(s.hidden_size, base.options, rngs)
 
-    forward.vectors.assert_close("rmsnorm_out", run_module(norm, first_block(base)["norm1"], tokens))
+    forward.vectors.assert_close(
+        "rmsnorm_out", run_module(norm, first_block(base)["norm1"], tokens)
+    )
 
 
 def test_the_position_table_is_the_published_one(forward, base):
@@ -176,7 +178,9 @@ def outcome(loss, request):
     p = objective.forward(loss.params, loss.x0, loss.labels, draws)
     grads, metrics = train.gradients(loss.params, loss.x0, loss.labels, draws, objective, parts=1)
     each = {name: term(p) for name, term in terms.items()}
-    return SimpleNamespace(times=times, vectors=vectors, p=p, each=each, grads=grads, metrics=metrics)
+    return SimpleNamespace(
+        times=times, vectors=vectors, p=p, each=each, grads=grads, metrics=metrics
+    )
 
 
 def test_the_batch_is_noised_as_published(outcome):
@@ -270,7 +274,10 @@ def test_fixed_grid_samplers_arrive_where_the_published_ones_do(sampling):
     for case, method in enumerate(vectors["case_method"]):
         if method == "dopri5":
             continue
-        grid, sampler = grid_of(vectors, case), SAMPLERS[str(method)](vectors.config["num_steps"] - 1)
+        grid, sampler = (
+            grid_of(vectors, case),
+            SAMPLERS[str(method)](vectors.config["num_steps"] - 1),
+        )
         cut = guidance.stretches(grid, guidances_of(vectors, case), at_end=sampler.guided_at_end)
 
         def run(params, z, y, case=case, grid=grid, sampler=sampler, cut=cut):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAMS = {
     *("train", "sample", "evaluate", "demo", "run", "preview", "describe"),
+    *("search", "density"),
     *("prepare", "probe", "visualize", "convert"),
 }
 LAYERS = (
@@ -22,7 +23,7 @@ LAYERS = (
     {"__init__", "types", "errors", "prng", "tree", "logs"},
     {"models", "diffusion", "codecs", "data", "metrics", "optim", "ema"},
     {"guidance", "objectives", "samplers"},
-    {"sharding", "checkpoint", "interop", "pictures"},
+    {"sharding", "checkpoint", "interop", "pictures", "panel", "halving"},
     {"config", "build"},
     PROGRAMS,
 )

@@ -2,8 +2,8 @@
 
 Rules that all of them share: a Linear weight is (out, in) there and (in, out) here; a convolution
 OIHW there and HWIO here; blocks are numbered there and stacked along a leading axis here; the
-packed q, k, v rows are (3, heads, head_dim), which here are axes of their own; so are the two maps of
-a gated MLP.
+packed q, k, v rows are (3, heads, head_dim), which here are axes of their own; so are the two maps
+of a gated MLP.
 """
 
 from __future__ import annotations

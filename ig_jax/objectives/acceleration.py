@@ -55,7 +55,9 @@ class AcceleratedFlow:
                 "name a depth there, or use the term flow instead"
             )
         if self.readout not in (readouts if len(readouts) > 1 else (0, *readouts)):
-            raise ValueError(f"readout = {self.readout}: must be one of model.readouts = {readouts}")
+            raise ValueError(
+                f"readout = {self.readout}: must be one of model.readouts = {readouts}"
+            )
 
     def __call__(self, p: Pass) -> PerExample:
         out = p.out if self.bias == "network" else p.teacher(p.x_t, p.t, p.y)

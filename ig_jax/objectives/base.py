@@ -30,7 +30,6 @@ from ig_jax.types import (
     Times,
 )
 
-
 # Losses are logged by time as well: a mean hides that most of it comes from one end.
 TIME_BUCKETS = 10
 BY_TIME = "by_time/"
@@ -143,9 +142,9 @@ class Objective:
           teacher: averaged parameters, for terms that compare with the averaged network.
 
         Returns:
-          The weighted sum, and scalars 'loss' and 'loss/<term>' (unweighted), and sums [TIME_BUCKETS]
-          'by_time/<term>' over the examples of each bucket of times, whose number is
-          'by_time/examples'.
+          The weighted sum; and metrics: scalars 'loss' and 'loss/<term>' (unweighted), and sums
+          'by_time/<term>' [TIME_BUCKETS] over the examples in each bucket of times, whose numbers
+          are 'by_time/examples'.
         """
         p = self.forward(params, x0, labels, draws, teacher)
         each = {name: term(p) for name, term in self.terms.items()}

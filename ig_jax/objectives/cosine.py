@@ -1,4 +1,4 @@
-"""The direction of the final velocity: 1 - cosine similarity over channels, averaged over positions.
+"""The direction of the final velocity: 1 - cosine similarity over channels, mean over positions.
 
 LightningDiT (arXiv 2501.01423) adds it to the squared error of the final output only.
 """

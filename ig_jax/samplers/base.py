@@ -80,7 +80,8 @@ def shift_times(grid: np.ndarray, shift: float) -> np.ndarray:
     As in SD3 (arXiv 2403.03206, section 5.3.2). LightningDiT's `timestep_shift` counts time from
     noise to data: its 0.3 is 1 / 0.3 here.
     """
-    return shift * grid / (1 + (shift - 1) * grid)
+    # Written so that 1 stays exactly 1, which is inside an interval that ends there.
+    return grid / (grid + (1 - grid) / shift)
 
 
 def sample(

@@ -1,0 +1,35 @@
+"""What surrounds every optimizer: which leaves it sees at all, and clipping over them together."""
+
+from __future__ import annotations
+
+import optax
+
+from ig_jax import tree
+from ig_jax.optim import leaves
+from ig_jax.types import Params, Scalar
+
+
+def trained_only(
+    optimizer: optax.GradientTransformation, clip_norm: float
+) -> optax.GradientTransformation:
+    """`optimizer` after clipping; fixed leaves get no update and count in no norm.
+
+    Args:
+      optimizer: sees the trained leaves only, however it groups them.
+      clip_norm: bound on the global norm over all trained leaves; 0 is off.
+    """
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+
+    def labels(params: Params) -> Params:
+        return leaves.map_named(
+            lambda path, _: "fixed" if leaves.is_fixed(path) else "trained", params
+        )
+
+    groups = {"trained": optax.chain(*clip, optimizer), "fixed": optax.set_to_zero()}
+    return optax.partition(groups, labels)
+
+
+def gradient_norm(grads: Params) -> Scalar:
+    """Global norm over the trained leaves: what clipping compares with `clip_norm`."""
+    named = tree.flatten(grads).items()
+    return optax.tree.norm({path: g for path, g in named if not leaves.is_fixed(path)})

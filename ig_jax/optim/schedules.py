@@ -1,0 +1,60 @@
+"""The settings that every optimizer has, and the learning rate they make of an update's number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optax
+
+# Name -> schedule from the peak over the given number of steps.
+SCHEDULES = {
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+    "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
+    "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an optimizer is made of; its own class says what it does with them, and adds more.
+
+    Raises:
+      ValueError: a field is out of range.
+    """
+
+    learning_rate: float  # peak
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float  # decoupled, multiplied by the learning rate
+    clip_norm: float  # of the gradient over all trained parameters; 0 is off
+    warmup_steps: int  # linear, from 0
+    schedule: str  # after warm-up: constant, cosine, linear (both to 0 at the last step)
+
+    def __post_init__(self):
+        for field, holds, rule in self.rules():
+            if not holds:
+                raise ValueError(f"{field} = {getattr(self, field)!r}: {rule}")
+
+    def rules(self) -> list[tuple[str, bool, str]]:
+        """(field, whether its rule holds, the rule)."""
+        return [
+            ("learning_rate", self.learning_rate > 0, "must be above 0"),
+            ("b1", 0 <= self.b1 < 1, "must lie in [0, 1)"),
+            ("b2", 0 <= self.b2 < 1, "must lie in [0, 1)"),
+            ("eps", self.eps > 0, "must be above 0"),
+            ("weight_decay", self.weight_decay >= 0, "must not be negative"),
+            ("clip_norm", self.clip_norm >= 0, "must not be negative (0 turns clipping off)"),
+            ("warmup_steps", self.warmup_steps >= 0, "must not be negative"),
+            ("schedule", self.schedule in SCHEDULES, f"must be one of {', '.join(SCHEDULES)}"),
+        ]
+
+
+def learning_rate(s: Settings, total_steps: int) -> optax.Schedule:
+    """Update count -> learning rate. The first update of a warm-up already moves."""
+    after = SCHEDULES[s.schedule](s.learning_rate, max(total_steps - s.warmup_steps, 1))
+    if not s.warmup_steps:
+        return after
+    first = s.learning_rate / s.warmup_steps
+    warmup = optax.linear_schedule(first, s.learning_rate, max(s.warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, after], [s.warmup_steps])

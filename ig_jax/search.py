@@ -1,0 +1,95 @@
+"""--mode=search: which guidance suits a checkpoint, by a race over settings of `config.sample`.
+
+Every setting draws the same samples (noise and labels) under the same seeds; bad ones drop out
+after few of them (`halving`). Scales are inputs of the compiled program, so settings that differ in
+scales alone share one; intervals and numbers of steps cost a compilation each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ig_jax import evaluate, logs, sample, tree
+from ig_jax.build import Experiment
+from ig_jax.config import Sample
+from ig_jax.errors import UserError
+from ig_jax.guidance import Guidances
+from ig_jax.halving import race, report, space
+from ig_jax.halving.race import Halving, Search
+from ig_jax.halving.space import Candidate
+from ig_jax.samplers.base import Sampler
+
+SHOWN = 10  # best settings in the table
+
+
+def numbers(s: Sample) -> dict[str, float]:
+    """What a search may vary, as the config has it: 'ig.scale', ..., 'sampler.num_steps'."""
+    ends = ("scale", "low", "high")
+    guidances = {kind: {e: getattr(g, e) for e in ends} for kind, g in s.guidances.items()}
+    return tree.flatten({**guidances, "sampler": {"num_steps": s.sampler.num_steps}})
+
+
+def apply(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler]:
+    """The config's guidances and sampler with the candidate's values."""
+    values = tree.unflatten(candidate.values)
+    steps = int(values.pop("sampler", {}).get("num_steps", s.sampler.num_steps))
+    guidances = {kind: replace(g, **values.get(kind, {})) for kind, g in s.guidances.items()}
+    return guidances, replace(s.sampler, num_steps=steps)
+
+
+def _race(exp: Experiment, workdir: Path, step: int, measures: Mapping[str, Any]) -> Search:
+    c = exp.config.search
+    if c.metric not in evaluate.BETTER or c.metric not in measures:
+        known = [name for name in measures if name in evaluate.BETTER]
+        raise UserError(f"search.metric = {c.metric!r}: must be one of {', '.join(known)}")
+    compared = space.candidates(c.space, c.first_seed, numbers(exp.config.sample))
+    halving = Halving(c.metric, evaluate.BETTER[c.metric], c.rounds, c.keep, c.first_seed)
+    settings = {**sample.settings(exp, step), "search": exp.config.raw["search"]}
+    return race.Search(workdir / "search.json", compared, halving, settings)
+
+
+def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
+    """Searches for the newest checkpoint of `workdir`; writes search.json and search.png there.
+
+    Returns:
+      The rows of search.json, best first.
+
+    Raises:
+      UserError: the workdir holds no checkpoint, or another search; the space is empty.
+    """
+    c = exp.config.search
+    step, params = sample.load_weights(exp, workdir)
+    judge, floor = evaluate.make_judge(exp)
+    search = _race(exp, workdir, step, floor)
+    generator = sample.Generator(exp, _worse(exp), judge.decode)
+    done, total = search.finished * c.num, search.total * c.num
+    with logs.progress(total, initial=done, unit="image", what="searching") as bar:
+
+        def measure(candidate: Candidate, seed: int) -> dict[str, float]:
+            guidances, sampler = apply(exp.config.sample, candidate)
+            drawn = evaluate.draw(
+                generator, params, c.num, seed, bar, guidances=guidances, sampler=sampler
+            )
+            return judge.measure(*drawn)
+
+        for _ in search.run(measure):
+            bar.set_postfix_str(f"best: {search.rows()[0]['candidate']}", refresh=False)
+    rows = search.rows()
+    picture = workdir / "search.png"
+    report.heat_map(picture, rows, c.metric, evaluate.BETTER[c.metric], c.space.method)
+    shown = {name: evaluate.MEASURES[name] for name in floor}
+    logs.say("\n" + report.table(rows, shown, c.metric, SHOWN) + "\n")
+    logs.say(f"± is the standard error over seeds of {c.num} samples; 'minus config' is paired")
+    logs.say(f"all settings: {workdir / 'search.json'}, picture: {picture}")
+    return rows
+
+
+def _worse(exp: Experiment) -> Any:
+    """The other network of autoguidance if it is on in the config or anywhere in the space."""
+    s = exp.config.sample
+    scales = exp.config.search.space.values.get("autoguidance.scale", ())
+    varied = any(scale != 1 for scale in (s.autoguidance.scale, *scales))
+    return sample.load_worse(exp, wanted=varied)
