@@ -29,13 +29,13 @@ from ig_jax.types import Images, Latents, Params
 
 # Name of a measure -> (heading, decimals, factor to what the heading says).
 MEASURES = {
-    "outliers": ("outliers %", 1, 100),
-    "fd": ("FD", 2, 1),
-    "accuracy": ("label accuracy %", 1, 100),
-    "precision": ("precision %", 1, 100),
-    "recall": ("recall %", 1, 100),
-    "inception_score": ("IS", 2, 1),
-    "nearest": ("nearest real", 2, 1),
+    "outliers": ("outliers %", 1, 100.0),
+    "fd": ("FD", 2, 1.0),
+    "accuracy": ("label accuracy %", 1, 100.0),
+    "precision": ("precision %", 1, 100.0),
+    "recall": ("recall %", 1, 100.0),
+    "inception_score": ("IS", 2, 1.0),
+    "nearest": ("nearest real", 2, 1.0),
 }
 # Which way is better, of those that a search may go by.
 BETTER = {

@@ -18,7 +18,19 @@ from ig_jax.data import SOURCES
 from ig_jax.errors import UserError
 
 LEAVES = tree.flatten(digits.get_config().to_dict())
-SECTIONS = sorted({path.rpartition(".")[0] for path in LEAVES if "." in path})
+# What a search tries is free to hold any of the settings below `sample`: it has rules of its own.
+TRIED = "search.space.values."
+# Fields that a config may leave out, and the value that they then have.
+OPTIONAL = {
+    "process.prediction": "velocity",
+    "process.time_mean": 0.0,
+    "process.time_std": 1.0,
+    "sample.ig.channels": 0,
+    "sample.cfg.channels": 0,
+    "sample.autoguidance.channels": 0,
+}
+REQUIRED = [path for path in LEAVES if path not in OPTIONAL and not path.startswith(TRIED)]
+SECTIONS = sorted({p.rpartition(".")[0] for p in LEAVES if "." in p and not p.startswith(TRIED)})
 
 
 def parse(changes=None, devices=2, without=()):
@@ -94,7 +106,26 @@ def test_every_whole_number_refuses_a_fraction(path):
     assert refusal({path: 1.5}) == f"{path} = 1.5: must be of type int"
 
 
-@pytest.mark.parametrize("path", LEAVES)
+@pytest.mark.parametrize(("path", "value"), OPTIONAL.items())
+def test_a_field_that_may_be_left_out_has_the_value_of_the_base_config(path, value):
+    parsed = parse(without=[path])
+    section, _, name = path.rpartition(".")
+    for part in section.split("."):
+        parsed = getattr(parsed, part)
+    assert getattr(parsed, name) == value == LEAVES[path]
+
+
+def test_a_sampler_may_leave_out_its_tolerances_and_has_those_of_its_own():
+    plain = parse({"sample.sampler": {"name": "dopri5", "num_steps": 9}}).sample.sampler
+    assert (plain.num_steps, plain.rtol, plain.atol) == (9, 1e-3, 1e-6)
+    loose = parse({"sample.sampler": {"name": "dopri5", "num_steps": 9, "rtol": 1}}).sample.sampler
+    assert (loose.rtol, loose.atol) == (1.0, 1e-6)
+    assert refusal({"sample.sampler": {"name": "dopri5"}}) == (
+        "sample.sampler.num_steps: missing; configs/base.py shows every field"
+    )
+
+
+@pytest.mark.parametrize("path", REQUIRED)
 def test_every_field_is_missed_by_its_name(path):
     message = refusal(without=[path])
     assert re.match(rf"{re.escape(path)}( is|:) missing; (configs/base.py shows|known: )", message)
@@ -106,7 +137,7 @@ def test_every_section_refuses_an_unknown_field_by_its_name(path):
     assert message.startswith(f"{path}.zzz: ") and "known: " in message
 
 
-@pytest.mark.parametrize("path", SECTIONS)
+@pytest.mark.parametrize("path", [*SECTIONS, TRIED.rstrip(".")])
 def test_every_section_refuses_to_be_a_number(path):
     assert refusal({path: 3}) == f"{path} = 3: must be a section (a ConfigDict or dict)"
 
@@ -132,10 +163,10 @@ def test_a_misspelt_field_is_told_the_nearest_one(path, near):
         ("model.name", "sitt", "did you mean 'sit'?"),
         ("process.name", "flows", "did you mean 'flow'?"),
         ("data.source.name", "digit", "did you mean 'digits'?"),
-        ("data.codec.name", "jpeg", "known: identity"),
+        ("data.codec.name", "jpeg", "known: as_stored, identity"),
         ("optim.name", "adam", "did you mean 'adamw'?"),
         ("sample.sampler.name", "huen", "did you mean 'heun'?"),
-        ("sample.sampler.name", "rk4", "known: euler, euler_maruyama, heun"),
+        ("sample.sampler.name", "rk4", "known: dopri5, euler, euler_maruyama, heun, heun2"),
     ],
 )
 def test_an_unknown_name_is_told_the_known_ones(path, value, mend):

@@ -9,6 +9,14 @@ from ig_jax import config
 from ig_jax.config import ConfigError
 
 NO_READOUT = {"model.readouts": (), "sample.ig.scale": 1.0}
+DOPRI5 = {"name": "dopri5", "num_steps": 50}
+LIGHTNING = {
+    "model": {
+        **tiny.get_config().model.to_dict(),
+        "name": "lightningdit",
+        **dict.fromkeys(("swiglu", "rope", "rms_norm", "shift"), True),
+    }
+}
 
 # (changes, the field and value that the sentence opens with, the rule and way out).
 RULES = {
@@ -34,20 +42,67 @@ RULES = {
     "readout_twice": ({"model.readouts": (1, 1)}, r"model.readouts = \(1, 1\)", "each depth once"),
     "readout_no_tuple": ({"model.readouts": 1}, "model.readouts = 1", r"a tuple, such as \(1,\)"),
     "readout_word": ({"model.readouts": ("a",)}, "model.readouts = 'a'", "must be of type int"),
-    "path": ({"process.path": "arc"}, "process.path = 'arc'", "linear, cosine"),
+    "rope_by_4": (
+        {"model": {**LIGHTNING["model"], "num_heads": 8}},
+        "model.hidden_size = 16",
+        r"a head's 2 channels \(hidden_size / num_heads = 8\) must be divisible by 4",
+    ),
+    "path": ({"process.path": "arc"}, "process.path = 'arc'", "linear, cosine, vp"),
+    "prediction": (
+        {"process.prediction": "data"},
+        "process.prediction = 'data'",
+        "velocity, noise, score",
+    ),
+    "time_std_0": ({"process.time_std": 0.0}, "process.time_std = 0.0", "above 0"),
+    "time_std_negative": ({"process.time_std": -1.0}, "process.time_std = -1.0", "above 0"),
     "times": (
         {"process.time_distribution": "beta"},
         "process.time_distribution = 'beta'",
-        "uniform, lognormal",
+        "uniform, lognormal, logit_normal",
     ),
     "split": ({"data.source.split": "all"}, "data.source.split = 'all'", "train, held_out"),
     "drop_negative": ({"objective.label_drop": -0.1}, "objective.label_drop = -0.1", r"\[0, 1\]"),
     "drop_large": ({"objective.label_drop": 1.1}, "objective.label_drop = 1.1", r"in \[0, 1\]"),
-    "no_terms": ({"objective.terms": {}}, "objective.terms = {}", "at least one of flow, internal"),
+    "no_terms": ({"objective.terms": {}}, "objective.terms = {}", "at least one of flow, "),
     "term_weight": (
         {"objective.terms.flow.weight": -1.0},
         "objective.terms.flow.weight = -1.0",
         "must not be negative|must be above 0",
+    ),
+    "omega_1": (
+        {"objective.terms.accelerated_flow": {"weight": 1.0, "omega": 1.0, "bias": "ema"}},
+        "objective.terms.accelerated_flow.omega = 1.0",
+        r"must lie in \[0, 1\); at 1 the target runs away",
+    ),
+    "bias": (
+        {"objective.terms.accelerated_flow": {"weight": 1.0, "omega": 0.5, "bias": "mine"}},
+        "objective.terms.accelerated_flow.bias = 'mine'",
+        "must be one of network, ema",
+    ),
+    "acceleration_readout": (
+        {
+            "objective.terms.accelerated_flow": {
+                "weight": 1.0,
+                "omega": 0.5,
+                "bias": "ema",
+                "readout": 2,
+            }
+        },
+        "objective.terms.accelerated_flow: readout = 2",
+        r"one of model.readouts = \(1,\)",
+    ),
+    "acceleration_without_readout": (
+        {
+            **NO_READOUT,
+            "objective.terms": {"accelerated_flow": {"weight": 1.0, "omega": 0.5, "bias": "ema"}},
+        },
+        "objective.terms.accelerated_flow",
+        "model.readouts is empty; name a depth there, or use the term flow instead",
+    ),
+    "cosine_weight": (
+        {"objective.terms.cosine": {"weight": -1.0}},
+        "objective.terms.cosine.weight = -1.0",
+        "must not be negative",
     ),
     "ig_term_without_readout": (
         NO_READOUT,
@@ -166,6 +221,68 @@ RULES = {
         "sample.sampler.num_steps = 1",
         "at least 2",
     ),
+    "heun2_steps": (
+        {"sample.sampler": {"name": "heun2", "num_steps": 0}},
+        "sample.sampler.num_steps = 0",
+        "at least 1",
+    ),
+    "dopri5_steps": (
+        {"sample.sampler": {**DOPRI5, "num_steps": 0}},
+        "sample.sampler.num_steps = 0",
+        "at least 1",
+    ),
+    "dopri5_rtol": (
+        {"sample.sampler": {**DOPRI5, "rtol": 0.0}},
+        "sample.sampler.rtol = 0.0",
+        "above 0",
+    ),
+    "dopri5_atol": (
+        {"sample.sampler": {**DOPRI5, "atol": -1e-6}},
+        "sample.sampler.atol = -1e-06",
+        "above 0",
+    ),
+    "sampler_field": (
+        {"sample.sampler.rtol": 0.1},
+        "sample.sampler.rtol",
+        "unknown field; known: num_steps",
+    ),
+    "sampler_field_misspelt": (
+        {"sample.sampler": {**DOPRI5, "rtoll": 0.1}},
+        "sample.sampler.rtoll",
+        "unknown field; did you mean 'rtol'",
+    ),
+    "time_shift_0": ({"sample.time_shift": 0.0}, "sample.time_shift = 0.0", "above 0; 1 is none"),
+    "time_shift_negative": ({"sample.time_shift": -2.0}, "sample.time_shift = -2.0", "above 0"),
+    "time_shift_of_dopri5": (
+        {"sample.time_shift": 2.0, "sample.sampler": DOPRI5},
+        "sample.time_shift = 2.0",
+        "this sampler chooses its own; set it to 1",
+    ),
+    "channels_negative": (
+        {"sample.ig.channels": -1},
+        "sample.ig.channels = -1",
+        r"must not be negative \(0 is all\)",
+    ),
+    "channels_many": (
+        {"sample.cfg.channels": 2},
+        "sample.cfg.channels = 2",
+        "latents have 1; 0 guides all of them",
+    ),
+    "autoguidance_without_run": (
+        {"sample.autoguidance.scale": 2.0},
+        "sample.autoguidance.scale = 2.0",
+        r"name its run in guide.workdir, or set the scale to 1 \(off\)",
+    ),
+    "guide_step": (
+        {"sample.guide.step": -1},
+        "sample.guide.step = -1",
+        r"must not be negative \(0 is the newest\)",
+    ),
+    "autoguidance_backwards": (
+        {"sample.autoguidance.low": 0.5, "sample.autoguidance.high": 0.4},
+        "sample.autoguidance.low = 0.5, high = 0.4",
+        "0 <= low <= high <= 1",
+    ),
     "evaluate_num": ({"evaluate.num": 9}, "evaluate.num = 9", "at least 10"),
     "train_seed_too_large": ({"seed": 2**32}, "seed = 4294967296", r"2\*\*32|4294967295"),
     "sample_seed_too_large": (
@@ -201,6 +318,17 @@ def test_a_broken_rule_is_told_with_field_value_and_mend(changes, opening, mend)
         {"train.ema_decays": (0.0,)},
         {"evaluate.num": 10},
         {"sample.sampler.num_steps": 1},
+        {"sample.sampler": DOPRI5},
+        {"sample.sampler": {**DOPRI5, "rtol": 1e-2, "atol": 1e-2}},
+        {"sample.time_shift": 0.3},
+        {"sample.time_shift": 1.0, "sample.sampler": DOPRI5},
+        {"sample.ig.channels": 1},
+        {"sample.autoguidance.scale": 2.0, "sample.guide.workdir": "runs/elsewhere"},
+        {"objective.terms.accelerated_flow": {"weight": 1.0, "omega": 0.0, "bias": "network"}},
+        {"objective.terms.cosine": {"weight": 0.0}},
+        {"process.path": "vp", "process.prediction": "score"},
+        LIGHTNING,
+        {"model": {**LIGHTNING["model"], "rope": False, "num_heads": 8}},
     ],
 )
 def test_what_lies_just_inside_a_rule_is_accepted(changes):

@@ -13,6 +13,8 @@ import pytest
 
 from ig_jax import tree
 from ig_jax.interop import names
+from ig_jax.models import lightningdit
+from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SIZES, SiT, SiTSettings
 
 KEYS = Path(__file__).parent / "golden" / "keys"
@@ -37,11 +39,36 @@ def make(depth: int, hidden_size: int, num_heads: int, qk_norm: bool, side: int,
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
+def make_lightningdit(
+    depth: int, hidden_size: int, num_heads: int, side: int, channels: int, classes: int
+):
+    settings = LightningDiTSettings(
+        depth=depth,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        patch_size=1,
+        mlp_ratio=4.0,
+        qk_norm=False,
+        readouts=(READOUT,),
+        time_scale=1.0,
+        dtype="float32",
+        remat="none",
+        unroll=1,
+        swiglu=True,
+        rope=True,
+        rms_norm=True,
+        shift=True,
+    )
+    net = LightningDiT(settings, side, channels=channels, num_classes=classes)
+    return jax.eval_shape(net.init, jax.random.key(0))
+
+
 SMALL = make(depth=3, hidden_size=12, num_heads=3, qk_norm=True, side=4, classes=5)
 
 # Ours -> theirs, applied one after the other to the dotted name.
 RENAMED = [
     (f"heads.depth_{READOUT}.", "final_layer_xr."),
+    (".norm.scale", ".norm_final.scale"),
     ("t_embedder.fc1", "t_embedder.mlp.0"),
     ("t_embedder.fc2", "t_embedder.mlp.2"),
     ("y_embedder.table.embedding", "y_embedder.embedding_table.weight"),
@@ -60,7 +87,7 @@ def their_name(ours: str) -> str:
 def their_layout(ours: str, array: np.ndarray) -> np.ndarray:
     if ours.startswith("x_embedder.proj.kernel"):
         return array.transpose(3, 2, 0, 1)
-    if ours.endswith("qkv.kernel"):
+    if ours.endswith(("qkv.kernel", "w12.kernel")):
         return array.reshape(len(array), -1).T
     if ours.endswith("attn.proj.kernel"):
         return array.reshape(-1, array.shape[-1]).T
@@ -108,17 +135,34 @@ def test_a_published_state_dict_becomes_our_parameters_value_by_value(state):
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
-@pytest.mark.parametrize("size, file", [("XL", "ig_sit_xl2"), ("B", "ig_sit_b2")])
-def test_full_size_models_have_exactly_the_published_names_and_shapes(size, file):
+def full_size(file: str):
+    if file == "ig_lightningdit_xl1":
+        sizes = lightningdit.SIZES["XL"]
+        return make_lightningdit(*sizes, side=16, channels=32, classes=1000)
+    size = {"ig_sit_xl2": "XL", "ig_sit_b2": "B"}[file]
+    return make(*SIZES[size], qk_norm=False, side=32, classes=1000)
+
+
+@pytest.mark.parametrize("file", ["ig_sit_xl2", "ig_sit_b2", "ig_lightningdit_xl1"])
+def test_full_size_models_have_exactly_the_published_names_and_shapes(file):
     theirs = {
         name: tuple(entry["shape"])
         for name, entry in json.loads((KEYS / f"{file}.json").read_text()).items()
+        if not name.startswith("feat_rope.")  # follow from the sizes
     }
-    ours = make(*SIZES[size], qk_norm=False, side=32, classes=1000)
+    ours = full_size(file)
     filled = names.from_published({name: weightless(s) for name, s in theirs.items()}, ours)
     assert shapes(filled) == shapes(ours)
     back = published(jax.tree.map(lambda leaf: weightless(leaf.shape), ours))
     assert {name: array.shape for name, array in back.items()} == theirs
+
+
+def test_a_gated_mlp_becomes_ours_value_by_value():
+    small = make_lightningdit(3, 16, 2, side=4, channels=4, classes=5)
+    expected = tree.flatten(random_like(small))
+    params = names.from_published(published(random_like(small)), small)
+    for path, leaf in tree.flatten(params).items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["blocks.1.mlp.fc1.weight", "final_layer_xr.linear.bias"])

@@ -1,17 +1,22 @@
 """Training: what a step computes in any arrangement, what a run leaves behind, and resuming."""
 
 import json
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from vectors import quick_jit
 
 from ig_jax import checkpoint, preview, sharding, train
 from ig_jax.data import loader
+from ig_jax.objectives.base import BY_TIME
 
 RATES = {"steps_per_second", "images_per_second"}
+TERMS = ("flow", "internal_guidance")
 
 
 def assert_same_bits(a, b):
@@ -64,8 +69,11 @@ def test_a_step_is_the_same_however_its_batch_is_cut(reference, name):
     parts = {"train.accumulation": 2} if "parts" in name else {}
     devices = jax.devices()[:1] if "device" in name else None
     (state, found), (state_2, found_2) = reference, four_steps(parts, devices)
+    assert set(found) == set(found_2)
     for key in found:
-        np.testing.assert_allclose(found[key], found_2[key], rtol=1e-5)
+        # Sums over examples are the mean over the parts.
+        number = 2 if "parts" in name and key.startswith(BY_TIME) else 1
+        np.testing.assert_allclose(found[key], number * found_2[key], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state_2.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
     assert int(state_2.step) == 4
@@ -104,18 +112,73 @@ def test_metrics_have_one_object_a_line_with_step_images_losses_and_rates(unbrok
     assert [m["step"] for m in found] == [6, 12, 18, 24]
     assert [m["images"] for m in found] == [96, 192, 288, 384]
     for m in found:
-        assert set(m) == {"step", "images", "loss", "grad_norm", *RATES} | {
-            "loss/flow",
-            "loss/internal_guidance",
+        scalars = {name for name in m if not name.startswith("loss_by_time/")}
+        assert scalars == {"step", "images", "loss", "grad_norm", *RATES} | {
+            f"loss/{term}" for term in TERMS
         }
         assert m["loss"] == pytest.approx(m["loss/flow"] + 0.5 * m["loss/internal_guidance"])
         assert m["images_per_second"] == pytest.approx(16 * m["steps_per_second"])
 
 
-def test_a_line_of_metrics_is_the_mean_over_its_steps(unbroken, reference, tmp_path):
-    exp = tiny.experiment({"train.steps": 4, "log.every_steps": 4})
-    train.run(exp, tmp_path)
-    assert metrics(tmp_path)[0]["loss"] == pytest.approx(reference[1]["loss"].mean(), rel=1e-6)
+def test_metrics_have_the_loss_of_every_term_by_tenths_of_time(unbroken):
+    """96 examples a line: a tenth without any has no entry, all of the 384 fill every tenth."""
+    buckets = set()
+    for m in metrics(unbroken.workdir):
+        found = {name: {} for name in TERMS}
+        for key, value in m.items():
+            if key.startswith("loss_by_time/"):
+                _, term, bucket = key.split("/")
+                found[term][bucket] = value
+        assert set(found["flow"]) == set(found["internal_guidance"])
+        for term, by_time in found.items():
+            values = list(by_time.values())
+            assert min(values) < m[f"loss/{term}"] < max(values)
+        buckets |= set(found["flow"])
+    assert buckets == {f"{i / 10:.1f}" for i in range(10)}
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """The only line of metrics of a run of four steps."""
+    workdir = tmp_path_factory.mktemp("short")
+    train.run(tiny.experiment({"train.steps": 4, "log.every_steps": 4}), workdir)
+    [line] = metrics(workdir)
+    return line
+
+
+def test_a_line_of_metrics_is_the_mean_over_its_steps(line, reference):
+    assert line["loss"] == pytest.approx(reference[1]["loss"].mean(), rel=1e-6)
+
+
+def test_losses_by_time_are_the_means_over_all_examples_of_the_steps_of_a_line(line, reference):
+    _, found = reference
+    examples = found["by_time/examples"].sum(axis=0)
+    assert examples.sum() == 4 * 16
+    for term in TERMS:
+        sums = found[f"by_time/{term}"].sum(axis=0)
+        assert sums.sum() / 64 == pytest.approx(line[f"loss/{term}"], rel=1e-6)
+        for i in np.flatnonzero(examples):
+            mean = line[f"loss_by_time/{term}/{i / 10:.1f}"]
+            assert mean == pytest.approx(sums[i] / examples[i], rel=1e-6)
+
+
+def test_the_first_average_is_the_teacher_of_the_accelerated_term(unbroken):
+    """One step from a state whose averages differ from its weights and from each other."""
+    term = {"weight": 1.0, "omega": 0.5, "bias": "ema"}
+    exp = tiny.experiment(
+        {"objective.terms": {"accelerated_flow": term}, "objective.label_drop": 0.1}
+    )
+    state, objective = unbroken.outcome.state, exp.objective
+    data = next(loader.batches(exp.config.data.source, 16, 0))
+    x0 = exp.config.data.codec.latent(jnp.asarray(data["stored"]), jax.random.key(0))
+    labels = jnp.asarray(data["label"])
+    draws = objective.draw(jax.random.key(0), x0)
+    update = quick_jit(partial(train.update, objective=objective, optimizer=exp.optimizer, parts=2))
+    _, found = update(state, x0, labels, draws)
+    loss = quick_jit(lambda teacher: objective(state.params, x0, labels, draws, teacher)[0])
+    losses = [float(loss(w)) for w in (*state.ema.values(), state.params)]
+    assert list(state.ema) == ["0.9", "0.99"] and len(set(losses)) == 3
+    assert float(found["loss"]) == pytest.approx(losses[0], rel=1e-6)
 
 
 def test_tensorboard_gets_every_scalar(unbroken):

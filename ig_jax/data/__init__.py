@@ -3,6 +3,5 @@
 from ig_jax.data.digits import Digits
 from ig_jax.data.synthetic import Synthetic
 from ig_jax.data.tree import Tree
-from ig_jax.data.tree import Tree
 
 SOURCES = {"digits": Digits, "synthetic": Synthetic, "tree": Tree}
