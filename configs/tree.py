@@ -29,22 +29,22 @@ def get_config() -> ConfigDict:
     c.optim.warmup_steps = 50
     c.optim.schedule = "cosine"
 
-    c.train.steps = 4000
-    c.train.batch_size = 512
+    c.train.steps = 6000
+    c.train.batch_size = 256
     c.train.steps_per_dispatch = 50
     c.train.ema_decays = (0.995,)
 
-    c.checkpoint.every_steps = 1000
+    c.checkpoint.every_steps = 2000
     c.checkpoint.keep_every_steps = 0
     c.log.samples_every_steps = 0  # points are no pictures
 
     c.sample.batch_size = 4000
     c.sample.labels = "balanced"
     c.sample.sampler = ConfigDict({"name": "heun", "num_steps": 32})
-    c.sample.ig = base.guidance(2.0)
+    c.sample.ig = base.guidance(1.5)
     c.sample.cfg = base.guidance(1.5)
 
-    c.evaluate.num = 8000
+    c.evaluate.num = 4000
     c.search.metric = "outliers"
     c.search.num = 4000
     return c

@@ -34,10 +34,10 @@ class DensityJudge:
         """All measures of points [n, 1, 1, 2] meant to be of classes `labels` [n].
 
         outliers: share below the 1 % quantile of their class's density.
-        recall: share of held-out points among the samples' nearest neighbours (k = 3).
+        recall: share of training points among the samples' nearest neighbours (k = 3).
         """
         points = samples.reshape(len(samples), 2)
-        real = self.held_out.batch(np.arange(RECALL_POINTS))["stored"].reshape(-1, 2)
+        real = self.source.batch(np.arange(RECALL_POINTS))["stored"].reshape(-1, 2)
         pr = precision_recall(real, points[:RECALL_POINTS])
         return {"outliers": self.source.outliers(points, labels), "recall": pr.recall}
 

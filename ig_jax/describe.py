@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 from ig_jax import guidance, sample, train, tree
 from ig_jax.build import Experiment
+from ig_jax.objectives.base import BY_TIME
 from ig_jax.samplers.base import Sampler
 
 MIB = 2**20
@@ -46,7 +47,7 @@ def _training(exp: Experiment) -> list[str]:
     return [
         f"training: {exp.total_steps:,} steps of {n} images on {exp.mesh.size} devices; "
         f"parameters, optimizer and averages take {size:,.1f} MiB",
-        f"metrics: {', '.join(metrics)}",
+        f"metrics: {', '.join(name for name in metrics if not name.startswith(BY_TIME))}",
         f"batches: {PartitionSpec('data')} over {dict(exp.mesh.shape)}; everything else replicated",
     ]
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from ig_jax import build, checkpoint, guidance, logs, pictures, prng, sharding
@@ -95,7 +96,7 @@ class Generator:
             self._generate,
             static_argnums=0,
             in_shardings=(whole, whole, whole, whole, rows, rows),
-            out_shardings=rows,
+            out_shardings=(rows, rows),
         )
 
     def _generate(
@@ -107,7 +108,7 @@ class Generator:
         seed: jax.Array,
         indices: jax.Array,
         y: Labels,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Bool[Array, "b"]]:
         def draw(indices: jax.Array, y: Labels) -> Latents:
             guided = Guided(
                 net=self.exp.net,
@@ -122,7 +123,8 @@ class Generator:
             )
             return trajectory(guided, plan, self.exp.net.latent_shape, seed, indices)
 
-        return self.decode((one_by_one(draw) if plan.sampler.adaptive else draw)(indices, y))
+        latents = (one_by_one(draw) if plan.sampler.adaptive else draw)(indices, y)
+        return self.decode(latents), jnp.all(jnp.isfinite(latents), axis=(1, 2, 3))
 
     def __call__(
         self,
@@ -132,17 +134,14 @@ class Generator:
         y: Labels,
         guidances: Guidances | None = None,
         sampler: Sampler | None = None,
-    ) -> jax.Array:
-        """Samples `indices` [b] with labels y [b]: decoded, [b, ...].
+    ) -> tuple[jax.Array, Bool[Array, "b"]]:
+        """Samples `indices` [b] with labels y [b]: decoded [b, ...], and which have finite latents.
 
         Args:
           params: of the network.
           seed: uint32; sample i depends on it and on i alone.
           indices, y: which samples, and their labels.
           guidances, sampler: others than the config's.
-
-        Raises:
-          UserError: an adaptive sampler needs more steps than it may take.
         """
         s = self.exp.config.sample
         guidances = s.guidances if guidances is None else guidances
@@ -176,6 +175,9 @@ def batches(
     """(indices, decoded samples, labels), a batch at a time; the last one is padded, then cut.
 
     `chosen` may name guidances and a sampler, as for `Generator`.
+
+    Raises:
+      UserError: a sample is not finite.
     """
     exp = generator.exp
     size = exp.config.sample.batch_size
@@ -184,9 +186,10 @@ def batches(
         padded = np.resize(taken, size)
         labels = labels_of(exp.config, seed, padded)
         rows = sharding.to_global({"i": padded.astype(np.int32), "y": labels}, exp.mesh)
-        images = sharding.to_host(
-            generator(params, np.uint32(seed), rows["i"], rows["y"], **chosen)
-        )
+        drawn = generator(params, np.uint32(seed), rows["i"], rows["y"], **chosen)
+        images, finite = map(sharding.to_host, drawn)
+        failed = taken[~finite[: len(taken)]]
+        _require_finite(failed, chosen.get("sampler") or exp.config.sample.sampler)
         yield taken, images[: len(taken)], labels[: len(taken)]
 
 
@@ -201,6 +204,19 @@ def _checkpoints_of(workdir: Path) -> Checkpoints:
         checkpoints.close()
         raise UserError(f"{workdir} holds no finished checkpoint: train on (--mode=train)")
     return checkpoints
+
+
+def _require_finite(failed: np.ndarray, sampler: Sampler) -> None:
+    """Raises UserError if there are any indices [n] of samples that are not numbers."""
+    if not len(failed):
+        return
+    mend = "lower the guidance scales, or look whether training went well"
+    if sampler.adaptive:
+        mend = (
+            f"{type(sampler).__name__} may need more than sample.sampler.num_steps = "
+            f"{sampler.num_steps} steps at rtol = {sampler.rtol:g}; raise either"
+        )
+    raise UserError(f"sample {failed[0]} and {len(failed) - 1} others are not finite: {mend}")
 
 
 def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
@@ -241,7 +257,7 @@ def load_worse(exp: Experiment, wanted: bool | None = None) -> Worse | None:
                 f"{', '.join(map(str, checkpoints.all_steps()))}"
             )
         raw = checkpoints.meta(step)["config"]
-        other = build.experiment(parse(ConfigDict(raw)), exp.mesh.devices.ravel())
+        other = build.experiment(parse(ConfigDict(raw)), exp.mesh.devices.ravel().tolist())
         for what, here, there in (
             ("latents", exp.net.latent_shape, other.net.latent_shape),
             ("classes", exp.num_classes, other.num_classes),

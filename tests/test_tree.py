@@ -5,11 +5,14 @@ Integrals are sums over a grid finer than the narrowest Gaussian, which are then
 
 import numpy as np
 import pytest
+import tiny  # noqa: F401 - sets up the shared cache of compiled programs
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ig_jax import panel
+from configs import tree as tree_config
+from ig_jax import panel, run
 from ig_jax.data.tree import THRESHOLD_POINTS, Branch, Tree
+from ig_jax.density import DensityJudge
 from ig_jax.types import Source
 
 TREE = Tree("train")
@@ -82,9 +85,9 @@ def test_one_in_a_hundred_exact_samples_is_an_outlier():
 def test_noise_makes_outliers_and_a_wrong_label_does():
     points, labels = TREE.sample(4000, seed=8)
     noise = np.random.default_rng(0).normal(size=points.shape)
-    assert TREE.outliers(points + 0.05 * noise, labels) > 0.2
+    assert TREE.outliers(points + 0.1 * noise, labels) > 0.25
     # What is left of the wrong class is the stem.
-    assert 0.7 < TREE.outliers(points, 1 - labels) < 0.9
+    assert 0.6 < TREE.outliers(points, 1 - labels) < 0.9
 
 
 def test_points_that_are_not_finite_are_outliers():
@@ -253,3 +256,26 @@ def test_each_panel_is_titled_with_its_name_and_its_outlier_rate(monkeypatch, tm
     panel.draw(tmp_path / "a.png", TREE, named, {"IG 1.5": 0.0932, "data": 0.01})
     titles = [axes.get_title() for axes in figures[0].axes]
     assert titles == ["data: 1.0 % outliers", "IG 1.5: 9.3 % outliers", ""]
+
+
+def test_the_judge_of_a_density_finds_exact_samples_faultless_and_noise_not():
+    judge = DensityJudge(TREE, TREE.held_out())
+    points, labels = TREE.sample(4000, seed=9)
+    samples = points.reshape(-1, 1, 1, 2).astype(np.float32)
+    good = judge.measure(samples, labels)
+    assert good["outliers"] < 0.02 and good["recall"] > 0.94
+    half = judge.measure(samples * [1.0, 0.5], labels)
+    assert half["outliers"] > 0.5 and half["recall"] < good["recall"] - 0.1
+
+
+def test_the_toy_s_demo_draws_a_panel_with_the_readout_alone_and_a_rate_for_each(tmp_path):
+    c = tree_config.get_config()
+    c.train.steps, c.checkpoint.every_steps = 100, 100
+    c.model.depth = c.model.unroll = 2
+    c.sample.batch_size, c.evaluate.num, c.evaluate.seeds = 200, 200, (0,)
+    c.sample.sampler.num_steps = 3
+    results = run.run(c, workdir=str(tmp_path), mode="demo")
+    ways = ["floor", "readout", "plain", "ig", "cfg", "ig_cfg"]
+    assert [name for name in results if name in ways] == ways
+    assert all(0 <= results[way]["outliers"]["mean"] <= 1 for way in ways)
+    assert (tmp_path / "samples.png").stat().st_size > 50_000

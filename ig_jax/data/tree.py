@@ -32,7 +32,7 @@ THRESHOLD_POINTS = 200_000  # 1 % of them is known to 0.02 %
 # Lengths and widths are in stem lengths, angles in degrees, to the right of upright or of before.
 STEM_WIDTH = 0.036
 WIDTH_RATIO = 0.88
-GENERATIONS = 4  # limb, boughs, branches, twigs
+GENERATIONS = 3  # limb, boughs, twigs
 LIMB = (0.88, 13.0, 35.0)  # length, turn where it starts, bend along it
 FORK = (  # length relative to the parent, turn, bend
     (0.80, 34.0, -14.0),  # outer child

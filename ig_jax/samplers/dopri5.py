@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import diffrax
+import jax.numpy as jnp
 import numpy as np
 
 from ig_jax.types import Field, Latents, Scalar
@@ -21,7 +22,7 @@ from ig_jax.types import Field, Latents, Scalar
 class Dopri5:
     """Adaptive, six evaluations an accepted or rejected step."""
 
-    num_steps: int  # at most; a sample that needs more ends in an error
+    num_steps: int  # at most; a sample that needs more is not a number
     rtol: float = 1e-3
     atol: float = 1e-6
 
@@ -52,8 +53,10 @@ class Dopri5:
             y0=x,
             stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
             max_steps=self.num_steps,
+            throw=False,
         )
-        return solution.ys[-1]
+        done = solution.result == diffrax.RESULTS.successful
+        return jnp.where(done, solution.ys[-1], jnp.nan)
 
     def last_step(self, field: Field, x: Latents, t: Scalar, t_next: Scalar) -> Latents:
         return self.step(field, x, t, t_next)
