@@ -54,7 +54,7 @@ def test_commands_are_found():
 
 def example(name: str) -> type:
     """The class `name` that a python block of the README defines."""
-    [block] = [b for b in blocks("python") if f"class {name}:" in b]
+    [block] = [b for b in blocks("python") if f"class {name}" in b]
     # A module of its own: dataclasses look up annotations through the module's name.
     module = type(sys)(f"readme_{name.lower()}")
     sys.modules[module.__name__] = module
@@ -73,11 +73,11 @@ def tiny() -> ConfigDict:
 
 
 def test_term_of_the_readme_trains(monkeypatch, tmp_path):
-    monkeypatch.setitem(TERMS, "direction", example("Direction"))
+    monkeypatch.setitem(TERMS, "huber", example("Huber"))
     c = tiny()
-    c.objective.terms.direction = ConfigDict({"weight": 0.1})
+    c.objective.terms.huber = ConfigDict({"weight": 0.1, "delta": 1.0})
     train.run(build.experiment(config.parse(c, jax.device_count())), tmp_path)
-    assert '"loss/direction"' in (tmp_path / "metrics.jsonl").read_text()
+    assert '"loss/huber"' in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_sampler_of_the_readme_samples(monkeypatch):
@@ -86,9 +86,8 @@ def test_sampler_of_the_readme_samples(monkeypatch):
     c.sample.sampler = ConfigDict({"name": "midpoint", "num_steps": 3})
     exp = build.experiment(config.parse(c, jax.device_count()))
     assert "Midpoint, 3 steps, 10 network evaluations" in describe.describe(exp)
-    generate = sample.make_generate(exp, exp.config.sample.ig, exp.config.sample.cfg)
     params = jax.jit(exp.net.init)(jax.random.key(0))
-    [(_, images, _)] = sample.batches(exp, generate, params, 0, np.arange(4))
+    [(_, images, _)] = sample.batches(sample.Generator(exp), params, 0, np.arange(4))
     assert images.shape == (4, 8, 8, 1)
 
 
