@@ -17,6 +17,7 @@ import tiny
 from absl.testing import flagsaver
 
 import main
+from ig_jax import describe
 from ig_jax.data.digits import Digits
 
 CONFIGS = sorted(
@@ -108,7 +109,7 @@ MISTAKES = {
     "folder_for_a_file": (["--config=configs"], ["--config=configs"]),
     "argument_not_taken": ([f"{DIGITS}:large"], ["--config=configs/digits.py:large"]),
     "unknown_flag": ([DIGITS, "--stepz=3"], ["stepz"]),
-    "bad_mode": ([DIGITS, "--mode=draw"], ["--mode=draw", "train|sample|evaluate|demo"]),
+    "bad_mode": ([DIGITS, "--mode=draw"], ["--mode=draw", "train|sample|evaluate|search|demo"]),
     "stray_word": ([DIGITS, "train"], ["'train' is not a flag", "--mode="]),
 }
 
@@ -210,14 +211,48 @@ def test_a_dry_run_shows_parameters_and_guidance_of_every_step(call, tmp_path):
     assert status == 0
     assert re.search(rf"^total +{parameters:,} ", out, re.MULTILINE)
     table = out[out.index("t_next") :].splitlines()[1:]
-    assert [line.split() for line in table] == [
-        ["0", "1.0000", "0.7500", "2", "off"],
-        ["1", "0.7500", "0.5000", "2", "off"],
-        ["2", "0.5000", "0.2500", "2", "1.2"],
-        ["3", "0.2500", "0.0000", "2", "1.2"],
+    assert [line.split(maxsplit=3) for line in table] == [
+        ["0", "1.0000", "0.7500", "ig 2"],
+        ["1", "0.7500", "0.5000", "ig 2"],
+        ["2", "0.5000", "0.2500", "ig 2, cfg 1.2"],
+        ["3", "0.2500", "0.0000", "ig 2, cfg 1.2"],
     ]
-    assert "4 steps, 6 network evaluations a sample" in out
+    assert "Euler, 4 steps, 6 network evaluations a sample; t = 1 is noise" in out
     assert "loss/flow" in out and "loss/internal_guidance" in out
+
+
+def described(changes) -> tuple[str, list[list[str]]]:
+    """What a dry run says of sampling, and the rows of its table."""
+    text = describe.describe(tiny.experiment(changes))
+    about = text[text.index("sampling: ") :].splitlines()
+    return about[0], [line.split(maxsplit=3) for line in about[2:]]
+
+
+UNGUIDED = {"sample.ig.scale": 1.0, "sample.cfg.scale": 1.0}
+
+
+def test_a_dry_run_counts_the_second_evaluation_of_heun2_as_guided_at_its_own_time():
+    sampler = {"sample.sampler": {"name": "heun2", "num_steps": 2}, "sample.cfg.low": 0.5}
+    about, table = described(sampler)
+    # At 1, 1/2, 1/2 both branches, at 0 one.
+    assert about.startswith("sampling: Heun2, 2 steps, 7 network evaluations a sample;")
+    assert [row[3] for row in table] == ["ig 2, cfg 1.2"] * 2
+
+
+def test_a_dry_run_shows_the_pieces_of_a_sampler_that_chooses_its_steps():
+    sampler = {"sample.sampler": {"name": "dopri5", "num_steps": 9}, "sample.ig.low": 0.25}
+    about, table = described({**UNGUIDED, **sampler, "sample.ig.scale": 3.0})
+    assert "Dopri5, at most 9 steps of its own choice on each line below" in about
+    assert table == [["0", "1.0000", "0.2500", "ig 3"], ["1", "0.2500", "0.0000", "off"]]
+
+
+def test_a_dry_run_shows_shifted_times():
+    _, table = described({**UNGUIDED, "sample.time_shift": 2.0})
+    assert table == [
+        ["0", "1.0000", "0.8000", "off"],
+        ["1", "0.8000", "0.5000", "off"],
+        ["2", "0.5000", "0.0000", "off"],
+    ]
 
 
 def test_the_workdir_holds_what_made_the_run(trained):
@@ -227,8 +262,9 @@ def test_the_workdir_holds_what_made_the_run(trained):
     assert record["command"]
 
 
-def test_the_default_workdir_is_named_after_the_config():
-    assert main.run.default_workdir("configs/digits.py:large") == "runs/digits"
+def test_the_default_workdir_is_named_after_the_config_and_its_argument():
+    assert main.run.default_workdir("configs/digits.py") == "runs/digits"
+    assert main.run.default_workdir("configs/digits.py:large") == "runs/digits-large"
 
 
 def test_the_program_tells_a_dry_run_on_stdout_and_ends_with_0(tmp_path):

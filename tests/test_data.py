@@ -25,6 +25,7 @@ class Numbers:
     size: int
 
     stored_shape = (1, 1, 1)
+    stored_dtype = np.uint8
     num_classes = 1
 
     def __len__(self) -> int:

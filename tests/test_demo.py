@@ -29,7 +29,7 @@ def results(workdir):
 def test_results_hold_every_way_of_sampling_beside_the_floor(results):
     assert list(results) == ["floor", "plain", "ig", "cfg", "ig_cfg", "settings", "seconds"]
     for name in ("floor", "plain", "ig", "cfg", "ig_cfg"):
-        assert set(results[name]) == set(MEASURES)
+        assert set(results[name]) == set(MEASURES) - {"outliers"}  # which need a known density
         for stats in results[name].values():
             assert set(stats) == {"mean", "std"} and np.isfinite(list(stats.values())).all()
     assert len({results[name]["fd"]["mean"] for name in ("plain", "ig", "cfg", "ig_cfg")}) == 4

@@ -1,15 +1,20 @@
 """Judging: real images, copies and noise get the verdicts they deserve; what a run writes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 
-from ig_jax import evaluate
+from ig_jax import evaluate, guidance, sample
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
 from ig_jax.evaluate import MEASURES
+from ig_jax.guidance import Guidance
+
+# Outliers need a density that is known.
+OF_IMAGES = set(MEASURES) - {"outliers"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def real(split):
 def test_held_out_images_are_close_to_the_training_images_but_no_copies(judged):
     judge, floor = judged
     assert floor == judge.measure(*real("held_out"))
-    assert set(floor) == set(MEASURES)
+    assert set(floor) == OF_IMAGES
     assert floor["accuracy"] > 0.95
     assert floor["precision"] > 0.9 and floor["recall"] > 0.9
     assert 8.5 < floor["inception_score"] <= 10
@@ -90,6 +95,7 @@ def test_a_source_without_held_out_images_is_refused():
 
 
 OFF = {"ig": {"sample.ig.scale": 1.0}, "cfg": {"sample.cfg.scale": 1.0}}
+AUTO = {"sample.autoguidance.scale": 1.5, "sample.guide.workdir": "elsewhere"}
 
 
 @pytest.mark.parametrize(
@@ -99,16 +105,20 @@ OFF = {"ig": {"sample.ig.scale": 1.0}, "cfg": {"sample.cfg.scale": 1.0}}
         (OFF["cfg"], ["plain", "ig"]),
         (OFF["ig"], ["plain", "cfg"]),
         ({**OFF["ig"], **OFF["cfg"]}, ["plain"]),
+        (AUTO, ["plain", "ig", "cfg", "autoguidance", "ig_cfg"]),
+        ({**AUTO, **OFF["ig"]}, ["plain", "cfg", "autoguidance"]),
     ],
 )
 def test_every_guidance_that_is_on_is_judged_alone_and_together(changes, names):
     exp = tiny.experiment(changes)
     found = evaluate.variants(exp)
     assert list(found) == names
-    s = exp.config.sample
-    for name, (ig, cfg) in found.items():
-        assert (ig.scale != 1, cfg.scale != 1) == ("ig" in name, "cfg" in name)
-        assert (ig.low, ig.high, cfg.low, cfg.high) == (s.ig.low, s.ig.high, s.cfg.low, s.cfg.high)
+    given = exp.config.sample.guidances
+    for name, guidances in found.items():
+        assert set(guidances) == set(given)
+        for kind, g in guidances.items():
+            scale = given[kind].scale if kind in name.split("_") else 1.0
+            assert g == replace(given[kind], scale=scale)
 
 
 def test_spread_is_the_mean_and_the_sample_deviation():
@@ -117,9 +127,21 @@ def test_spread_is_the_mean_and_the_sample_deviation():
     assert evaluate.spread([{"fd": 1.5}]) == {"fd": {"mean": 1.5, "std": 0.0}}
 
 
+def test_the_readout_alone_comes_first_where_asked_and_is_internal_guidance_at_scale_0():
+    exp = tiny.experiment()
+    found = evaluate.variants(exp, readout=True)
+    assert list(found) == ["readout", "plain", "ig", "cfg", "ig_cfg"]
+    alone = found["readout"]
+    assert alone["ig"] == Guidance(0.0, 0.0, 1.0)
+    assert {alone[kind].scale for kind in ("cfg", "autoguidance")} == {1.0}
+    without = evaluate.variants(tiny.experiment(OFF["ig"]), readout=True)
+    assert list(without) == ["plain", "cfg"]
+
+
 def test_a_table_has_a_row_for_each_result_in_the_units_of_its_heading():
-    stats = {name: {"mean": 0.5, "std": 0.0} for name in MEASURES}
-    spread = {name: {"mean": 0.12345, "std": 0.004} for name in MEASURES}
+    shown = [name for name in MEASURES if name in OF_IMAGES]
+    stats = {name: {"mean": 0.5, "std": 0.0} for name in shown}
+    spread = {name: {"mean": 0.12345, "std": 0.004} for name in shown}
     lines = evaluate.table({"held-out": stats, "plain": spread}).splitlines()
     cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines]
     assert cells[0][1:] == [
@@ -138,25 +160,32 @@ class Bar:
         self.total += n
 
 
-def test_seeds_are_drawn_one_after_the_other_each_with_its_own_samples(exp):
-    bar, state = Bar(), tiny.trained().outcome.state
-    s = exp.config.sample
-    first, second = evaluate.draw(exp, state.params, s.ig, s.cfg, bar)
+def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
+    params, bar = tiny.trained().outcome.state.params, Bar()
+    generator = sample.Generator(exp)
+    first, second = (evaluate.draw(generator, params, 20, seed, bar) for seed in (0, 1))
     assert bar.total == 40
     assert first[0].shape == second[0].shape == (20, 8, 8, 1)
     assert not np.array_equal(first[0], second[0])
     assert np.bincount(first[1]).tolist() == [2] * 10
+    few, labels = evaluate.draw(generator, params, 5, 0, bar)
+    np.testing.assert_array_equal(few, first[0][:5])
+    np.testing.assert_array_equal(labels, first[1][:5])
+    plain = guidance.only(exp.config.sample.guidances, ())
+    unguided, _ = evaluate.draw(generator, params, 20, 0, bar, guidances=plain)
+    assert not np.array_equal(unguided, first[0])
 
 
 def test_a_run_writes_the_spread_over_seeds_beside_the_floor(exp, judged, tmp_path, capsys):
-    trained, s = tiny.trained(), exp.config.sample
+    trained = tiny.trained()
     record = evaluate.run(exp, trained.copy(tmp_path))
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(record))
     assert set(record) == {"floor", "samples", "settings"}
     assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
-    assert set(record["samples"]) == set(MEASURES)
-    drawn = evaluate.draw(exp, trained.outcome.state.ema["0.9"], s.ig, s.cfg, Bar())
+    assert set(record["samples"]) == OF_IMAGES
+    generator, average = sample.Generator(exp), trained.outcome.state.ema["0.9"]
+    drawn = [evaluate.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
     assert record["samples"] == evaluate.spread([judged[0].measure(*part) for part in drawn])
     assert record["samples"]["fd"]["std"] > 0
     # Two dozen steps: nearer to the digits than noise would be, far from the floor.
@@ -164,4 +193,4 @@ def test_a_run_writes_the_spread_over_seeds_beside_the_floor(exp, judged, tmp_pa
     assert record["settings"]["checkpoint_step"] == 24
     assert record["settings"]["seeds"] == (0, 1) and record["settings"]["num"] == 20
     said = capsys.readouterr().out
-    assert "| held-out images |" in said and "| samples " in said
+    assert "| held-out data |" in said and "| samples " in said

@@ -1,49 +1,76 @@
-"""Guidance against its two formulas, and its cost against a record of what the network was asked.
+"""Guidance against its formulas, and its cost against a record of what the networks were asked.
 
-The network here is made up: its answers depend on the label alone and are small whole numbers.
+The networks here are made up: their answers depend on the label alone and are small whole numbers.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vectors import quick_jit
 
 from ig_jax import guidance
 from ig_jax.diffusion.flow import Flow
-from ig_jax.guidance import Guidance, Stretch
+from ig_jax.guidance import KINDS, Evaluations, Guidance, Guided, Stretch, Worse
 from ig_jax.samplers import SAMPLERS, base
 from ig_jax.types import NetOutput
 
 FLOW = Flow(path="linear", time_distribution="uniform")
 NULL, READOUT = 9, 2
 OFF = Guidance(scale=1.0, low=0.0, high=1.0)
-# Label -> (final, early) prediction of the made-up network.
+# Label -> (final, early) prediction of the made-up network, and the final one of a worse network.
 ANSWERS = {0: (3.0, 1.0), 1: (5.0, -2.0), NULL: (2.0, 4.0)}
+WORSE_ANSWERS = {0: (-1.0, 1e3), 1: (7.0, 1e3), NULL: (1e3, 1e3)}
 
-every_sampler = pytest.mark.parametrize("name", SAMPLERS)
-
-
-def net(params, x, t, y, *, taps=()):
-    """Answers by label alone; depth 1 holds nonsense that nobody should read."""
-    table = np.zeros((NULL + 1, 2), np.float32)
-    table[list(ANSWERS)] = list(ANSWERS.values())
-    final, early = (params["gain"] * jnp.asarray(table)[y, i].reshape(x.shape) for i in (0, 1))
-    return NetOutput(pred=final, heads={1: early + 1e3, READOUT: early}, features={})
+# Samplers on a grid of their own; the others choose their steps.
+FIXED = {name: sampler for name, sampler in SAMPLERS.items() if not sampler.adaptive}
+every_sampler = pytest.mark.parametrize("name", FIXED)
 
 
+def answering(answers):
+    """A network that answers by label alone; depth 1 holds nonsense that nobody should read."""
+
+    def net(params, x, t, y, *, taps=()):
+        table = np.zeros((NULL + 1, 2), np.float32)
+        table[list(answers)] = list(answers.values())
+        final, early = (
+            jnp.broadcast_to(params["gain"] * jnp.asarray(table)[y, i, None, None, None], x.shape)
+            for i in (0, 1)
+        )
+        return NetOutput(pred=final, heads={1: early + 1e3, READOUT: early}, features={})
+
+    return net
+
+
+net, worse_net = answering(ANSWERS), answering(WORSE_ANSWERS)
 PARAMS = {"gain": jnp.float32(1.0)}
 LABELS = jnp.array([0, 1])
 X = jnp.zeros((2, 1, 1, 1))
+T = jnp.float32(0.5)
 
 
-def field(net=net, y=LABELS, ig_scale=None, cfg_scale=None):
-    scales = {"ig_scale": ig_scale, "cfg_scale": cfg_scale}
-    return guidance.field(net, PARAMS, y, process=FLOW, null_class=NULL, readout=READOUT, **scales)
+ALL_CHANNELS = dict.fromkeys(KINDS, 0)
+
+
+def guided(
+    net=net, worse=worse_net, y=LABELS, process=FLOW, channels=ALL_CHANNELS, **scales
+) -> Guided:
+    return Guided(
+        net=net,
+        params=PARAMS,
+        process=process,
+        y=y,
+        null_class=NULL,
+        scales=scales,
+        channels=channels,
+        readout=READOUT,
+        worse=Worse(worse, FLOW, PARAMS),
+    )
 
 
 def velocities(**scales) -> list[float]:
-    """Guided velocities of labels 0 and 1."""
-    return field(**scales).velocity(X, jnp.float32(0.5)).ravel().tolist()
+    """Velocities of labels 0 and 1, guided by every kind that has a scale."""
+    return guided(**scales).velocity(frozenset(scales), X, T).ravel().tolist()
 
 
 def test_without_guidance_the_velocity_is_the_final_prediction():
@@ -52,45 +79,131 @@ def test_without_guidance_the_velocity_is_the_final_prediction():
 
 @pytest.mark.parametrize("scale, expected", [(1, [3, 5]), (0, [1, -2]), (2, [5, 12])])
 def test_internal_guidance_goes_from_the_readout_through_the_final_prediction(scale, expected):
-    assert velocities(ig_scale=float(scale)) == expected
-    out = net(PARAMS, X, jnp.zeros(2), LABELS)
-    assert guidance.internal(out, READOUT, float(scale)).ravel().tolist() == expected
+    assert velocities(ig=float(scale)) == expected
 
 
 @pytest.mark.parametrize("scale, expected", [(1, [3, 5]), (0, [2, 2]), (3, [5, 11])])
 def test_classifier_free_guidance_goes_from_null_through_conditional(scale, expected):
-    assert velocities(cfg_scale=float(scale)) == expected
+    assert velocities(cfg=float(scale)) == expected
+
+
+@pytest.mark.parametrize("scale, expected", [(1, [3, 5]), (0, [-1, 7]), (2, [7, 3])])
+def test_autoguidance_goes_from_the_worse_network_through_the_velocity(scale, expected):
+    assert velocities(autoguidance=float(scale)) == expected
 
 
 def test_internal_guidance_acts_on_both_branches_before_classifier_free_guidance():
     # Scale 2 inside: null 2 - 2 = 0, conditional 5 and 12; then three times that.
-    assert velocities(ig_scale=2.0, cfg_scale=3.0) == [15.0, 36.0]
+    assert velocities(ig=2.0, cfg=3.0) == [15.0, 36.0]
 
 
-@pytest.mark.parametrize("cfg_scale", [0.0, 1.5, 7.0])
-def test_classifier_free_guidance_changes_nothing_where_both_branches_agree(cfg_scale):
-    alike = field(y=jnp.array([NULL, NULL]), cfg_scale=cfg_scale).velocity(X, jnp.float32(0.5))
-    assert alike.ravel().tolist() == [2.0, 2.0]
+def test_autoguidance_comes_last_and_extrapolates_the_guided_velocity():
+    # From -1 through 15, and from 7 through 36, twice as far.
+    assert velocities(ig=2.0, cfg=3.0, autoguidance=2.0) == [31.0, 65.0]
+
+
+def test_extrapolation_is_a_line_through_the_worse_and_the_better():
+    worse, v = jnp.full((1, 1, 1, 2), 2.0), jnp.full((1, 1, 1, 2), 5.0)
+    for scale, expected in ((0.0, 2), (1.0, 5), (3.0, 11)):
+        assert guidance.extrapolate(worse, v, scale).ravel().tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5, 7.0])
+def test_classifier_free_guidance_changes_nothing_where_both_branches_agree(scale):
+    null = guided(y=jnp.array([NULL, NULL]), cfg=scale)
+    assert null.velocity(frozenset({"cfg"}), X, T).ravel().tolist() == [2.0, 2.0]
+
+
+def by_channel(channels, **scales) -> list[list[float]]:
+    """Velocities [label][channel] of latents with three channels."""
+    x = jnp.zeros((2, 1, 1, 3))
+    v = guided(channels=channels, **scales).velocity(frozenset(scales), x, T)
+    return v.reshape(2, 3).tolist()
+
+
+def test_outside_its_channels_a_guidance_leaves_the_velocity_as_it_is():
+    assert by_channel({"ig": 2}, ig=2.0) == [[5, 5, 3], [12, 12, 5]]
+    assert by_channel({"autoguidance": 1}, autoguidance=2.0) == [[7, 3, 3], [3, 5, 5]]
+
+
+def test_outside_its_channels_classifier_free_guidance_leaves_the_conditional_velocity():
+    assert by_channel({"cfg": 1}, cfg=3.0) == [[5, 3, 3], [11, 5, 5]]
+
+
+def test_every_guidance_has_channels_of_its_own_and_0_is_all():
+    # Channel 0: both, 1: CFG alone, 2: neither; with 0 channels, IG everywhere.
+    both = {"ig": 2.0, "cfg": 3.0}
+    assert by_channel({"ig": 1, "cfg": 2}, **both) == [[15, 5, 3], [36, 11, 5]]
+    assert by_channel({"ig": 0, "cfg": 2}, **both) == [[15, 15, 5], [36, 36, 12]]
+
+
+@pytest.mark.parametrize("prediction", ["noise", "score"])
+def test_guiding_predictions_of_another_kind_is_guiding_their_velocities(prediction):
+    """Whatever the networks predict, each is read by its own process; the worse one's is FLOW."""
+    flow = Flow("cosine", "uniform", prediction=prediction)
+    x = jnp.full_like(X, 0.5)
+
+    def velocity(y) -> np.ndarray:
+        out, times = net(PARAMS, x, T, jnp.array(y)), jnp.full((2,), T)
+        final, early = (flow.velocity(v, x, times) for v in (out.pred, out.heads[READOUT]))
+        return np.asarray(early + 2.0 * (final - early))
+
+    cond, null, worse = velocity([0, 1]), velocity([NULL, NULL]), np.array([-1.0, 7.0])
+    with_cfg = (null + 3.0 * (cond - null)).ravel()
+    scales = {"ig": 2.0, "cfg": 3.0, "autoguidance": 4.0}
+    found = guided(process=flow, **scales).velocity(frozenset(KINDS), x, T)
+    np.testing.assert_allclose(found.ravel(), worse + 4.0 * (with_cfg - worse), rtol=1e-4)
 
 
 def test_the_score_of_a_field_is_that_of_the_process():
     t, v = jnp.float32(0.25), jnp.ones_like(X)
-    np.testing.assert_array_equal(field().score(v, X, t), FLOW.score(v, X, t))
+    field = guided().field(frozenset(), frozenset())
+    np.testing.assert_array_equal(field.score(v, X, t), FLOW.score(v, X, t))
 
 
-@pytest.mark.parametrize("cfg_scale, labels", [(None, [0, 1]), (2.0, [0, 1, NULL, NULL])])
-def test_the_network_gets_each_latent_its_label_and_the_time_in_float32(cfg_scale, labels):
-    asked = {}
+def test_a_field_has_a_velocity_of_its_own_at_the_end_of_a_step_only_where_guidance_differs():
+    ig, none = frozenset({"ig"}), frozenset()
+    assert guided(ig=2.0).field(ig, ig).velocity_at_end is None
+    field = guided(ig=2.0).field(none, ig)
+    assert field.velocity(X, T).ravel().tolist() == [3, 5]
+    assert field.velocity_at_end(X, T).ravel().tolist() == [5, 12]
 
-    def spy(params, x, t, y, *, taps=()):
-        asked.update(x=x, t=t, y=y)
-        return net(params, x, t, y)
 
-    x = jnp.array([7.0, 8.0])[:, None, None, None]
-    field(spy, cfg_scale=cfg_scale).velocity(x, jnp.float32(0.25))
-    assert asked["y"].tolist() == labels
-    assert asked["x"].ravel().tolist() == [7.0, 8.0] * (len(labels) // 2)
-    assert asked["t"].tolist() == [0.25] * len(labels) and asked["t"].dtype == jnp.float32
+class Spy:
+    """A network that notes what it is asked."""
+
+    def __init__(self, net):
+        self.net, self.asked = net, []
+
+    def __call__(self, params, x, t, y, *, taps=()):
+        self.asked.append((x, t, y))
+        return self.net(params, x, t, y)
+
+
+@pytest.mark.parametrize("scales, labels", [({}, [0, 1]), ({"cfg": 2.0}, [0, 1, NULL, NULL])])
+def test_the_network_gets_each_latent_its_label_and_the_time_in_float32(scales, labels):
+    spy, x = Spy(net), jnp.array([7.0, 8.0])[:, None, None, None]
+    guided(spy, **scales).velocity(frozenset(scales), x, jnp.float32(0.25))
+    [(x, t, y)] = spy.asked
+    assert y.tolist() == labels
+    assert x.ravel().tolist() == [7.0, 8.0] * (len(labels) // 2)
+    assert t.tolist() == [0.25] * len(labels) and t.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("others", [{}, {"ig": 2.0, "cfg": 3.0}])
+def test_the_worse_network_is_asked_once_for_the_labels_without_the_null_class(others):
+    spy, x = Spy(worse_net), jnp.array([7.0, 8.0])[:, None, None, None]
+    scales = {**others, "autoguidance": 2.0}
+    guided(worse=spy, **scales).velocity(frozenset(scales), x, jnp.float32(0.25))
+    [(x, t, y)] = spy.asked
+    assert (x.ravel().tolist(), t.tolist(), y.tolist()) == ([7.0, 8.0], [0.25] * 2, [0, 1])
+    assert t.dtype == jnp.float32
+
+
+def test_the_worse_network_is_not_asked_while_autoguidance_is_off():
+    spy = Spy(worse_net)
+    guided(worse=spy, autoguidance=2.0, ig=2.0).velocity(frozenset({"ig"}), X, T)
+    assert spy.asked == []
 
 
 @pytest.mark.parametrize(
@@ -114,103 +227,218 @@ def test_an_interval_that_is_none_is_refused_by_both_its_ends(low, high):
         Guidance(1.5, low=low, high=high)
 
 
+def test_a_negative_number_of_channels_is_refused():
+    with pytest.raises(ValueError, match="channels = -1: must not be negative"):
+        Guidance(1.5, 0.0, 1.0, channels=-1)
+
+
+def test_only_turns_off_all_but_the_named_kinds():
+    given = {kind: Guidance(2.0, 0.25, 0.75, channels=3) for kind in KINDS}
+    found = guidance.only(given, ("cfg",))
+    assert found["cfg"] == given["cfg"]
+    for kind in ("ig", "autoguidance"):
+        assert found[kind] == Guidance(1.0, 0.25, 0.75, channels=3)
+
+
+def kinds(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+def even(start: int, stop: int, *names: str) -> Stretch:
+    """A stretch that is guided alike at both ends of its steps."""
+    return Stretch(start, stop, kinds(*names), kinds(*names))
+
+
 def test_stretches_are_cut_where_a_flag_flips_with_both_ends_inside():
     grid = np.linspace(1, 0, 9)  # multiples of 1/8, exact in binary
-    ig, cfg = Guidance(2.0, low=0.25, high=0.75), Guidance(1.5, low=0.5, high=1.0)
-    assert guidance.stretches(grid, ig, cfg) == [
-        Stretch(0, 2, False, True),  # 1, 7/8
-        Stretch(2, 5, True, True),  # 6/8, 5/8, 4/8
-        Stretch(5, 7, True, False),  # 3/8, 2/8
-        Stretch(7, 8, False, False),  # 1/8; the grid's last time starts no step
-    ]
+    given = {"ig": Guidance(2.0, low=0.25, high=0.75), "cfg": Guidance(1.5, low=0.5, high=1.0)}
+    assert guidance.stretches(grid, given) == (
+        even(0, 2, "cfg"),  # 1, 7/8
+        even(2, 5, "ig", "cfg"),  # 6/8, 5/8, 4/8
+        even(5, 7, "ig"),  # 3/8, 2/8
+        even(7, 8),  # 1/8; the grid's last time starts no step
+    )
 
 
-def test_without_guidance_the_grid_is_one_stretch():
-    assert guidance.stretches(np.linspace(1, 0, 9), OFF, OFF) == [Stretch(0, 8, False, False)]
+def test_a_sampler_that_asks_at_the_end_of_a_step_gets_a_stretch_for_the_step_across_a_flip():
+    given = {"autoguidance": Guidance(2.0, low=0.25, high=0.75)}
+    on, off = kinds("autoguidance"), kinds()
+    assert guidance.stretches(np.linspace(1, 0, 9), given, at_end=True) == (
+        Stretch(0, 1, off, off),  # 1 -> 7/8
+        Stretch(1, 2, off, on),  # 7/8 -> 6/8
+        Stretch(2, 6, on, on),  # 6/8 ... 2/8
+        Stretch(6, 7, on, off),  # 2/8 -> 1/8
+        Stretch(7, 8, off, off),  # 1/8 -> 0
+    )
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_without_guidance_the_grid_is_one_stretch(at_end):
+    given = dict.fromkeys(KINDS, OFF)
+    assert guidance.stretches(np.linspace(1, 0, 9), given, at_end=at_end) == (even(0, 8),)
+
+
+def random_guidances(rng: np.random.Generator, grid: np.ndarray) -> dict[str, Guidance]:
+    """All kinds with random intervals, about one in three of them off."""
+    given = {}
+    for kind in KINDS:
+        # Half of the ends lie on the grid, where a comparison in the wrong precision would show.
+        ends = np.where(rng.random(2) < 0.5, rng.random(2), rng.choice(grid, 2))
+        given[kind] = Guidance(float(rng.choice([1.0, 1.4, 3.0])), *sorted(ends.tolist()))
+    return given
 
 
 def random_case(seed: int):
-    """A sampler of a random length and two guidances with random intervals, one often off."""
+    """A sampler of a random length and random guidances."""
     rng = np.random.default_rng(seed)
-    sampler = list(SAMPLERS.values())[seed % len(SAMPLERS)](int(rng.integers(2, 12)))
-    # Half of the ends lie on the grid, where a comparison in the wrong precision would show.
-    ends = np.where(rng.random(4) < 0.5, rng.random(4), rng.choice(sampler.grid(), 4))
-    ig_scale, cfg_scale = rng.choice([1.0, 1.4, 3.0], 2).tolist()
-    ig = Guidance(ig_scale, *sorted(ends[:2].tolist()))
-    cfg = Guidance(cfg_scale, *sorted(ends[2:].tolist()))
-    return sampler, ig, cfg
+    sampler = list(FIXED.values())[seed % len(FIXED)](int(rng.integers(2, 12)))
+    return sampler, random_guidances(rng, sampler.grid())
 
 
-def flags_of(steps: range, cut: list[Stretch]) -> list[tuple[bool, bool]]:
-    """(ig, cfg) of each step; fails unless exactly one stretch holds it."""
+def expected_on(given, times) -> list[frozenset[str]]:
+    return [
+        frozenset(k for k, g in given.items() if g.scale != 1 and g.low <= t <= g.high)
+        for t in times.tolist()
+    ]
+
+
+def flags_of(steps: range, cut: tuple[Stretch, ...]) -> list[tuple]:
+    """(on, on_at_end) of each step; fails unless exactly one stretch holds it."""
     owners = [[s for s in cut if s.start <= i < s.stop] for i in steps]
     assert [len(stretches) for stretches in owners] == [1] * len(steps)
-    return [(s.ig, s.cfg) for (s,) in owners]
+    return [(s.on, s.on_at_end) for (s,) in owners]
 
 
-def test_every_step_lies_in_one_stretch_which_has_its_flags():
+@pytest.mark.parametrize("at_end", [False, True])
+def test_every_step_lies_in_one_stretch_which_has_its_flags(at_end):
     for seed in range(200):
-        sampler, ig, cfg = random_case(seed)
-        starts = sampler.grid()[:-1].tolist()
-        cut = guidance.stretches(sampler.grid(), ig, cfg)
-        expected = [tuple(g.scale != 1 and g.low <= t <= g.high for g in (ig, cfg)) for t in starts]
-        assert flags_of(range(len(starts)), cut) == expected, seed
+        sampler, given = random_case(seed)
+        grid = sampler.grid()
+        cut = guidance.stretches(grid, given, at_end=at_end)
+        first, last = expected_on(given, grid[:-1]), expected_on(given, grid[1:])
+        expected = list(zip(first, last if at_end else first, strict=True))
+        assert flags_of(range(len(grid) - 1), cut) == expected, seed
 
 
-def test_stretches_are_in_order_and_as_few_as_can_be():
+@pytest.mark.parametrize("at_end", [False, True])
+def test_stretches_are_in_order_and_as_few_as_can_be(at_end):
     for seed in range(200):
-        sampler, ig, cfg = random_case(seed)
-        cut = guidance.stretches(sampler.grid(), ig, cfg)
+        sampler, given = random_case(seed)
+        cut = guidance.stretches(sampler.grid(), given, at_end=at_end)
         for before, after in zip(cut[:-1], cut[1:], strict=True):
             assert before.stop == after.start, seed
-            assert (before.ig, before.cfg) != (after.ig, after.cfg), seed
+            assert before[2:] != after[2:], seed
 
 
-def recorded_trajectory(sampler, ig: Guidance, cfg: Guidance):
-    """Runs the compiled trajectory; returns (time, rows) of every evaluation, cut, and samples."""
-    cut, calls = guidance.stretches(sampler.grid(), ig, cfg), []
+def test_pieces_are_cut_at_the_ends_of_the_intervals_that_are_on():
+    given = {
+        "ig": Guidance(2.0, low=0.25, high=1.0),
+        "cfg": Guidance(1.5, low=0.0, high=0.7),
+        "autoguidance": Guidance(1.0, low=0.4, high=0.6),  # off: no cut
+    }
+    grid, cut = guidance.pieces(1.0, 0.0, given)
+    assert grid.tolist() == [1.0, 0.7, 0.25, 0.0] and grid.dtype == np.float64
+    assert cut == (even(0, 1, "ig"), even(1, 2, "ig", "cfg"), even(2, 3, "cfg"))
 
-    def spy(params, x, t, y, *, taps=()):
-        rows = len(y)
-        jax.debug.callback(lambda t: calls.append((float(t), rows)), t[0])
-        return net(params, x, t, y)
 
-    def trajectory(params, x):
-        settings = {"process": FLOW, "null_class": NULL, "readout": READOUT, "ig": ig, "cfg": cfg}
-        fields = guidance.fields(cut, spy, params, LABELS, **settings)
-        return base.sample(sampler, fields, x, lambda i: jnp.zeros_like(x))
+@pytest.mark.parametrize("given", [{}, {"ig": OFF}, {"ig": Guidance(2.0, 1.0, 1.0)}])
+def test_without_an_interval_inside_there_is_one_piece_without_guidance(given):
+    grid, cut = guidance.pieces(1.0, 0.0, given)
+    assert grid.tolist() == [1.0, 0.0] and cut == (even(0, 1),)
 
-    end = jax.jit(trajectory)(PARAMS, X)
+
+def test_an_interval_of_one_moment_guides_no_piece():
+    grid, cut = guidance.pieces(1.0, 0.0, {"cfg": Guidance(2.0, 0.5, 0.5)})
+    assert grid.tolist() == [1.0, 0.5, 0.0] and cut == (even(0, 1), even(1, 2))
+
+
+def test_pieces_stay_between_the_first_and_the_last_time():
+    given = {"ig": Guidance(2.0, low=0.0005, high=0.9995)}
+    grid, cut = guidance.pieces(0.999, 0.001, given)
+    assert grid.tolist() == [0.999, 0.001] and cut == (even(0, 1, "ig"),)
+
+
+def test_no_piece_holds_a_jump_of_guidance():
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        given = random_guidances(rng, np.linspace(1, 0, 5))
+        grid, cut = guidance.pieces(1.0, 0.0, given)
+        assert (grid[0], grid[-1]) == (1, 0) and np.all(np.diff(grid) < 0)
+        assert [(s.start, s.stop) for s in cut] == [(i, i + 1) for i in range(len(grid) - 1)]
+        for high, low, s in zip(grid[:-1], grid[1:], cut, strict=True):
+            inside = low + (high - low) * rng.uniform(0.001, 0.999, 20)
+            assert {s.on, s.on_at_end} == set(expected_on(given, inside)), seed
+
+
+def recorded_trajectory(sampler, **given: Guidance):
+    """Runs the compiled trajectory.
+
+    Returns:
+      (time, rows) of every evaluation of the network, the same of the worse one, cut, and samples.
+    """
+    grid = sampler.grid()
+    cut = guidance.stretches(grid, given, at_end=sampler.guided_at_end)
+    calls, worse_calls = [], []
+
+    def spying(net, calls):
+        def spy(params, x, t, y, *, taps=()):
+            rows = len(y)
+            jax.debug.callback(lambda t: calls.append((float(t), rows)), t[0])
+            return net(params, x, t, y)
+
+        return spy
+
+    def trajectory(x):
+        scales = {kind: g.scale for kind, g in given.items()}
+        spies = guided(spying(net, calls), spying(worse_net, worse_calls), **scales)
+        return base.sample(sampler, grid, spies.fields(cut), x, lambda i: jnp.zeros_like(x))
+
+    end = quick_jit(trajectory)(X)
     jax.effects_barrier()
-    return sorted(calls, reverse=True), cut, end
+    return sorted(calls, reverse=True), sorted(worse_calls, reverse=True), cut, end
 
 
-@pytest.mark.parametrize("seed", range(9))
-def test_the_stated_number_of_evaluations_is_what_the_network_was_asked(seed):
-    sampler, ig, cfg = random_case(seed)
-    calls, cut, _ = recorded_trajectory(sampler, ig, cfg)
-    asked = sum(rows for _, rows in calls) / len(LABELS)
-    assert guidance.evaluations(cut, sampler.calls_per_step) == asked
+@pytest.mark.parametrize("seed", range(12))
+def test_the_stated_number_of_evaluations_is_what_the_networks_were_asked(seed):
+    sampler, given = random_case(seed)
+    *calls, cut, _ = recorded_trajectory(sampler, **given)
+    asked = [sum(rows for _, rows in each) / len(LABELS) for each in calls]
+    assert guidance.evaluations(cut, sampler.calls()) == Evaluations(*asked)
 
 
 @pytest.mark.parametrize("name", ["euler", "euler_maruyama"])
 def test_the_null_class_is_evaluated_inside_its_interval_alone(name):
-    sampler, cfg = SAMPLERS[name](8), Guidance(1.5, low=0.3, high=0.7)
-    calls, _, _ = recorded_trajectory(sampler, Guidance(2.0, low=0.0, high=1.0), cfg)
+    sampler, cfg = FIXED[name](8), Guidance(1.5, low=0.3, high=0.7)
+    calls, _, _, _ = recorded_trajectory(sampler, ig=Guidance(2.0, 0.0, 1.0), cfg=cfg)
     times, rows = np.array(calls).T
     np.testing.assert_allclose(times, sampler.grid()[:-1], rtol=1e-6)
     np.testing.assert_array_equal(rows == 2 * len(LABELS), (times >= 0.3) & (times <= 0.7))
     assert np.all(rows[(times < 0.3) | (times > 0.7)] == len(LABELS))
 
 
-def test_both_evaluations_of_a_step_are_guided_as_at_its_first_time():
-    calls, _, _ = recorded_trajectory(SAMPLERS["heun"](4), OFF, Guidance(1.5, low=0.6, high=0.8))
+def test_the_worse_network_is_evaluated_inside_its_interval_alone():
+    given = {"autoguidance": Guidance(1.5, low=0.3, high=0.8), "cfg": Guidance(2.0, 0.0, 1.0)}
+    _, calls, _, _ = recorded_trajectory(FIXED["euler"](4), **given)
+    assert calls == [(0.75, 2), (0.5, 2)]
+
+
+def test_both_evaluations_of_a_step_of_heun_are_guided_as_at_its_first_time():
+    calls, _, _, _ = recorded_trajectory(FIXED["heun"](4), cfg=Guidance(1.5, low=0.6, high=0.8))
     assert calls == [(1, 2), (0.75, 4), (0.75, 2), (0.5, 4), (0.5, 2), (0.25, 2), (0.25, 2)]
+
+
+def test_the_second_evaluation_of_a_step_of_heun2_is_guided_as_at_its_own_time():
+    cfg, other = Guidance(1.5, low=0.6, high=0.8), Guidance(1.5, low=0.0, high=0.1)
+    calls, worse, _, _ = recorded_trajectory(FIXED["heun2"](4), cfg=cfg, autoguidance=other)
+    assert calls == [
+        *((1, 2), (0.75, 4), (0.75, 4), (0.5, 2), (0.5, 2), (0.25, 2), (0.25, 2), (0, 2))
+    ]
+    assert worse == [(0, 2)]  # the corrector of the last step
 
 
 def test_guiding_half_of_the_grid_costs_three_quarters_of_guiding_all_of_it():
     def rows(high: float) -> int:
-        calls, _, _ = recorded_trajectory(SAMPLERS["euler"](8), OFF, Guidance(1.5, 0.0, high))
+        calls, _, _, _ = recorded_trajectory(FIXED["euler"](8), cfg=Guidance(1.5, 0.0, high))
         return sum(rows for _, rows in calls)
 
     assert rows(0.5) / rows(1.0) == 0.75
@@ -218,14 +446,22 @@ def test_guiding_half_of_the_grid_costs_three_quarters_of_guiding_all_of_it():
 
 @every_sampler
 def test_internal_guidance_costs_no_evaluation(name):
-    plain, _, _ = recorded_trajectory(SAMPLERS[name](4), OFF, OFF)
-    guided, _, _ = recorded_trajectory(SAMPLERS[name](4), Guidance(2.0, 0.0, 1.0), OFF)
-    assert plain == guided
+    plain, _, _, _ = recorded_trajectory(FIXED[name](4), ig=OFF)
+    with_ig, _, _, _ = recorded_trajectory(FIXED[name](4), ig=Guidance(2.0, 0.0, 1.0))
+    assert plain == with_ig
 
 
 def test_each_step_moves_by_its_own_guided_velocity():
-    """IG on steps 0 and 1, CFG on 1 and 2, nothing on 3: the sum of four steps of 1/4."""
+    """IG on steps 0 and 1, CFG on 1 and 2, autoguidance on 3: the sum of four steps of 1/4."""
     ig, cfg = Guidance(2.0, low=0.75, high=1.0), Guidance(3.0, low=0.5, high=0.75)
-    _, _, end = recorded_trajectory(SAMPLERS["euler"](4), ig, cfg)
-    by_step = np.array([[5, 12], [15, 36], [5, 11], [3, 5]])
+    given = {"ig": ig, "cfg": cfg, "autoguidance": Guidance(2.0, low=0.0, high=0.25)}
+    _, _, _, end = recorded_trajectory(FIXED["euler"](4), **given)
+    by_step = np.array([[5, 12], [15, 36], [5, 11], [7, 3]])
+    np.testing.assert_allclose(end.ravel(), -by_step.sum(axis=0) / 4, rtol=1e-6)
+
+
+def test_each_step_of_heun2_moves_by_the_mean_of_its_two_guided_velocities():
+    """IG at times 1 and 3/4 alone: steps of 1/4 with both, one, and none of their slopes guided."""
+    _, _, _, end = recorded_trajectory(FIXED["heun2"](4), ig=Guidance(2.0, low=0.75, high=1.0))
+    by_step = np.array([[5, 12], [(5 + 3) / 2, (12 + 5) / 2], [3, 5], [3, 5]])
     np.testing.assert_allclose(end.ravel(), -by_step.sum(axis=0) / 4, rtol=1e-6)

@@ -8,25 +8,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vectors import quick_jit
 
 from ig_jax.diffusion import process
-from ig_jax.diffusion.flow import PATHS, Flow
+from ig_jax.diffusion.flow import PATHS, PREDICTIONS, Flow
+from ig_jax.guidance import Guided
+from ig_jax.samplers import SAMPLERS, base
+from ig_jax.types import NetOutput
 
 # Path -> (alpha, sigma) as functions of time (SiT, arXiv 2401.08740, section 2).
 SCHEDULES = {
     "linear": (lambda t: 1 - t, lambda t: t),
     "cosine": (lambda t: np.cos(np.pi / 2 * t), lambda t: np.sin(np.pi / 2 * t)),
+    "vp": (
+        lambda t: np.exp(-(t**2) * 19.9 / 4 - t * 0.05),
+        lambda t: np.sqrt(1 - np.exp(-(t**2) * 19.9 / 2 - t * 0.1)),
+    ),
 }
+# VP is noise at time 1 but for 0.7% of the data.
+DATA_LEFT = {"linear": 0.0, "cosine": 0.0, "vp": 0.0066}
 TIMES = np.array([0.02, 0.1, 0.25, 0.5, 0.7, 0.9, 0.98])
 SHAPE = (len(TIMES), 2, 2, 3)
-# Dividing by alpha or sigma >= 0.02 turns a float32 rounding of 6e-8 into 3e-6 and a few of them.
+# Dividing by alpha or sigma >= 0.007 turns a float32 rounding of 6e-8 into 9e-6 and a few of them.
 ATOL = 3e-5
 
 every_path = pytest.mark.parametrize("path", PATHS)
 
 
-def flow(path: str, times: str = "uniform") -> Flow:
-    return Flow(path=path, time_distribution=times)
+def flow(path: str, times: str = "uniform", **settings) -> Flow:
+    return Flow(path=path, time_distribution=times, **settings)
 
 
 def normal(seed: int) -> np.ndarray:
@@ -74,10 +84,54 @@ def test_noising_mixes_data_and_noise_by_the_papers_schedule(path, x0, noise, t)
 
 
 @every_path
+def test_coefficients_have_the_numerical_derivatives_of_the_schedule(path):
+    with jax.enable_x64(True):
+        t, h = np.linspace(0.02, 0.98, 25), 1e-5
+        c = flow(path).coefficients(jnp.asarray(t))
+        for value, slope, schedule in zip(
+            (c.alpha, c.sigma), (c.d_alpha, c.d_sigma), SCHEDULES[path], strict=True
+        ):
+            np.testing.assert_allclose(value.ravel(), schedule(t), rtol=1e-12)
+            numerical = (schedule(t + h) - schedule(t - h)) / (2 * h)
+            np.testing.assert_allclose(slope.ravel(), numerical, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("path", ["cosine", "vp"])
+def test_the_path_keeps_the_variance_of_unit_data(path, t):
+    c = flow(path).coefficients(jnp.append(t, jnp.array([1e-5, 1e-3, 1.0])))
+    np.testing.assert_allclose(c.alpha**2 + c.sigma**2, 1, rtol=1e-6)
+
+
+def test_vp_is_that_of_the_published_transport_whose_time_runs_from_noise_to_data():
+    """Its closed forms, beta from 0.1 to 20, at s = 1 - t; slopes turn their sign with time."""
+    s = np.linspace(0.01, 0.95, 20)
+    log_mean = -0.25 * (1 - s) ** 2 * (20.0 - 0.1) - 0.5 * (1 - s) * 0.1
+    d_log_mean = 0.5 * (1 - s) * (20.0 - 0.1) + 0.5 * 0.1
+    sigma = np.sqrt(1 - np.exp(2 * log_mean))
+    d_sigma = np.exp(2 * log_mean) * (2 * d_log_mean) / (-2 * sigma)
+    with jax.enable_x64(True):
+        c = flow("vp").coefficients(jnp.asarray(1 - s))
+        found = [np.ravel(v) for v in (c.alpha, c.sigma, c.d_alpha, c.d_sigma)]
+    expected = [np.exp(log_mean), sigma, -np.exp(log_mean) * d_log_mean, -d_sigma]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@every_path
+def test_the_time_of_a_ratio_is_where_sigma_over_alpha_equals_it(path):
+    alpha, sigma = SCHEDULES[path]
+    times = np.linspace(0.001, 0.999, 50)
+    with jax.enable_x64(True):
+        found = PATHS[path].time_of_ratio(jnp.asarray(sigma(times) / alpha(times)))
+    np.testing.assert_allclose(found, times, rtol=1e-9)
+    found = PATHS[path].time_of_ratio(jnp.array([0.0, 1e6]))
+    np.testing.assert_allclose(found, [0, 1], atol=2e-6)  # VP ends at a ratio of 150
+
+
+@every_path
 def test_time_0_is_data_and_time_1_is_noise(path, x0, noise):
     start, end = jnp.zeros(SHAPE[0]), jnp.ones(SHAPE[0])
     close(flow(path).perturb(x0, noise, start), x0, atol=1e-6)
-    close(flow(path).perturb(x0, noise, end), noise, atol=1e-6)
+    close(flow(path).perturb(x0, noise, end), noise, atol=1e-6 + DATA_LEFT[path] * 4)
 
 
 @every_path
@@ -91,6 +145,83 @@ def test_the_network_predicts_the_target_and_is_told_the_time_as_it_is(path, x0,
     target = flow(path).target(x0, noise, t)
     np.testing.assert_array_equal(flow(path).velocity(target, x0, t), target)
     np.testing.assert_array_equal(flow(path).condition_time(t), t)
+
+
+@every_path
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_prediction_of_any_kind_gives_the_velocity(path, prediction, x0, noise, t):
+    process_ = flow(path, prediction=prediction)
+    x_t, velocity = process_.perturb(x0, noise, t), flow(path).target(x0, noise, t)
+    exact = {"velocity": velocity, "noise": noise, "score": -noise / sigmas(path)}[prediction]
+    found = process_.velocity(exact, x_t, t)
+    # VP divides what float32 left of x_t - sigma eps by an alpha of 0.007.
+    scale = np.abs(velocity).max()
+    close(found, velocity, atol=ATOL if path != "vp" else 1e-4 * scale)
+
+
+@every_path
+def test_what_a_comparable_prediction_should_be_has_unit_scale(path, x0, noise, t):
+    """The noise itself; for the score sigma times it, because the score grows as 1 / sigma."""
+    for prediction, exact, target in (
+        ("noise", noise, noise),
+        ("score", -noise / sigmas(path), -noise),
+    ):
+        process_ = flow(path, prediction=prediction)
+        np.testing.assert_array_equal(process_.target(x0, noise, t), target)
+        close(process_.comparable(exact, t), target, atol=1e-5)
+    velocity = flow(path)
+    np.testing.assert_array_equal(velocity.comparable(x0, t), x0)
+
+
+@pytest.mark.parametrize(
+    ("path", "prediction", "sampling", "training"),
+    [
+        ("linear", "velocity", (0, 1), (0, 1)),
+        ("cosine", "velocity", (0, 1), (0, 1)),
+        ("linear", "noise", (1e-3, 1 - 1e-3), (1e-3, 1 - 1e-3)),
+        ("cosine", "score", (1e-3, 1 - 1e-3), (1e-3, 1 - 1e-3)),
+        ("vp", "velocity", (1e-3, 1), (1e-5, 1)),
+        ("vp", "noise", (1e-3, 1), (1e-5, 1)),
+        ("vp", "score", (1e-3, 1), (1e-5, 1)),
+    ],
+)
+def test_times_keep_away_from_the_ends_at_which_a_formula_divides_by_zero(
+    path, prediction, sampling, training
+):
+    process_ = flow(path, prediction=prediction)
+    assert process_.interval(sampling=True) == sampling
+    assert process_.interval(sampling=False) == training
+    drawn = process_.time(jnp.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(drawn, [training[0], sum(training) / 2, training[1]], rtol=1e-6)
+    for t in (*sampling, *training):
+        c = process_.coefficients(jnp.float32(t))
+        values = [c.d_sigma, c.d_alpha]
+        values += [] if prediction == "velocity" else [1 / c.alpha, 1 / c.sigma]
+        assert np.all(np.isfinite(values))
+
+
+@every_path
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_that_predicts_perfectly_carries_noise_to_the_data(path, prediction):
+    """Data N(m, s^2): the exact prediction is linear in x_t, and noise x ends at m + s x."""
+    m, s = 0.7, 0.5
+    process_ = flow(path, prediction=prediction)
+
+    def net(params, x, t, y, *, taps=()):
+        c = process_.coefficients(t)
+        z = (x - c.alpha * m) / (c.alpha**2 * s**2 + c.sigma**2)
+        data, eps = m + c.alpha * s**2 * z, c.sigma * z
+        velocity = c.d_alpha * data + c.d_sigma * eps
+        exact = {"velocity": velocity, "noise": eps, "score": -z}[prediction]
+        return NetOutput(pred=exact, heads={}, features={})
+
+    low, high = process_.interval(sampling=True)
+    grid = low + (high - low) * SAMPLERS["heun2"](200).grid()
+    guided = Guided(net, {}, process_, jnp.zeros(5, jnp.int32), 0, scales={}, channels={})
+    fields = [(guided.field(frozenset(), frozenset()), 0, 200)]
+    start = jnp.linspace(-2, 2, 5)[:, None, None, None]
+    run = quick_jit(lambda x: base.sample(SAMPLERS["heun2"](200), grid, fields, x, lambda i: x))
+    np.testing.assert_allclose(run(start), m + s * start, atol=0.01)
 
 
 @every_path
@@ -156,24 +287,53 @@ def test_one_time_for_all_is_the_same_as_that_time_for_each(path, x0, noise):
     )
 
 
-@every_path
-def test_a_lognormal_draw_is_the_log_of_sigma_over_alpha(path):
-    alpha, sigma = SCHEDULES[path]
-    draws = np.linspace(-4, 4, 41)
-    times = np.asarray(flow(path, "lognormal").time(jnp.asarray(draws, jnp.float32)), np.float64)
-    np.testing.assert_allclose(np.log(sigma(times) / alpha(times)), draws, atol=2e-5)
+def unsqueezed(path: str, times: np.ndarray) -> np.ndarray:
+    """Times before they were put into the interval of training."""
+    low, high = flow(path).interval(sampling=False)
+    return (np.asarray(times, np.float64) - low) / (high - low)
+
+
+NORMAL = [(0.0, 1.0), (-0.4, 1.5), (1.0, 0.5)]
 
 
 @every_path
-def test_lognormal_times_have_standard_normal_log_ratios(path):
-    process_, n = flow(path, "lognormal"), 50_000
+@pytest.mark.parametrize(("mean", "std"), NORMAL)
+def test_a_lognormal_draw_is_the_log_of_sigma_over_alpha(path, mean, std):
     alpha, sigma = SCHEDULES[path]
-    times = np.asarray(process_.time(process_.draw_time(jax.random.key(0), n)), np.float64)
-    assert 0 <= times.min() and times.max() <= 1
-    z = np.log(sigma(times) / alpha(times))
-    # Five standard errors of the first four moments of N(0, 1).
+    draws = np.linspace(-2.5, 2.5, 41)
+    process_ = flow(path, "lognormal", time_mean=mean, time_std=std)
+    times = unsqueezed(path, process_.time(jnp.asarray(draws, jnp.float32)))
+    # VP is steep, and its times were moved by 1e-5 in float32 and back.
+    atol = 2e-3 if path == "vp" else 2e-5
+    expected = mean + std * draws
+    np.testing.assert_allclose(np.log(sigma(times) / alpha(times)), expected, atol=atol)
+
+
+@every_path
+@pytest.mark.parametrize(("mean", "std"), NORMAL)
+def test_a_logit_normal_draw_is_the_logit_of_the_time_on_every_path(path, mean, std):
+    draws = np.linspace(-2.5, 2.5, 41)
+    process_ = flow(path, "logit_normal", time_mean=mean, time_std=std)
+    times = unsqueezed(path, process_.time(jnp.asarray(draws, jnp.float32)))
+    np.testing.assert_allclose(np.log(times / (1 - times)), mean + std * draws, atol=1e-4)
+
+
+def assert_normal(z: np.ndarray) -> None:
+    """Five standard errors of the first four moments of N(0, 1)."""
     for power, (moment, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
-        assert abs(np.mean(z**power) - moment) < 5 * np.sqrt(variance / n), power
+        assert abs(np.mean(z**power) - moment) < 5 * np.sqrt(variance / len(z)), power
+
+
+@every_path
+@pytest.mark.parametrize("times", ["lognormal", "logit_normal"])
+def test_drawn_times_are_normal_with_the_asked_mean_and_deviation(path, times):
+    process_ = flow(path, times, time_mean=-0.5, time_std=0.8)
+    drawn = process_.time(process_.draw_time(jax.random.key(0), 50_000))
+    low, high = process_.interval(sampling=False)
+    assert low <= drawn.min() and drawn.max() <= high
+    t = unsqueezed(path, drawn)
+    alpha, sigma = SCHEDULES[path] if times == "lognormal" else SCHEDULES["linear"]
+    assert_normal((np.log(sigma(t) / alpha(t)) + 0.5) / 0.8)
 
 
 @every_path
@@ -185,7 +345,7 @@ def test_uniform_times_fill_the_unit_interval_evenly(path):
     assert np.max(np.abs(times - np.arange(n) / n)) < 2.1 / np.sqrt(n)
 
 
-@pytest.mark.parametrize("times", ["uniform", "lognormal"])
+@pytest.mark.parametrize("times", ["uniform", "lognormal", "logit_normal"])
 def test_draws_depend_on_the_key(times):
     draw = flow("linear", times).draw_time
     assert np.all(draw(jax.random.key(0), 8) == draw(jax.random.key(0), 8))
@@ -200,3 +360,14 @@ def test_an_unknown_path_is_refused_by_name():
 def test_an_unknown_time_distribution_is_refused_by_name():
     with pytest.raises(ValueError, match="time_distribution = 'normal'.*uniform, lognormal"):
         flow("linear", "normal")
+
+
+def test_an_unknown_prediction_is_refused_by_name():
+    with pytest.raises(ValueError, match="prediction = 'data': .*velocity, noise, score"):
+        flow("linear", prediction="data")
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0])
+def test_a_time_deviation_of_nothing_is_refused(std):
+    with pytest.raises(ValueError, match=f"time_std = {std}: must be above 0"):
+        flow("linear", "lognormal", time_std=std)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import pictures, sample, sharding
+from ig_jax import guidance, pictures, sample, sharding
 from ig_jax.config import ConfigError
 from ig_jax.errors import UserError
+from ig_jax.guidance import Guidance, Stretch
+from ig_jax.samplers import SAMPLERS
 
 NUM = 20
 
@@ -26,64 +28,178 @@ def workdir(trained, tmp_path):
     return trained.copy(tmp_path)
 
 
-def images_of(trained, indices, *, batch=NUM, devices=None, seed=0, generate=None) -> np.ndarray:
+def images_of(trained, indices, generator=None, *, seed=0, **chosen) -> np.ndarray:
     """Samples `indices` under the raw weights of the trained run."""
-    exp = tiny.experiment({"sample.batch_size": batch}, devices)
+    generator = generator or sample.Generator(trained.exp)
     weights = jax.device_put(
-        jax.device_get(trained.outcome.state.params), sharding.replicated(exp.mesh)
+        jax.device_get(trained.outcome.state.params), sharding.replicated(generator.exp.mesh)
     )
-    s = exp.config.sample
-    generate = generate or sample.make_generate(exp, s.ig, s.cfg)
-    parts = list(sample.batches(exp, generate, weights, seed, np.asarray(indices)))
+    parts = list(sample.batches(generator, weights, seed, np.asarray(indices), **chosen))
     assert [i for part in parts for i in part[0]] == list(indices)
     return np.concatenate([part[1] for part in parts])
 
 
 @pytest.fixture(scope="module")
-def generate(trained):
-    s = trained.exp.config.sample
-    return sample.make_generate(trained.exp, s.ig, s.cfg)
+def generator(trained):
+    return sample.Generator(trained.exp)
 
 
 @pytest.fixture(scope="module")
-def images(trained, generate):
-    return images_of(trained, range(NUM), generate=generate)
+def images(trained, generator):
+    return images_of(trained, range(NUM), generator)
 
 
-def test_samples_differ_from_each_other_and_from_seed_to_seed(trained, images, generate):
+def test_samples_differ_from_each_other_and_from_seed_to_seed(trained, images, generator):
     assert images.shape == (NUM, 8, 8, 1) and images.dtype == np.uint8
     assert len(np.unique(images.reshape(NUM, -1), axis=0)) == NUM
-    other = images_of(trained, range(NUM), seed=1, generate=generate)
+    other = images_of(trained, range(NUM), generator, seed=1)
     assert (other != images).reshape(NUM, -1).any(axis=1).all()
 
 
-@pytest.mark.parametrize("name", ["backwards", "shuffled", "few", "far apart", "split"])
+# Tight: rounding decides which steps it takes, and so moves a sample by about its tolerance.
+DOPRI5 = SAMPLERS["dopri5"](num_steps=500, rtol=1e-5, atol=1e-5)
+samplers = pytest.mark.parametrize("sampler", [None, DOPRI5], ids=["euler", "dopri5"])
+
+
+@pytest.fixture(scope="module")
+def adaptive_images(trained, generator):
+    return images_of(trained, range(NUM), generator, sampler=DOPRI5)
+
+
+SPLITS = {
+    "backwards": [range(NUM)[::-1]],
+    "shuffled": [np.random.default_rng(0).permutation(NUM)],
+    "few": [[3]],
+    "far apart": [[19, 500, 7], [12_345, 0]],
+    "split": [range(13), range(13, NUM)],
+}
+
+
+@samplers
+@pytest.mark.parametrize("name", SPLITS)
 def test_a_sample_has_the_same_bits_in_any_order_and_split_of_a_batch(
-    trained, images, generate, name
+    trained, images, adaptive_images, generator, sampler, name
 ):
-    splits = {
-        "backwards": [range(NUM)[::-1]],
-        "shuffled": [np.random.default_rng(0).permutation(NUM)],
-        "few": [[3]],
-        "far apart": [[19, 500, 7], [12_345, 0]],
-        "split": [range(13), range(13, NUM)],
-    }
-    for indices in splits[name]:
-        got = images_of(trained, indices, generate=generate)
+    expected = adaptive_images if sampler else images
+    for indices in SPLITS[name]:
+        got = images_of(trained, indices, generator, sampler=sampler)
         for index, image in zip(indices, got, strict=True):
             if index < NUM:
-                np.testing.assert_array_equal(image, images[index])
+                np.testing.assert_array_equal(image, expected[index])
 
 
 # Another batch size is another program, whose matrix products may add in another order: a value
 # half-way between two grey levels may then fall on the other side.
+@samplers
 @pytest.mark.parametrize(("batch", "devices"), [(6, 2), (NUM, 1), (1, 1)])
 def test_a_sample_is_the_same_in_any_batch_size_and_on_any_number_of_devices(
-    trained, images, batch, devices
+    trained, images, adaptive_images, sampler, batch, devices
 ):
-    got = images_of(trained, range(NUM), batch=batch, devices=jax.devices()[:devices])
-    apart = np.abs(got.astype(int) - images)
-    assert apart.max() <= 1 and np.count_nonzero(apart) <= 2
+    exp = tiny.experiment({"sample.batch_size": batch}, jax.devices()[:devices])
+    got = images_of(trained, range(NUM), sample.Generator(exp), sampler=sampler)
+    apart = np.abs(got.astype(int) - (adaptive_images if sampler else images))
+    assert apart.max() <= 1 and np.count_nonzero(apart) <= (256 if sampler else 2)  # of 1280
+
+
+def test_dopri5_arrives_where_many_steps_of_heun_do(trained, adaptive_images, generator):
+    """The same start and guidance, all the way: only the integration differs."""
+    got = images_of(trained, range(NUM), generator, sampler=SAMPLERS["heun2"](500))
+    apart = np.abs(got.astype(int) - adaptive_images)
+    assert apart.max() <= 3 and np.mean(apart) < 0.15
+
+
+def test_a_sample_that_needs_more_steps_than_it_may_take_is_refused(trained, generator):
+    few = replace(DOPRI5, num_steps=3)
+    with pytest.raises(
+        UserError, match="sample 0 and 19 others are not finite: .*num_steps = 3.* rtol = 1e-05"
+    ):
+        images_of(trained, range(NUM), generator, sampler=few)
+
+
+def test_a_sample_that_is_no_number_is_refused_by_its_index(trained, generator):
+    """Guidance without bounds in place of a run that went wrong."""
+    given = {"ig": Guidance(np.inf, 0.0, 1.0)}
+    sentence = "sample 7 and 12 others are not finite: lower the guidance scales"
+    with pytest.raises(UserError, match=sentence):
+        images_of(trained, range(7, NUM), generator, guidances=given)
+
+
+def programs(generator) -> int:
+    return generator._program._cache_size()
+
+
+@samplers
+def test_other_scales_of_the_same_guidances_need_no_other_program(trained, sampler):
+    s = trained.exp.config.sample
+    generator = sample.Generator(trained.exp)
+    found = []
+    for scale in (1.5, 2.5):
+        given = {k: replace(s.guidances[k], scale=scale) for k in ("ig", "cfg")}
+        found.append(images_of(trained, range(NUM), generator, guidances=given, sampler=sampler))
+    assert programs(generator) == 1
+    assert (found[0] != found[1]).reshape(NUM, -1).any(axis=1).all()
+    unguided = guidance.only(s.guidances, ())
+    images_of(trained, range(NUM), generator, guidances=unguided, sampler=sampler)
+    assert programs(generator) == 2
+
+
+def plan(changes=(), **given: Guidance) -> sample.Plan:
+    config = tiny.experiment(dict(changes)).config
+    return sample.plan(config, config.sample.sampler, given)
+
+
+def test_a_plan_holds_whatever_decides_the_program_but_no_scale():
+    ig = Guidance(2.0, 0.0, 1.0)
+    assert plan(ig=ig) == plan(ig=replace(ig, scale=3.0))
+    others = [
+        plan(ig=replace(ig, scale=1.0)),
+        plan(ig=replace(ig, low=0.5)),
+        plan(ig=replace(ig, channels=1)),
+        plan(cfg=ig),
+        plan({"sample.sampler.num_steps": 4}, ig=ig),
+        plan({"sample.sampler.name": "heun2"}, ig=ig),
+        plan({"sample.time_shift": 2.0}, ig=ig),
+        plan({"process.prediction": "noise"}, ig=ig),
+    ]
+    assert len({plan(ig=ig), *others}) == len(others) + 1
+    hash(plan(ig=ig))  # jax.jit takes it as static
+
+
+def test_a_plan_shifts_the_grid_and_guides_by_the_shifted_times():
+    shifted = plan({"sample.time_shift": 2.0}, ig=Guidance(2.0, 0.6, 1.0))
+    # 2 t / (1 + t) of 1, 2/3, 1/3, 0.
+    np.testing.assert_allclose(shifted.grid, [1, 0.8, 0.5, 0], rtol=1e-15)
+    on, off = frozenset({"ig"}), frozenset()
+    assert shifted.cut == (Stretch(0, 2, on, on), Stretch(2, 3, off, off))
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        ({}, (1, 0)),
+        ({"process.path": "vp"}, (1, 1e-3)),
+        ({"process.prediction": "noise"}, (1 - 1e-3, 1e-3)),
+        ({"process.prediction": "score", "sample.time_shift": 3.0}, (1 - 1e-3, 1e-3)),
+        ({"process.path": "vp", "sample.sampler": {"name": "dopri5", "num_steps": 9}}, (1, 1e-3)),
+    ],
+)
+def test_a_plan_goes_from_end_to_end_of_the_interval_that_the_process_allows(changes, ends):
+    grid = plan(changes, ig=Guidance(2.0, 0.0, 1.0)).grid
+    assert (grid[0], grid[-1]) == pytest.approx(ends, abs=1e-15)
+    assert list(grid) == sorted(grid, reverse=True)
+
+
+def test_a_plan_for_a_sampler_of_its_own_steps_has_a_piece_for_every_interval():
+    adaptive = {"sample.sampler": {"name": "dopri5", "num_steps": 9}}
+    found = plan(adaptive, ig=Guidance(2.0, 0.2, 0.7), cfg=Guidance(1.0, 0.3, 0.4))
+    assert found.grid == (1, 0.7, 0.2, 0)
+    assert [s.on for s in found.cut] == [frozenset(), frozenset({"ig"}), frozenset()]
+
+
+def test_only_a_sampler_that_is_guided_at_the_end_of_steps_gets_a_cut_for_it():
+    given = {"cfg": Guidance(2.0, 0.5, 1.0)}
+    for name, cuts in (("heun", 2), ("heun2", 3)):
+        assert len(plan({"sample.sampler.name": name}, **given).cut) == cuts
 
 
 def labels(mode, indices, seed=0):
@@ -173,7 +289,7 @@ def test_a_run_writes_every_picture_a_grid_and_one_array_of_all(trained, workdir
     assert grid.shape[0] > 2 * 32 and grid.shape[1] > 10 * 32 and len(np.unique(grid)) > 50
     settings = json.loads((target / "settings.json").read_text())
     assert settings["checkpoint_step"] == 24 and settings["weights"] == "raw"
-    assert settings["ig"] == {"scale": 2.0, "low": 0.0, "high": 1.0}
+    assert settings["ig"] == {"scale": 2.0, "low": 0.0, "high": 1.0, "channels": 0}
     assert target.parent == workdir / "samples"
 
 
@@ -202,7 +318,14 @@ DECISIVE = {
     "sample.ig.high": 0.5,
     "sample.cfg.scale": 1.5,
     "sample.cfg.low": 0.5,
+    "sample.cfg.channels": 1,
+    "sample.autoguidance.low": 0.5,
+    "sample.guide.workdir": "elsewhere",
+    "sample.guide.step": 6,
+    "sample.guide.weights": "raw",
+    "sample.time_shift": 2.0,
     "process.path": "cosine",
+    "process.prediction": "noise",
 }
 
 
@@ -217,20 +340,21 @@ def test_every_setting_that_changes_samples_has_a_folder_of_its_own(trained):
     assert base.name.startswith("step24-ema-euler3-ig2-cfg1.2-seed0-")
 
 
-def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained, images):
+def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
     """Scale 1 compiles a program without guidance; it must be the limit of the others."""
-    exp = trained.exp
-    s = exp.config.sample
-    weights, y = trained.outcome.state.params, jnp.arange(NUM, dtype=jnp.int32) % 10
+    given = trained.exp.config.sample.guidances
+    generator = sample.Generator(trained.exp, decode=lambda x: x)
+    weights, indices = trained.outcome.state.params, jnp.arange(NUM, dtype=jnp.int32)
 
-    def latents(ig, cfg):
-        draw = jax.jit(lambda p, i: sample.trajectory(exp, p, jnp.uint32(0), i, y, ig, cfg))
-        return np.asarray(draw(weights, jnp.arange(NUM)))
+    def latents(**scales):
+        guidances = {k: replace(given[k], scale=w) for k, w in scales.items()}
+        found, finite = generator(weights, np.uint32(0), indices, indices % 10, guidances)
+        assert np.all(finite)
+        return np.asarray(found)
 
-    off = latents(replace(s.ig, scale=1.0), replace(s.cfg, scale=1.0))
-    near = latents(replace(s.ig, scale=1.0 + 1e-4), replace(s.cfg, scale=1.0 + 1e-4))
-    np.testing.assert_allclose(off, near, atol=1e-3)
-    assert np.abs(off - latents(s.ig, s.cfg)).max() > 1e-2
+    off = latents(ig=1.0, cfg=1.0)
+    np.testing.assert_allclose(off, latents(ig=1.0 + 1e-4, cfg=1.0 + 1e-4), atol=1e-3)
+    assert np.abs(off - latents(ig=2.0, cfg=1.2)).max() > 1e-2
 
 
 def test_weights_of_a_checkpoint_need_no_matching_optimizer_or_data(trained):

@@ -8,16 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vectors import quick_jit
 
+from ig_jax import guidance
+from ig_jax.guidance import Guidance
 from ig_jax.samplers import SAMPLERS, base
+from ig_jax.samplers.dopri5 import Dopri5
 from ig_jax.samplers.euler_maruyama import EulerMaruyama
 from ig_jax.types import Field
 
 MEAN, SPREAD = 0.7, 0.5
 STOCHASTIC = {"euler_maruyama"}
-DETERMINISTIC = sorted(set(SAMPLERS) - STOCHASTIC)
+# Samplers on a grid of their own; the others choose their steps.
+FIXED = sorted(name for name, sampler in SAMPLERS.items() if not sampler.adaptive)
+DETERMINISTIC = sorted(set(FIXED) - STOCHASTIC)
 
-every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+every_sampler = pytest.mark.parametrize("name", FIXED)
 
 
 def standardised(x, t):
@@ -48,18 +54,28 @@ def silent(x):
     return lambda i: jnp.zeros_like(x)
 
 
-def run(name: str, num_steps: int, x, field: Field = GAUSSIAN, noise=None):
-    """The whole grid under one field."""
-    sampler = SAMPLERS[name](num_steps)
-    steps = len(sampler.grid()) - 1
-    return jax.jit(lambda x: base.sample(sampler, [(field, 0, steps)], x, noise or silent(x)))(x)
+def run(name: str, num_steps: int, x, field: Field = GAUSSIAN, noise=None, **settings):
+    """The sampler's whole grid under one field."""
+    sampler = SAMPLERS[name](num_steps, **settings)
+    fields = [(field, 0, len(sampler.grid()) - 1)]
+    return quick_jit(lambda x: base.sample(sampler, sampler.grid(), fields, x, noise or silent(x)))(
+        x
+    )
 
 
-def exact_flow_error(name: str, num_steps: int) -> float:
-    start = column(np.linspace(-2, 2, 5))
-    end = run(name, num_steps, jnp.asarray(start, jnp.float64))
+START = column(np.linspace(-2, 2, 5))
+
+
+def exact_flow_error(name: str, num_steps: int, **settings) -> float:
+    """Largest distance from the exact end of the flow; needs 64 bits."""
+    end = run(name, num_steps, jnp.asarray(START, jnp.float64), **settings)
     assert end.dtype == jnp.float64
-    return np.max(np.abs(end - (MEAN + SPREAD * start)))
+    return np.max(np.abs(end - (MEAN + SPREAD * START)))
+
+
+def exact_flow(t: float):
+    """Where the flow from START is at time t."""
+    return (1 - t) * MEAN + np.sqrt((1 - t) ** 2 * SPREAD**2 + t**2) * START
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -74,6 +90,68 @@ def test_reaches_its_declared_order_on_the_exact_gaussian_flow(name):
 def test_heun_corrects_what_euler_predicts():
     with jax.enable_x64(True):
         assert exact_flow_error("heun", 16) < exact_flow_error("euler", 16) / 5
+
+
+@pytest.mark.parametrize("time", [1 / 8, 1 / 32])
+def test_heun2_corrects_the_last_step_too(time):
+    def error(name: str) -> float:
+        sampler = SAMPLERS[name](4)
+        end = sampler.last_step(
+            GAUSSIAN, jnp.asarray(exact_flow(time)), jnp.float64(time), jnp.float64(0)
+        )
+        return np.max(np.abs(end - exact_flow(0)))
+
+    with jax.enable_x64(True):
+        assert error("heun2") < error("heun") / 5
+        assert error("heun") == error("euler")
+
+
+def test_heun2_ends_nearer_than_heun_on_the_same_grid():
+    with jax.enable_x64(True):
+        assert exact_flow_error("heun2", 16) < exact_flow_error("heun", 16) / 2
+
+
+def test_dopri5_ends_on_the_exact_gaussian_flow_within_its_tolerance():
+    """A tolerance bounds the estimate of one step's error: the end may be off by a few of them."""
+    tolerances = np.array([1e-4, 1e-7, 1e-10])
+    with jax.enable_x64(True):
+        errors = [exact_flow_error("dopri5", 500, rtol=t, atol=t) for t in tolerances.tolist()]
+    assert np.all(errors < 5 * tolerances), errors
+    assert np.all(errors > tolerances / 100), errors  # no more steps than it takes
+
+
+def test_dopri5_at_its_own_tolerances_is_far_nearer_than_euler_at_many_more_evaluations():
+    with jax.enable_x64(True):
+        assert exact_flow_error("dopri5", 50) < 3e-3 < exact_flow_error("euler", 100) / 2
+
+
+def test_dopri5_in_float32_ends_where_it_does_in_float64():
+    end = run("dopri5", 50, jnp.asarray(START, jnp.float32))
+    assert end.dtype == jnp.float32
+    with jax.enable_x64(True):
+        double = run("dopri5", 50, jnp.asarray(START, jnp.float64))
+    np.testing.assert_allclose(end, double, atol=1e-5)
+
+
+def test_dopri5_that_needs_more_steps_than_it_may_take_is_not_a_number():
+    x = jnp.asarray(START, jnp.float32)
+    assert np.all(np.isfinite(run("dopri5", 50, x)))
+    assert np.all(np.isnan(run("dopri5", 3, x)))
+
+
+def test_dopri5_holds_every_piece_to_the_field_of_that_piece():
+    """Velocity 10 inside an interval and 1 outside: jumps that no step may smooth."""
+    grid, cut = guidance.pieces(1.0, 0.0, {"ig": Guidance(2.0, low=0.2, high=0.71)})
+    fields = [(constant(10.0 if s.on else 1.0), s.start, s.stop) for s in cut]
+    x = jnp.zeros((1, 1, 1, 1))
+    end = jax.jit(lambda x: base.sample(Dopri5(10), grid, fields, x, silent(x)))(x)
+    assert end.item() == pytest.approx(-10 * 0.51 - 0.49, rel=1e-6)
+
+
+@pytest.mark.parametrize("name, value", [("rtol", 0.0), ("atol", -1.0)])
+def test_dopri5_refuses_a_tolerance_of_nothing(name, value):
+    with pytest.raises(ValueError, match=f"{name} = {value}: must be above 0"):
+        Dopri5(10, **{name: value})
 
 
 def end_of_the_sde(field: Field, loudness: float) -> tuple[float, float]:
@@ -117,7 +195,44 @@ def test_the_sde_grid_is_even_down_to_004_where_the_last_step_starts():
     np.testing.assert_allclose(EulerMaruyama(7).grid(), expected, atol=1e-15)
 
 
-@every_sampler
+GRID = np.linspace(1, 0, 9)
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.3, 1.0, 3.0, 10.0])
+def test_shifted_times_keep_their_ends_and_their_order(shift):
+    found = base.shift_times(GRID, shift)
+    assert (found[0], found[-1]) == (1, 0) and np.all(np.diff(found) < 0)
+    assert found.dtype == np.float64
+
+
+def test_a_shift_above_1_moves_times_towards_noise_and_1_changes_nothing():
+    assert np.all(base.shift_times(GRID, 3.0)[1:-1] > GRID[1:-1])
+    assert np.all(base.shift_times(GRID, 0.3)[1:-1] < GRID[1:-1])
+    np.testing.assert_array_equal(base.shift_times(GRID, 1.0), GRID)
+    assert base.shift_times(np.array([0.5]), 3.0) == 0.75
+
+
+@pytest.mark.parametrize("shift", [0.3, 3.0])
+def test_the_shift_by_the_inverse_undoes_a_shift(shift):
+    there = base.shift_times(GRID, shift)
+    np.testing.assert_allclose(base.shift_times(there, 1 / shift), GRID, atol=1e-15)
+
+
+def test_a_shift_is_that_of_lightningdit_by_its_inverse_in_the_other_direction_of_time():
+    shift, theirs = 0.3, 1 - GRID  # 0 is noise there
+    shifted = shift * theirs / (1 + (shift - 1) * theirs)
+    np.testing.assert_allclose(base.shift_times(GRID, 1 / shift), 1 - shifted, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_sampler_walks_the_grid_that_it_is_given(name):
+    """Under a velocity of 1 the way is the length of the grid, which may stop short of 0."""
+    x, grid = jnp.zeros((1, 1, 1, 1)), np.array([0.9, 0.7, 0.6, 0.2])
+    end = base.sample(SAMPLERS[name](50), grid, [(constant(1.0), 0, 3)], x, silent(x))
+    assert end.item() == pytest.approx(-0.7, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_grid_too_short_to_walk_is_refused(name):
     least = 2 if name in STOCHASTIC else 1  # a noisy step and the last one
     with pytest.raises(ValueError, match=f"num_steps = {least - 1}: must be at least {least}"):
@@ -126,23 +241,45 @@ def test_a_grid_too_short_to_walk_is_refused(name):
 
 # One step from t = 1 to 1/2 at x = 2, with v = x t, score = 3, z = -1, worked out by hand:
 # euler 2 - 1/2 2; heun 2 - 1/2 (2 + 1/2) / 2; SDE 2 - 1/2 (2 - 1 * 3) + sqrt(2 * 1 * 1/2) z.
-BY_HAND = {"euler": (1.0, 1.0), "heun": (1.375, 1.0), "euler_maruyama": (1.5, 2.5)}
+# The exact flow ends at 2 exp((1/4 - 1) / 2).
+BY_HAND = {
+    "euler": (1.0, 1.0),
+    "heun": (1.375, 1.0),
+    "heun2": (1.375, 1.375),
+    "euler_maruyama": (1.5, 2.5),
+    "dopri5": (2 * np.exp(-0.375), 2 * np.exp(-0.375)),
+}
 
 
-@every_sampler
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_step_and_the_last_step_are_those_worked_out_by_hand(name):
     field = Field(lambda x, t: x * t, lambda v, x, t: jnp.full_like(x, 3.0))
     x, t, t_next = jnp.full((1, 1, 1, 1), 2.0), jnp.float32(1.0), jnp.float32(0.5)
-    sampler, (step, last_step) = SAMPLERS[name](4), BY_HAND[name]
-    assert sampler.step(field, x, t, t_next, -jnp.ones_like(x)).item() == pytest.approx(step)
-    assert sampler.last_step(field, x, t, t_next).item() == pytest.approx(last_step)
+    sampler, (step, last_step) = SAMPLERS[name](10), BY_HAND[name]
+    rel = 1e-3 if sampler.adaptive else 1e-6
+    found = sampler.step(field, x, t, t_next, -jnp.ones_like(x)).item()
+    assert found == pytest.approx(step, rel=rel)
+    assert sampler.last_step(field, x, t, t_next).item() == pytest.approx(last_step, rel=rel)
 
 
-@every_sampler
+def test_heun2_asks_for_the_velocity_at_the_end_of_a_step_in_every_step():
+    field = Field(
+        lambda x, t: jnp.full_like(x, 10.0),
+        lambda v, x, t: x,
+        lambda x, t: jnp.full_like(x, 2.0),
+    )
+    x, times = jnp.zeros((1, 1, 1, 1)), (jnp.float32(1.0), jnp.float32(0.5))
+    sampler = SAMPLERS["heun2"](4)
+    assert sampler.guided_at_end and not SAMPLERS["heun"].guided_at_end
+    assert sampler.step(field, x, *times, x).item() == pytest.approx(-0.5 * 6)
+    assert sampler.last_step(field, x, *times).item() == pytest.approx(-0.5 * 6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_noise_of_a_step_matters_exactly_where_a_sampler_is_stochastic(name):
     x = jnp.ones((1, 1, 1, 1))
-    quiet = run(name, 4, x)
-    loud = run(name, 4, x, noise=lambda i: jnp.ones_like(x))
+    quiet = run(name, 20, x)
+    loud = run(name, 20, x, noise=lambda i: jnp.ones_like(x))
     assert (quiet.item() != loud.item()) == (name in STOCHASTIC)
 
 
@@ -155,9 +292,9 @@ def test_cutting_the_grid_into_pieces_changes_nothing(name):
 
     def end(x, ends: tuple[int, ...]):
         fields = [(GAUSSIAN, *piece) for piece in zip(ends[:-1], ends[1:], strict=True)]
-        return base.sample(sampler, fields, x, noise)
+        return base.sample(sampler, sampler.grid(), fields, x, noise)
 
-    whole, *pieces = jax.jit(lambda x: [end(x, ends) for ends in cuts])(x)
+    whole, *pieces = quick_jit(lambda x: [end(x, ends) for ends in cuts])(x)
     for ends, piece in zip(cuts[1:], pieces, strict=True):
         np.testing.assert_allclose(piece, whole, rtol=1e-6, atol=1e-6, err_msg=str(ends))
 
@@ -170,7 +307,8 @@ def test_every_piece_moves_under_its_own_field(name, cut):
     fields = [(constant(10.0), 0, cut), (constant(1.0), cut, 6)]
     at_cut = sampler.grid()[cut]
     expected = -10.0 * (1 - at_cut) - 1.0 * at_cut
-    assert base.sample(sampler, fields, x, silent(x)).item() == pytest.approx(expected, rel=1e-6)
+    end = base.sample(sampler, sampler.grid(), fields, x, silent(x))
+    assert end.item() == pytest.approx(expected, rel=1e-6)
 
 
 def record(name: str, num_steps: int) -> tuple[list[float], list[int]]:
@@ -185,19 +323,36 @@ def record(name: str, num_steps: int) -> tuple[list[float], list[int]]:
         indices.append(int(i))
         return x
 
-    field = Field(velocity, lambda v, x, t: x)
+    field, sampler = Field(velocity, lambda v, x, t: x), SAMPLERS[name](num_steps)
     with jax.disable_jit():
-        base.sample(SAMPLERS[name](num_steps), [(field, 0, num_steps)], x, noise)
+        base.sample(sampler, sampler.grid(), [(field, 0, num_steps)], x, noise)
     return times, indices
 
 
+# Evaluations of the field in five steps.
+CALLS = {
+    "euler": [1, 1, 1, 1, 1],
+    "heun": [2, 2, 2, 2, 1],
+    "heun2": [2, 2, 2, 2, 2],
+    "euler_maruyama": [1, 1, 1, 1, 1],
+}
+
+
 @every_sampler
-def test_every_step_evaluates_as_often_as_declared_and_the_last_one_once(name):
+def test_every_step_evaluates_as_often_as_declared(name):
     times, _ = record(name, 5)
     sampler = SAMPLERS[name](5)
-    assert len(times) == 4 * sampler.calls_per_step + 1
-    np.testing.assert_allclose(times[:: sampler.calls_per_step], sampler.grid()[:-1], rtol=1e-6)
-    assert min(times) == times[-1] > 0  # no corrector, no score at time 0
+    assert sampler.calls() == CALLS[name] and len(times) == sum(CALLS[name])
+    starts = np.cumsum([0, *CALLS[name][:-1]])
+    np.testing.assert_allclose(np.array(times)[starts], sampler.grid()[:-1], rtol=1e-6)
+    ends = np.delete(times, starts)  # of correctors: where their steps end
+    np.testing.assert_allclose(ends, sampler.grid()[1 : 1 + len(ends)], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "euler_maruyama"])
+def test_nothing_is_evaluated_at_time_0_where_the_last_step_is_eulers(name):
+    times, _ = record(name, 5)
+    assert min(times) == times[-1] > 0  # no corrector, no score
 
 
 @every_sampler
@@ -205,10 +360,11 @@ def test_noise_is_asked_for_once_a_step_and_never_for_the_last(name):
     assert record(name, 5)[1] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_one_step_is_a_step_of_euler(name):
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - STOCHASTIC))
+def test_a_straight_flow_is_walked_exactly_in_one_step(name):
     x = jnp.full((1, 1, 1, 1), 3.0)
-    assert run(name, 1, x, constant(2.0)).item() == pytest.approx(1.0)
+    steps = 10 if SAMPLERS[name].adaptive else 1
+    assert run(name, steps, x, constant(2.0)).item() == pytest.approx(1.0)
 
 
 @every_sampler
