@@ -168,3 +168,21 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def of_run(workdir: Path, field: str) -> Checkpoints:
+    """The checkpoints of a run that has at least one, to be closed; `field` names the workdir.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(
+            f"{field}={workdir}: holds no checkpoint; train there first (--mode=train), or name "
+            "another run"
+        )
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step() is None:
+        checkpoints.close()
+        raise UserError(f"{field}={workdir}: holds no finished checkpoint; train on (--mode=train)")
+    return checkpoints

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, logs, sample, train
+from ig_jax import evaluate, guide, logs, sample, train
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
 from ig_jax.guidance import Guidances
@@ -50,7 +50,7 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
     judge, floor = evaluate.make_judge(exp)
-    generator = Generator(exp, sample.load_worse(exp), judge.decode)
+    generator = Generator(exp, guide.load(exp), judge.decode)
     seconds["evaluate"] += time.perf_counter() - started
     results: dict[str, Any] = {"floor": evaluate.spread([floor])}
     titles, drawn = {"floor": FLOOR}, {}

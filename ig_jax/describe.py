@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ig_jax import guidance, sample, train, tree
+from ig_jax import guidance, guide, sample, train, tree
 from ig_jax.build import Experiment
 from ig_jax.objectives.base import BY_TIME
 from ig_jax.samplers.base import Sampler
@@ -57,7 +57,7 @@ def _sampling(exp: Experiment) -> list[str]:
     s = exp.config.sample
     n = s.batch_size
     jax.eval_shape(
-        sample.Generator(exp, sample.load_worse(exp)),
+        sample.Generator(exp, guide.load(exp)),
         exp.abstract_params,
         jax.ShapeDtypeStruct((), jnp.uint32),
         *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ig_jax import guidance, logs, pictures, sample
+from ig_jax import guidance, guide, logs, pictures, sample
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR, DensityJudge
 from ig_jax.errors import UserError
@@ -201,7 +201,7 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any]:
     """Judges the newest checkpoint under the configured guidance; writes evaluation.json."""
     step, params = sample.load_weights(exp, workdir)
     judge, floor = make_judge(exp)
-    generator = Generator(exp, sample.load_worse(exp), judge.decode)
+    generator = Generator(exp, guide.load(exp), judge.decode)
     c = exp.config
     total = c.evaluate.num * len(c.evaluate.seeds)
     with logs.progress(total, unit="image", what="evaluating") as bar:

@@ -1,6 +1,7 @@
 """Sampling: noise to pictures in one compiled call a batch; files that can be finished later.
 
-Sample i depends on (seed, i) alone: on no batch size, number of devices, or order. Files that exist
+Sample i depends on (seed, i) alone: on no batch size, number of devices, or order (but for
+rounding, which an adaptive sampler may amplify up to its tolerances). Files that exist
 are not made again, so an interrupted run goes on where it was.
 """
 
@@ -17,12 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
-from ml_collections import ConfigDict
 
-from ig_jax import build, checkpoint, guidance, logs, pictures, prng, sharding
+from ig_jax import checkpoint, guidance, guide, logs, pictures, prng, sharding
 from ig_jax.build import Experiment
-from ig_jax.checkpoint import Checkpoints
-from ig_jax.config import Config, parse
+from ig_jax.config import Config
 from ig_jax.errors import UserError
 from ig_jax.guidance import KINDS, Guidances, Guided, Stretch, Worse
 from ig_jax.samplers import base
@@ -193,19 +192,6 @@ def batches(
         yield taken, images[: len(taken)], labels[: len(taken)]
 
 
-def _checkpoints_of(workdir: Path) -> Checkpoints:
-    """The checkpoints of a run, at least one."""
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(
-            f"{workdir} holds no checkpoint: train first (--mode=train), or name a run's --workdir"
-        )
-    checkpoints = Checkpoints(workdir)
-    if checkpoints.latest_step() is None:
-        checkpoints.close()
-        raise UserError(f"{workdir} holds no finished checkpoint: train on (--mode=train)")
-    return checkpoints
-
-
 def _require_finite(failed: np.ndarray, sampler: Sampler) -> None:
     """Raises UserError if there are any indices [n] of samples that are not numbers."""
     if not len(failed):
@@ -225,7 +211,7 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
     Raises:
       UserError: there is no checkpoint, or it was made with another model.
     """
-    checkpoints = _checkpoints_of(workdir)
+    checkpoints = checkpoint.of_run(workdir, "--workdir")
     try:
         step = checkpoints.latest_step()
         checkpoints.require(step, exp.config.raw, checkpoint.SAMPLES)
@@ -236,51 +222,13 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
         checkpoints.close()
 
 
-def load_worse(exp: Experiment, wanted: bool | None = None) -> Worse | None:
-    """The network that autoguidance extrapolates from; None where it is not `wanted`.
-
-    By default it is wanted where the config has autoguidance on.
-
-    Raises:
-      UserError: its run is missing, or does not fit: other latents, other classes, another path.
-    """
-    s = exp.config.sample
-    if not (s.autoguidance.scale != 1 if wanted is None else wanted):
-        return None
-    workdir = Path(s.guide.workdir)
-    checkpoints = _checkpoints_of(workdir)
-    try:
-        step = s.guide.step or checkpoints.latest_step()
-        if step not in checkpoints.all_steps():
-            raise UserError(
-                f"sample.guide.step = {step}: {workdir} holds no such checkpoint, only "
-                f"{', '.join(map(str, checkpoints.all_steps()))}"
-            )
-        raw = checkpoints.meta(step)["config"]
-        other = build.experiment(parse(ConfigDict(raw)), exp.mesh.devices.ravel().tolist())
-        for what, here, there in (
-            ("latents", exp.net.latent_shape, other.net.latent_shape),
-            ("classes", exp.num_classes, other.num_classes),
-            ("process.path", exp.config.process.path, other.config.process.path),
-        ):
-            if here != there:
-                raise UserError(
-                    f"sample.guide.workdir = {workdir}: its {what} are {there}, this run's {here}; "
-                    "autoguidance needs two networks of the same data and path"
-                )
-        placed = sharding.replicated(exp.mesh)
-        params = checkpoints.weights(step, s.guide.weights, other.abstract_params, placed)
-        return Worse(other.net, other.config.process, params)
-    finally:
-        checkpoints.close()
-
-
 def settings(exp: Experiment, step: int) -> dict[str, Any]:
     """All that decides what sample i looks like, for the record and for the folder's name."""
     s = exp.config.raw["sample"]
-    decisive = ("seed", "labels", "weights", "sampler", "time_shift", "readout", *KINDS, "guide")
+    decisive = ("seed", "labels", "weights", "sampler", "time_shift", "readout", *KINDS)
     model = {name: exp.config.raw[name] for name in ("model", "process")}
-    return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **model}
+    worse = {"guide": guide.record(exp)}
+    return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **worse, **model}
 
 
 def folder(workdir: Path, record: dict[str, Any]) -> Path:
@@ -330,7 +278,7 @@ def run(exp: Experiment, workdir: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     logs.write_json(target / "settings.json", record)
     missing = np.array([i for i in range(s.num) if not _file(target, i).exists()], int)
-    generator = Generator(exp, load_worse(exp))
+    generator = Generator(exp, guide.load(exp))
     done = s.num - len(missing)
     with logs.progress(s.num, initial=done, unit="image", what="sampling") as bar:
         for indices, images, _ in batches(generator, params, s.seed, missing):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, logs, sample, tree
+from ig_jax import evaluate, guide, logs, sample, tree
 from ig_jax.build import Experiment
 from ig_jax.config import Sample
 from ig_jax.errors import UserError
@@ -92,4 +92,4 @@ def _worse(exp: Experiment) -> Any:
     s = exp.config.sample
     scales = exp.config.search.space.values.get("autoguidance.scale", ())
     varied = any(scale != 1 for scale in (s.autoguidance.scale, *scales))
-    return sample.load_worse(exp, wanted=varied)
+    return guide.load(exp, wanted=varied)

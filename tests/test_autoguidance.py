@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import checkpoint, describe, evaluate, sample, sharding, train
+from ig_jax import checkpoint, describe, evaluate, guide, sample, sharding, train
 from ig_jax.data import SOURCES
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
@@ -54,7 +54,7 @@ def latents(changes, **chosen) -> np.ndarray:
     """Latents of the tiny run's newest averages under a config, as `sample.run` would draw them."""
     exp = tiny.experiment(changes)
     _, params = sample.load_weights(exp, tiny.trained().workdir)
-    generator = sample.Generator(exp, sample.load_worse(exp), decode=lambda x: x)
+    generator = sample.Generator(exp, guide.load(exp), decode=lambda x: x)
     [(_, found, _)] = sample.batches(generator, params, 0, np.arange(NUM), **chosen)
     return found
 
@@ -104,7 +104,7 @@ def test_step_and_weights_choose_the_checkpoint_and_0_is_the_newest(smaller):
 
 def test_an_earlier_checkpoint_of_the_same_run_guides():
     run = tiny.trained().workdir
-    worse = sample.load_worse(tiny.experiment(guided_by(run, step=18)))
+    worse = guide.load(tiny.experiment(guided_by(run, step=18)))
     checkpoints = checkpoint.Checkpoints(run)
     exp = tiny.trained().exp
     placed = sharding.replicated(exp.mesh)
@@ -116,18 +116,18 @@ def test_an_earlier_checkpoint_of_the_same_run_guides():
 
 def test_a_guide_of_another_prediction_is_read_by_its_own_process(tmp_path):
     save({**SMALLER, "process.prediction": "noise"}, tmp_path, 6)
-    worse = sample.load_worse(tiny.experiment(guided_by(tmp_path)))
+    worse = guide.load(tiny.experiment(guided_by(tmp_path)))
     assert worse.process.prediction == "noise" and worse.net.settings.hidden_size == 8
 
 
 def test_without_autoguidance_no_other_run_is_looked_for(tmp_path):
     nowhere = {"workdir": str(tmp_path / "nowhere"), "step": 3, "weights": "ema"}
-    assert sample.load_worse(tiny.experiment({"sample.guide": nowhere})) is None
+    assert guide.load(tiny.experiment({"sample.guide": nowhere})) is None
 
 
 def refusal(changes) -> str:
     with pytest.raises(UserError) as caught:
-        sample.load_worse(tiny.experiment(changes))
+        guide.load(tiny.experiment(changes))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -166,7 +166,7 @@ def test_a_guide_of_other_data_or_another_path_is_refused(tmp_path, monkeypatch,
     monkeypatch.setitem(SOURCES, "small", Small)
     save({**SMALLER, **there}, tmp_path, 6)
     with pytest.raises(UserError, match=f"sample.guide.workdir = {tmp_path}: {message}"):
-        sample.load_worse(tiny.experiment(guided_by(tmp_path)))
+        guide.load(tiny.experiment(guided_by(tmp_path)))
 
 
 def test_the_programs_draw_with_the_guide(tmp_path, smaller):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAMS = {
     *("train", "sample", "evaluate", "demo", "run", "preview", "describe"),
-    *("search", "density"),
+    *("search", "density", "guide"),
     *("prepare", "probe", "visualize", "convert"),
 }
 LAYERS = (

@@ -1,0 +1,79 @@
+"""The worse network that autoguidance extrapolates from: another run, or this one earlier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ig_jax import build, checkpoint, sharding
+from ig_jax.build import Experiment
+from ig_jax.checkpoint import Checkpoints
+from ig_jax.config import parse
+from ig_jax.errors import UserError
+from ig_jax.guidance import Worse
+
+
+def _open(exp: Experiment) -> tuple[Checkpoints, int]:
+    """The checkpoints of `sample.guide.workdir`, to be closed, and the step that is meant."""
+    s = exp.config.sample.guide
+    checkpoints = checkpoint.of_run(Path(s.workdir), "sample.guide.workdir")
+    step = s.step or checkpoints.latest_step()
+    if step not in checkpoints.all_steps():
+        known = ", ".join(map(str, checkpoints.all_steps()))
+        checkpoints.close()
+        raise UserError(
+            f"sample.guide.step = {step}: {s.workdir} holds no such checkpoint, only {known}"
+        )
+    return checkpoints, step
+
+
+def record(exp: Experiment) -> dict[str, Any] | None:
+    """What of it decides how samples look, its newest step by number; None where it is off."""
+    if exp.config.sample.autoguidance.scale == 1:
+        return None
+    checkpoints, step = _open(exp)
+    checkpoints.close()
+    return {**exp.config.raw["sample"]["guide"], "step": step}
+
+
+def _require_fit(exp: Experiment, other: Experiment) -> None:
+    """Raises UserError unless both networks know the same data, and the same path to noise."""
+    for what, here, there in (
+        ("latents", exp.net.latent_shape, other.net.latent_shape),
+        ("classes", exp.num_classes, other.num_classes),
+        ("process.path", exp.config.process.path, other.config.process.path),
+    ):
+        if here != there:
+            raise UserError(
+                f"sample.guide.workdir = {exp.config.sample.guide.workdir}: its {what} are "
+                f"{there}, this run's {here}; autoguidance needs two networks of the same data and "
+                "path"
+            )
+
+
+def load(exp: Experiment, wanted: bool | None = None) -> Worse | None:
+    """The other network; None where it is not `wanted`, by default where autoguidance is off.
+
+    Raises:
+      UserError: its run is missing, or does not fit: other latents, other classes, another path.
+    """
+    s = exp.config.sample
+    if not (s.autoguidance.scale != 1 if wanted is None else wanted):
+        return None
+    checkpoints, step = _open(exp)
+    try:
+        raw = checkpoints.meta(step)["config"]
+        other = build.experiment(parse(ConfigDict(raw)), exp.mesh.devices.ravel().tolist())
+        _require_fit(exp, other)
+        known = ("ema", "raw", *map(str, other.config.train.ema_decays))
+        if s.guide.weights not in known:
+            raise UserError(
+                f"sample.guide.weights = {s.guide.weights!r}: must be one of {', '.join(known)}"
+            )
+        placed = sharding.replicated(exp.mesh)
+        params = checkpoints.weights(step, s.guide.weights, other.abstract_params, placed)
+        return Worse(other.net, other.config.process, params)
+    finally:
+        checkpoints.close()
