@@ -207,6 +207,10 @@ def test_a_batch_in_parts_has_the_gradient_and_the_losses_of_the_whole(parts):
         jax.jit(functools.partial(train.gradients, objective=objective, parts=n))(params, *batch)
         for n in (1, parts)
     )
-    assert set(whole[1]) == {"loss", "loss/flow", "loss/internal_guidance"}
+    terms = ("flow", "internal_guidance")
+    by_time = {f"by_time/{name}" for name in ("examples", *terms)}
+    assert set(whole[1]) == {"loss", *(f"loss/{name}" for name in terms), *by_time}
+    for name in by_time:  # sums, of which only ratios are used: those of parts are divided too
+        pieces[1][name] *= parts
     for expected, actual in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)

@@ -320,9 +320,6 @@ DECISIVE = {
     "sample.cfg.low": 0.5,
     "sample.cfg.channels": 1,
     "sample.autoguidance.low": 0.5,
-    "sample.guide.workdir": "elsewhere",
-    "sample.guide.step": 6,
-    "sample.guide.weights": "raw",
     "sample.time_shift": 2.0,
     "process.path": "cosine",
     "process.prediction": "noise",
@@ -337,6 +334,7 @@ def test_every_setting_that_changes_samples_has_a_folder_of_its_own(trained):
     folders = {folder({name: value}) for name, value in DECISIVE.items()}
     assert len(folders | {base, folder({}, step=25)}) == len(DECISIVE) + 2
     assert base == folder({"sample.num": 13, "sample.batch_size": 4})
+    assert base == folder({"sample.guide.step": 6})  # autoguidance is off
     assert base.name.startswith("step24-ema-euler3-ig2-cfg1.2-seed0-")
 
 
