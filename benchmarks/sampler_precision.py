@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ig_jax import build, config, guidance, prng, sample
+from ig_jax import build, config, guidance, guide, prng, sample
 from ig_jax.samplers import SAMPLERS, base
 
 
@@ -41,7 +41,7 @@ def main() -> None:
 
     exp = build.experiment(load_config(args.config), jax.devices()[:1])
     _, params = sample.load_weights(exp, args.workdir)
-    s, worse = exp.config.sample, sample.load_worse(exp)
+    s, worse = exp.config.sample, guide.load(exp)
     keys = prng.sample_keys(0, jnp.arange(args.samples))
     labels = jnp.arange(args.samples) % exp.num_classes
     shape = exp.net.latent_shape
