@@ -20,6 +20,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ig_jax import optim, tree
+from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SIZES
 from ig_jax.optim import leaves
 from ig_jax.optim.muon import newton_schulz, newton_schulz_flops
@@ -79,16 +80,38 @@ def groups(params) -> dict[str, list[str]]:
     return {**held, "fixed": sorted(rest)}
 
 
-def test_matrices_of_a_sit_go_to_muon_vectors_to_adamw_the_table_to_neither():
-    net = lively.make(qk_norm=True, readouts=(1,))
-    block = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "modulation"]
+def lightningdit() -> LightningDiT:
+    sit = dataclasses.asdict(dataclasses.replace(lively.SETTINGS, qk_norm=True, readouts=(1,)))
+    options = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True}
+    return LightningDiT(LightningDiTSettings(**sit, **options), 4, 3, lively.CLASSES)
+
+
+SIT_NORMS = [f"blocks.attn.{n}_norm.{leaf}" for n in "qk" for leaf in ("scale", "bias")]
+RMS_NORMS = [
+    f"{n}.scale"
+    for n in (
+        *["blocks.norm1", "blocks.norm2", "blocks.attn.q_norm", "blocks.attn.k_norm"],
+        *["final_layer.norm", "heads.depth_1.norm"],
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "net, mlp, norms",
+    [
+        (lively.make(qk_norm=True, readouts=(1,)), ["mlp.fc1", "mlp.fc2"], SIT_NORMS),
+        (lightningdit(), ["mlp.w12", "mlp.w3"], RMS_NORMS),
+    ],
+    ids=["sit", "lightningdit"],
+)
+def test_matrices_go_to_muon_vectors_to_adamw_the_table_to_neither(net, mlp, norms):
+    block = ["attn.qkv", "attn.proj", *mlp, "modulation"]
     linear = [
         *[f"blocks.{name}" for name in block],
         *["t_embedder.fc1", "t_embedder.fc2", "x_embedder.proj"],
         *["heads.depth_1.linear", "heads.depth_1.modulation"],
         *["final_layer.linear", "final_layer.modulation"],
     ]
-    norms = [f"blocks.attn.{n}_norm.{leaf}" for n in "qk" for leaf in ("scale", "bias")]
     found = groups(like(lively.abstract(net)))
     assert sorted(found["muon"]) == sorted(
         [*[f"{name}.kernel" for name in linear], "y_embedder.table.embedding"]
