@@ -33,11 +33,10 @@ def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     names = {"loss/flow": "final output", "loss/internal_guidance": "intermediate readout"}
-    for key, name in names.items():
+    for key in (name for name in metrics[-1] if name.startswith("loss/")):
         points = [(m["images"], m[key]) for m in metrics if key in m]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name)
-    axes.set(xlabel="images seen", ylabel="mean squared velocity error", yscale="log")
+        axes.plot(*zip(*points, strict=True), label=names.get(key, key.removeprefix("loss/")))
+    axes.set(xlabel="images seen", ylabel="loss, unweighted", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=120)
