@@ -37,7 +37,8 @@ def explain_flags(error: Exception, argv: list[str]) -> str:
         return f"{location}: no such config file, or it cannot be read; see the folder configs/"
     if "Traceback" in text:
         lines = text.strip().split("\n")
-        return f"{lines[0].split(': Error')[0].removeprefix('flag ')}: {lines[-1].strip()}"
+        raised = re.sub(r"^\w+Error: ", "", lines[-1].strip())
+        return f"{lines[0].split(': Error')[0].removeprefix('flag ')}: {raised}"
     text = text.replace("\n", " ")
     return text if "flag" in text.lower() else f"{location}: {text}"
 
