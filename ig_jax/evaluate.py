@@ -6,7 +6,7 @@ second is the floor (or the ceiling): what a perfect generator would reach on th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from ig_jax.metrics.inception_score import inception_score
 from ig_jax.metrics.moments import Moments
 from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
 from ig_jax.sample import Generator
-from ig_jax.types import Images, Latents, Params
+from ig_jax.types import Params
 
 # Name of a measure -> (heading, decimals, factor to what the heading says).
 MEASURES = {
@@ -64,8 +64,8 @@ class Judge:
     classifier: FeatureClassifier
     images: np.ndarray  # the training images, uint8
     features: np.ndarray
-    decode: Callable[[Latents], Images]  # the codec's
 
+    decode: ClassVar[None] = None  # it looks at the codec's pictures
     shows_readout: ClassVar[bool] = False
 
     def measure(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -136,7 +136,7 @@ def make_judge(exp: Experiment) -> tuple[Judge | DensityJudge, dict[str, float]]
         return judge, judge.measure(*_real(held_out))
     images, labels = _real(source)
     classifier = feature_classifier.fit(images, labels)
-    judge = Judge(classifier, images, classifier.features(images), exp.config.data.codec.decode)
+    judge = Judge(classifier, images, classifier.features(images))
     return judge, judge.measure(*_real(held_out))
 
 

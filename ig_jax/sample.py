@@ -89,20 +89,29 @@ class Generator:
           decode: from latents to what is returned; by default the codec's pictures.
         """
         self.exp, self.worse = exp, worse
-        self.decode = decode or exp.config.data.codec.decode
+        codec = exp.config.data.codec
+        self._decode = codec.decode if decode is None else lambda x, weights: decode(x)
         whole, rows = sharding.replicated(exp.mesh), sharding.over_batch(exp.mesh)
+        self._codec_weights = jax.device_put(codec.weights() if decode is None else {}, whole)
         self._program = jax.jit(
             self._generate,
             static_argnums=0,
-            in_shardings=(whole, whole, whole, whole, rows, rows),
+            in_shardings=(whole, whole, whole, whole, whole, rows, rows),
             out_shardings=(rows, rows),
         )
+
+    @property
+    def channels(self) -> int:
+        """Channels of what is returned."""
+        latents = jax.ShapeDtypeStruct((1, *self.exp.net.latent_shape), jnp.float32)
+        return jax.eval_shape(self._decode, latents, self._codec_weights).shape[-1]
 
     def _generate(
         self,
         plan: Plan,
         params: Params,
         worse: Params | None,
+        codec: Params,
         scales: Mapping[str, Scalar],
         seed: jax.Array,
         indices: jax.Array,
@@ -123,7 +132,7 @@ class Generator:
             return trajectory(guided, plan, self.exp.net.latent_shape, seed, indices)
 
         latents = (one_by_one(draw) if plan.sampler.adaptive else draw)(indices, y)
-        return self.decode(latents), jnp.all(jnp.isfinite(latents), axis=(1, 2, 3))
+        return self._decode(latents, codec), jnp.all(jnp.isfinite(latents), axis=(1, 2, 3))
 
     def __call__(
         self,
@@ -147,7 +156,7 @@ class Generator:
         scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
         chosen = plan(self.exp.config, sampler or s.sampler, guidances)
         other = self.worse and self.worse.params
-        return self._program(chosen, params, other, scales, seed, indices, y)
+        return self._program(chosen, params, other, self._codec_weights, scales, seed, indices, y)
 
 
 def labels_of(config: Config, seed: int, indices: np.ndarray) -> np.ndarray:
@@ -247,11 +256,12 @@ def _file(target: Path, index: int) -> Path:
     return target / f"{index:06d}.png"
 
 
-def _collect(exp: Experiment, target: Path, num: int) -> None:
+def _collect(generator: Generator, target: Path, num: int) -> None:
     """Makes samples.npz (arr_0: uint8 [n, H, W, c], arr_1: labels) and grid.png from the files."""
-    channels = _picture_channels(exp)
+    channels = generator.channels
     images = np.stack([pictures.load(_file(target, i), channels) for i in range(num)])
-    labels = labels_of(exp.config, exp.config.sample.seed, np.arange(num))
+    config = generator.exp.config
+    labels = labels_of(config, config.sample.seed, np.arange(num))
     temporary = target / ".samples.npz.tmp"
     with open(temporary, "wb") as file:
         np.savez(file, arr_0=images, arr_1=labels)
@@ -261,12 +271,6 @@ def _collect(exp: Experiment, target: Path, num: int) -> None:
     pictures.save(
         target / "grid.png", pictures.grid(images[:shown], columns, labels[:shown].tolist())
     )
-
-
-def _picture_channels(exp: Experiment) -> int:
-    """Channels of the pictures that the codec decodes to."""
-    latents = jax.ShapeDtypeStruct((1, *exp.net.latent_shape), jnp.float32)
-    return jax.eval_shape(exp.config.data.codec.decode, latents).shape[-1]
 
 
 def run(exp: Experiment, workdir: Path) -> Path:
@@ -285,6 +289,6 @@ def run(exp: Experiment, workdir: Path) -> Path:
             for index, image in zip(indices.tolist(), images, strict=True):
                 pictures.save(_file(target, index), image)
             bar.update(len(indices))
-    _collect(exp, target, s.num)
+    _collect(generator, target, s.num)
     logs.say(f"{s.num} samples of step {step} are in {target} (PNG, grid.png, samples.npz)")
     return target

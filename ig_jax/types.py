@@ -7,6 +7,7 @@ Latents are channels last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -26,6 +27,7 @@ Key = jax.Array  # a typed PRNG key, or an array of them
 Abstract = Any
 
 Params = Mapping[str, Any]  # nested dict of arrays
+NONE: Params = MappingProxyType({})  # no parameters
 Batch = Mapping[str, Array]  # 'stored': what the source holds [b, ...], 'label': int [b]
 
 
@@ -103,10 +105,16 @@ class Source(Protocol):
 
 @runtime_checkable
 class Codec(Protocol):
-    """stored -> latents -> 8-bit images. Latent statistics live here."""
+    """stored -> latents -> 8-bit images. Latent statistics live here.
+
+    Weights of an autoencoder are an argument of `decode`: as constants of a compiled program they
+    would be copied into each.
+    """
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]: ...
 
     def latent(self, stored: Array, key: Key) -> Latents: ...
 
-    def decode(self, x: Latents) -> Images: ...
+    def weights(self) -> Params: ...
+
+    def decode(self, x: Latents, weights: Params) -> Images: ...

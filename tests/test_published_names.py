@@ -188,3 +188,28 @@ def test_a_name_of_the_wrong_size_is_told_with_both_sizes(state, name):
 def test_a_parameter_of_ours_that_nothing_published_has_is_told(state):
     with pytest.raises(ValueError, match="'rope.table' has no published counterpart"):
         names.from_published(state, {**SMALL, "rope": {"table": np.zeros(3)}})
+
+
+@pytest.mark.parametrize(
+    "like", [SMALL, make_lightningdit(3, 16, 2, side=4, channels=4, classes=5)], ids=["sit", "ldit"]
+)
+def test_parameters_survive_the_way_there_and_back_bit_for_bit(like):
+    params = random_like(like)
+    state = names.to_published(params)
+    expected = published(params)
+    assert list(state) and set(state) == set(expected)
+    for name, array in state.items():
+        assert array.flags["C_CONTIGUOUS"], name
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    back = names.from_published(state, like)
+    for path, leaf in tree.flatten(back).items():
+        np.testing.assert_array_equal(leaf, tree.flatten(params)[path], err_msg=path)
+
+
+def test_all_that_is_wrong_with_a_state_dict_is_told_at_once(state):
+    del state["pos_embed"], state["blocks.1.mlp.fc1.weight"]
+    state |= {"final_layer.linear.bias": np.zeros(13), "extra.weight": np.zeros(3)}
+    with pytest.raises(ValueError) as error:
+        names.from_published(state, SMALL)
+    for part in ("lacks 'pos_embed'", "fc1.weight'", "bias' has 13 values", "lacks: extra.weight"):
+        assert part in str(error.value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ig_jax.types import Images, Key, Latents
+from ig_jax.types import NONE, Images, Key, Latents, Params
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,10 @@ class AsStored:
     def latent(self, stored: Array, key: Key) -> Latents:
         return stored
 
-    def decode(self, x: Latents) -> Images:
+    def weights(self) -> Params:
+        return {}
+
+    def decode(self, x: Latents, weights: Params = NONE) -> Images:
         """The first three channels (or the first) in false colours: [-2, 2] becomes 0..255."""
         shown = x[..., :3] if x.shape[-1] >= 3 else x[..., :1]
         return jnp.clip(64 * shown + 128, 0, 255).astype(jnp.uint8)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ig_jax.types import Images, Key, Latents
+from ig_jax.types import NONE, Images, Key, Latents, Params
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class Identity:
     def latent(self, stored: Array, key: Key) -> Latents:
         return stored.astype(jnp.float32) / 127.5 - 1
 
-    def decode(self, x: Latents) -> Images:
+    def weights(self) -> Params:
+        return {}
+
+    def decode(self, x: Latents, weights: Params = NONE) -> Images:
         """Clamped and rounded half up, the inverse of `latent` on 8-bit images."""
         return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
