@@ -3,6 +3,9 @@
   python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
                  [--mode=train|sample|evaluate|search|demo] [--config.train.steps=1000 ...]
 
+  python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]
+  python main.py --mode=export --workdir=DIR --output=FILE.safetensors [--weights=ema]
+
 Running the same command again resumes. Kept short on purpose: everything else is importable.
 """
 
@@ -14,13 +17,19 @@ STARTED = time.perf_counter()  # before the imports, which it measures
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs import base
 from ig_jax import run
 from ig_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> if not given.")
-flags.DEFINE_enum("mode", "train", list(run.MODES), "What to do.")
+flags.DEFINE_enum("mode", "train", [*run.MODES, *run.CONVERSIONS], "What to do.")
+flags.DEFINE_string("checkpoint", None, "import: a published .pt, .pth or .safetensors file.")
+flags.DEFINE_integer("readout_depth", 0, "import: where its intermediate head reads, from 1.")
+flags.DEFINE_enum("family", "", ["", "sit", "dit"], "import: which of two with the same names.")
+flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
+flags.DEFINE_string("weights", "ema", "export: ema (the first decay), raw, or a decay.")
 flags.DEFINE_bool("dry_run", False, "Only parse, build and describe; nothing is computed.")
 
 
@@ -39,18 +48,35 @@ def parse_flags(argv: list[str]) -> list[str]:
         fail(run.explain_flags(error, argv))
     if len(rest) > 1:
         fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
-    if FLAGS.config is None:
+    if FLAGS.config is None and FLAGS.mode not in run.CONVERSIONS:
         fail("--config is missing: name a file, such as --config=configs/digits.py")
     return rest
+
+
+def convert_files() -> None:
+    """--mode=import and --mode=export, which need no config."""
+    needed = {"import": ("checkpoint", "workdir"), "export": ("workdir", "output")}[FLAGS.mode]
+    for flag in needed:
+        if FLAGS[flag].value is None:
+            fail(f"--{flag} is missing: --mode={FLAGS.mode} needs {' and '.join(needed)}")
+    if FLAGS.mode == "export":
+        return run.export(FLAGS.workdir, FLAGS.output, FLAGS.weights)
+    return run.import_(
+        *(FLAGS.checkpoint, FLAGS.workdir, base.get_config()),
+        readout_depth=FLAGS.readout_depth,
+        family=FLAGS.family,
+    )
 
 
 def main(argv: list[str]) -> None:
     del argv
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries announce every backend and every save
-    location = FLAGS["config"].config_filename
     import_seconds = time.perf_counter() - STARTED
     try:
+        if FLAGS.mode in run.CONVERSIONS:
+            return convert_files()
+        location = FLAGS["config"].config_filename
         run.run(
             FLAGS.config,
             workdir=FLAGS.workdir or run.default_workdir(location),

@@ -39,6 +39,13 @@ FREE = (
     "model.remat",
     "model.unroll",
 )
+# What matters to training alone, or to rounding.
+FREE_WHEN_SAMPLING = (
+    "model.dtype",
+    "process.time_distribution",
+    "process.time_mean",
+    "process.time_std",
+)
 
 
 class CheckpointError(UserError):
@@ -72,9 +79,11 @@ def mismatches(
 ) -> list[str]:
     """Fields of `sections` in which two raw configs differ, other than the free ones."""
 
+    free = FREE + FREE_WHEN_SAMPLING if sections == SAMPLES else FREE
+
     def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
         flat = tree.flatten({s: config[s] for s in sections if s in config})
-        return tree.unflatten({p: v for p, v in flat.items() if p not in FREE})
+        return tree.unflatten({p: v for p, v in flat.items() if p not in free})
 
     return tree.differences(chosen(_plain(old)), chosen(_plain(new)))
 

@@ -354,7 +354,12 @@ def _make(cls: type, values: Any, path: str) -> Any:
 
 
 def _check_model(c: Config) -> None:
-    height, width, channels = c.latent_shape
+    try:
+        height, width, channels = c.latent_shape
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from error
     if height != width:
         raise ConfigError(f"data: latents are {height} x {width}; this model needs square ones")
     _, network = MODELS[c.raw["model"]["name"]]

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from ig_jax import build, config, demo, describe, evaluate, sample, search, train
+from ig_jax import build, config, convert, demo, describe, evaluate, sample, search, train
 from ig_jax.errors import UserError
 
 MODES = ("train", "sample", "evaluate", "search", "demo")
+CONVERSIONS = ("import", "export")  # of files; without a config
 
 
 def default_workdir(config_location: str) -> str:
@@ -83,3 +84,16 @@ def run(
     if mode == "search":
         return search.run(exp, folder)
     return demo.run(exp, folder, import_seconds)
+
+
+def import_(
+    file: str, workdir: str, base: ml_collections.ConfigDict, *, readout_depth: int, family: str
+) -> None:
+    """--mode=import; see `convert.import_`."""
+    _prepare(Path(workdir))
+    convert.import_(Path(file), Path(workdir), base, readout_depth=readout_depth, family=family)
+
+
+def export(workdir: str, output: str, weights: str) -> None:
+    """--mode=export; see `convert.export`."""
+    convert.export(Path(workdir), Path(output), weights)

@@ -250,12 +250,27 @@ class Trainer:
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             logs.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
+        if step == 0:
+            return 0, self._from_weights()
         self.checkpoints.require(step, self.exp.config.raw, checkpoint.CONTINUES)
         like = jax.eval_shape(lambda: init_state(self.exp))
         state = self.checkpoints.restore(step, like, sharding.replicated(self.exp.mesh))
         self._data_start = self.checkpoints.meta(step)["data"]["next_index"]
         logs.say(f"resuming {self.workdir} at step {step}")
         return step, state
+
+    def _from_weights(self) -> TrainState:
+        """The state of step 0 with the checkpoint's weights, which somebody imported.
+
+        Nothing was trained under its settings, so all but the network may differ from them.
+        """
+        self.checkpoints.require(0, self.exp.config.raw, checkpoint.SAMPLES)
+        placed = sharding.replicated(self.exp.mesh)
+        params = self.checkpoints.weights(0, "raw", self.exp.abstract_params, placed)
+        averages = ema.init(params, self.exp.config.train.ema_decays)
+        self._data_start = 0
+        logs.say(f"starting from the weights in {self.workdir}")
+        return init_state(self.exp).replace(params=params, ema=averages)
 
     def _record(self) -> None:
         """What makes this run: resolved config, versions, command line."""

@@ -20,7 +20,7 @@ PROGRAMS = {
 }
 LAYERS = (
     # The root __init__ runs before every other module, so it may import none of them.
-    {"__init__", "types", "errors", "prng", "tree", "logs"},
+    {"__init__", "types", "errors", "prng", "tree", "logs", "formats"},
     {"models", "diffusion", "codecs", "data", "metrics", "optim", "ema"},
     {"guidance", "objectives", "samplers"},
     {"sharding", "checkpoint", "interop", "pictures", "panel", "halving"},
@@ -28,7 +28,7 @@ LAYERS = (
     PROGRAMS,
 )
 LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
-PEERS_ALLOWED = {"prng": {"types"}, "build": {"config"}} | {
+PEERS_ALLOWED = {"prng": {"types"}, "formats": {"errors"}, "build": {"config"}} | {
     program: PROGRAMS for program in PROGRAMS
 }
 

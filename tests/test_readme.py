@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 import jax
+import lively
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from configs import digits
 from ig_jax import build, config, describe, sample, train
 from ig_jax.data import SOURCES
+from ig_jax.interop import names
 from ig_jax.objectives import TERMS
 from ig_jax.samplers import SAMPLERS
 
@@ -42,7 +45,31 @@ def harmless(command: str) -> list[str]:
     raise ValueError(f"README.md shows {command!r}, which no rule here knows how to try")
 
 
-@pytest.mark.parametrize("command", commands())
+def on_files(command: str) -> bool:
+    """Whether the command needs files that only a run of the ones before it makes."""
+    return "ig_sit_xl" in command
+
+
+def test_the_way_of_a_published_checkpoint_in_the_readme_works_on_a_small_one(tmp_path):
+    save_file(
+        names.to_published(lively.parameters(lively.make(qk_norm=True, readouts=(2,)))),
+        tmp_path / "ig_sit_xl.safetensors",
+    )
+    for command in filter(on_files, commands()):
+        words = shlex.split(command.replace("ig_sit_xl.pt", "ig_sit_xl.safetensors"))
+        words = [word.replace("readout_depth=8", "readout_depth=2") for word in words]
+        words = [word.replace("=runs/", f"={tmp_path}/runs/") for word in words]
+        words = [word.replace("=ig_sit_xl.s", f"={tmp_path}/ig_sit_xl.s") for word in words]
+        small = ["--config.sample.num=2", "--config.sample.sampler.num_steps=2"]
+        done = subprocess.run(
+            [sys.executable, *words[1:], *(small if "--mode=sample" in words else [])],
+            **{"cwd": ROOT, "capture_output": True, "text": True},
+        )
+        assert done.returncode == 0, done.stderr
+    assert "2 samples of step 0" in done.stdout or (tmp_path / "ig_sit_xl.json").exists()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not on_files(c)])
 def test_command_of_the_readme_is_accepted(command):
     done = subprocess.run(harmless(command), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

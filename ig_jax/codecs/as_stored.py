@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
+from ig_jax.codecs import pixels
 from ig_jax.types import NONE, Images, Key, Latents, Params
 
 
@@ -24,6 +24,4 @@ class AsStored:
         return {}
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
-        """The first three channels (or the first) in false colours: [-2, 2] becomes 0..255."""
-        shown = x[..., :3] if x.shape[-1] >= 3 else x[..., :1]
-        return jnp.clip(64 * shown + 128, 0, 255).astype(jnp.uint8)
+        return pixels.false_colours(x)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ig_jax.codecs import pixels
 from ig_jax.types import NONE, Images, Key, Latents, Params
 
 
@@ -25,4 +26,4 @@ class Identity:
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         """Clamped and rounded half up, the inverse of `latent` on 8-bit images."""
-        return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
+        return pixels.to_uint8_rounded(x)

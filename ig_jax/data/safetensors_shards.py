@@ -1,0 +1,179 @@
+"""Latents as LightningDiT publishes them: shards that hold every latent and its mirrored twin.
+
+The layout. A folder of `latents_rank00_shard000.safetensors` and so on, each with float32 `latents`
+and `latents_flip` [n, c, h, w] and int64 `labels` [n]. The two are draws from what the VAE says of
+an image and of its mirror image, not yet normalised. Examples are in the order of the file names,
+as in the published loader.
+
+An example is both twins, one behind the other in the channels. The choice between them is random
+and is therefore the codec's, who has a key made from the run's seed; the published loader draws it
+on the host.
+
+Safetensors: 8 bytes with the length of a JSON header, the header, then the arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ig_jax.errors import UserError
+
+LENGTH = 8  # bytes that tell how long the header is
+TENSORS = {"latents": "F32", "latents_flip": "F32", "labels": "I64"}  # as the format calls dtypes
+DTYPES = {"F32": "<f4", "I64": "<i8"}  # as numpy calls them
+
+
+class _Shard(NamedTuple):
+    """Views of one memory map, which stays open as long as they live."""
+
+    file: Path
+    latents: np.ndarray  # float32 [n, c, h, w]
+    flipped: np.ndarray  # alike
+    labels: np.ndarray  # int64 [n]
+
+
+class _Opened(NamedTuple):
+    shards: list[_Shard]
+    starts: np.ndarray  # [shards]: index of the first example of each
+    labels: np.ndarray  # int32 [n], of all shards
+
+
+@dataclass(frozen=True)
+class SafetensorsShards:
+    """float32 [h, w, 2c]: the latent (c channels) and then its mirrored twin (c).
+
+    `path` is the folder of the shards. Nothing is read before the first use, which maps all shards
+    into memory and reads all labels.
+
+    Raises, on first use or from `batch`:
+      UserError: something is missing, cut off, of another shape or dtype, not finite, or labelled
+        outside of 0..num_classes - 1; names the file.
+    """
+
+    path: str
+    num_classes: int
+
+    stored_dtype = np.float32
+
+    def __post_init__(self):
+        if not self.path:
+            raise ValueError("path = '': must name the folder of the .safetensors files")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes = {self.num_classes}: must be at least 1")
+
+    @cached_property
+    def _opened(self) -> _Opened:
+        shards = [_shard(file) for file in _files(Path(self.path))]
+        for shard in shards:
+            _check_shapes(shard, shards[0])
+            _check_labels(shard, self.num_classes)
+        sizes = [len(shard.labels) for shard in shards]
+        labels = np.concatenate([shard.labels for shard in shards]).astype(np.int32)
+        return _Opened(shards, np.cumsum([0, *sizes[:-1]]), labels)
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self._opened.shards[0].latents.shape
+        return height, width, 2 * channels
+
+    def __len__(self) -> int:
+        return len(self._opened.labels)
+
+    def held_out(self) -> None:
+        return None  # the layout has a folder per split, and each is a source of its own
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        shards, starts, labels = self._opened
+        stored = np.empty((len(indices), *self.stored_shape), self.stored_dtype)
+        owners = np.searchsorted(starts, indices, side="right") - 1
+        places = zip(owners.tolist(), (indices - starts[owners]).tolist(), strict=True)
+        for (owner, place), row in zip(places, stored, strict=True):
+            _read(shards[owner], place, row)
+        return {"stored": stored, "label": labels[indices]}
+
+
+def _read(shard: _Shard, place: int, out: np.ndarray) -> None:
+    """Latent and twin number `place` of the shard, channels last, to `out` [h, w, 2c]."""
+    both = [shard.latents[place], shard.flipped[place]]
+    np.concatenate([array.transpose(1, 2, 0) for array in both], axis=-1, out=out)
+    if not np.isfinite(out).all():
+        raise UserError(
+            f"{shard.file}: latent {place} or its mirrored twin holds NaN or infinity; extract "
+            "this shard again"
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; path must name the folder of the shards")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{folder}: holds no .safetensors files; path must name the folder of the shards"
+        )
+    return files
+
+
+def _shard(file: Path) -> _Shard:
+    if file.stat().st_size < LENGTH:  # an empty file cannot be mapped
+        raise UserError(f"{file}: is cut off or no safetensors file; copy it again")
+    content = np.memmap(file, np.uint8, mode="r")
+    header, start = _header(content, file)
+    arrays = []
+    for name, dtype in TENSORS.items():
+        if name not in header:
+            raise UserError(
+                f"{file}: holds no {name!r}, but training needs {', '.join(TENSORS)}; extract the "
+                "latents with their mirrored twins"
+            )
+        spec = header[name]
+        if spec["dtype"] != dtype:
+            raise UserError(
+                f"{file}: {name} is of dtype {spec['dtype']}, must be {dtype}; extract it again"
+            )
+        offset = start + spec["data_offsets"][0]
+        arrays.append(np.ndarray(spec["shape"], DTYPES[dtype], content, offset))
+    return _Shard(file, *arrays)
+
+
+def _header(content: np.ndarray, file: Path) -> tuple[dict, int]:
+    """Array name -> dtype, shape and place, and the byte from which places count."""
+    start = LENGTH + int.from_bytes(content[:LENGTH].tobytes(), "little")
+    try:
+        header = json.loads(content[LENGTH:start].tobytes())
+    except ValueError as error:
+        raise UserError(f"{file}: is cut off or no safetensors file; copy it again") from error
+    header.pop("__metadata__", None)
+    size = start + max((spec["data_offsets"][1] for spec in header.values()), default=0)
+    if content.size < size:
+        raise UserError(f"{file}: is cut off after {content.size} of {size} bytes; copy it again")
+    return header, start
+
+
+def _check_shapes(shard: _Shard, first: _Shard) -> None:
+    latents, flipped, labels = (array.shape for array in shard[1:])
+    if len(latents) != 4 or flipped != latents or labels != latents[:1]:
+        raise UserError(
+            f"{shard.file}: latents {latents}, latents_flip {flipped} and labels {labels} must be "
+            "[n, c, h, w], the same and [n]; extract this shard again"
+        )
+    if latents[1:] != first.latents.shape[1:]:
+        raise UserError(
+            f"{shard.file}: holds latents of {latents[1:]}, but {first.file.name} holds "
+            f"{first.latents.shape[1:]}; keep one kind in a folder"
+        )
+
+
+def _check_labels(shard: _Shard, num_classes: int) -> None:
+    outside = np.flatnonzero((shard.labels < 0) | (shard.labels >= num_classes))
+    if outside.size:
+        raise UserError(
+            f"{shard.file}: label {shard.labels[outside[0]]} of latent {outside[0]} must lie in "
+            f"0..{num_classes - 1}; raise num_classes or extract this shard again"
+        )

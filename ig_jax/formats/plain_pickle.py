@@ -1,0 +1,240 @@
+"""Pickles of plain data, read without importing, looking up or calling anything that they name.
+
+A pickle is a program for a small stack machine. This is that machine, without the instructions
+that import: a name in the pickle stays a `Name`, an instruction that would call it is looked up in
+a table of makers, and an instruction that would set attributes reaches only a `Record`. Anything
+else is refused. The instructions are described in Python's own pickletools.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ig_jax.errors import UserError
+
+MEND = "save a dict of tensors, numbers and text only, such as model.state_dict()"
+
+VALUES = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A dotted name from a pickle; nothing is ever looked up by it."""
+
+    dotted: str
+
+
+class Record(Mapping):
+    """What an argparse.Namespace held, by name; read-only."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return f"Record({self._fields})"
+
+
+def run(
+    program: bytes,
+    makers: Mapping[str, Callable[..., Any]],
+    inert: Collection[str],
+    refer: Callable[[Any], Any],
+) -> Any:
+    """The object that a pickle describes: dicts, lists, tuples, sets, numbers, text, bytes.
+
+    An OrderedDict becomes a dict, without its attributes; an argparse.Namespace becomes a Record.
+
+    Args:
+      program: the pickle, of protocol 2 or higher.
+      makers: more that may be called: by dotted name, what stands in for it.
+      inert: dotted names that may occur, but not be called.
+      refer: from a persistent id to what it stands for.
+
+    Raises:
+      UserError: the pickle asks for anything else.
+      ValueError, TypeError, LookupError: it is no valid pickle.
+    """
+    machine = _Machine({**PLAIN_MAKERS, **makers}, inert, refer)
+    for instruction, argument, _ in pickletools.genops(program):
+        machine.step(instruction.name, argument)
+    (result,) = machine.stack
+    return result
+
+
+def refused(dotted: str) -> UserError:
+    return UserError(f"holds {dotted[:100]!r}, which is more than plain weights; {MEND}")
+
+
+def _only(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"a {type(value).__name__} where a {kind.__name__} belongs")
+    return value
+
+
+def _key(value: Any) -> Any:
+    # A deeply nested tuple would overflow the stack of Python itself when hashed.
+    if not isinstance(value, str | bytes | int | float | None):
+        raise UserError(f"has a {type(value).__name__} as a dictionary key or in a set; {MEND}")
+    return value
+
+
+def _set(items: Any) -> set:
+    return {_key(item) for item in _only(list, items)}
+
+
+PLAIN_MAKERS = {
+    "collections.OrderedDict": lambda: {},
+    "argparse.Namespace": Record,
+    "builtins.set": _set,
+    "__builtin__.set": _set,
+}
+
+
+class _Machine:
+    """The stack, the marks on it, and the memo of a pickle under way."""
+
+    def __init__(self, makers: Mapping, inert: Collection[str], refer: Callable) -> None:
+        self._makers, self._inert, self._refer = makers, inert, refer
+        self.stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name in VALUES:
+            stack.append(argument)
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in EMPTY:
+            stack.append(EMPTY[name]())
+        elif name in TUPLES:
+            stack.append(tuple(self._pop(TUPLES[name])))
+        elif name in INSTRUCTIONS:
+            INSTRUCTIONS[name](self, argument)
+        elif name == "INST":  # the one other instruction with a name in it
+            raise refused(argument.replace(" ", "."))
+        else:
+            raise UserError(f"holds the pickle instruction {name}; {MEND}")
+
+    def _pop(self, count: int) -> list:
+        if count > len(self.stack):
+            raise IndexError("the pickle takes more values than it gave")
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def _pop_to_mark(self) -> list:
+        return self._pop(max(0, len(self.stack) - self._marks.pop()))
+
+    def _mark(self, _) -> None:
+        self._marks.append(len(self.stack))
+
+    def _nothing(self, _) -> None:
+        pass
+
+    def _memoize(self, _) -> None:
+        self._memo[len(self._memo)] = self.stack[-1]
+
+    def _put(self, place: int) -> None:
+        self._memo[place] = self.stack[-1]
+
+    def _get(self, place: int) -> None:
+        self.stack.append(self._memo[place])
+
+    def _tuple(self, _) -> None:
+        self.stack.append(tuple(self._pop_to_mark()))
+
+    def _append(self, _) -> None:
+        self._extend(self._pop(1))
+
+    def _appends(self, _) -> None:
+        self._extend(self._pop_to_mark())
+
+    def _extend(self, items: list) -> None:
+        _only(list, self.stack[-1]).extend(items)
+
+    def _set_item(self, _) -> None:
+        self._update(self._pop(2))
+
+    def _set_items(self, _) -> None:
+        self._update(self._pop_to_mark())
+
+    def _update(self, items: list) -> None:
+        keys = [_key(key) for key in items[::2]]
+        _only(dict, self.stack[-1]).update(zip(keys, items[1::2], strict=True))
+
+    def _add_items(self, _) -> None:
+        items = self._pop_to_mark()
+        _only(set, self.stack[-1]).update(_key(item) for item in items)
+
+    def _global(self, module_and_name: str) -> None:
+        self._push_name(module_and_name.replace(" ", "."))
+
+    def _stack_global(self, _) -> None:
+        module, name = self._pop(2)
+        self._push_name(f"{_only(str, module)}.{_only(str, name)}")
+
+    def _push_name(self, dotted: str) -> None:
+        if dotted not in self._makers and dotted not in self._inert:
+            raise refused(dotted)
+        self.stack.append(Name(dotted))
+
+    def _make(self, _) -> None:
+        name, arguments = self._pop(2)
+        dotted = _only(Name, name).dotted
+        if dotted not in self._makers:
+            raise refused(dotted)
+        self.stack.append(self._makers[dotted](*_only(tuple, arguments)))
+
+    def _build(self, _) -> None:
+        (state,) = self._pop(1)
+        for name in _only(dict, state):
+            if not isinstance(name, str) or name.startswith("__"):
+                raise UserError(f"sets the attribute {name!r}; {MEND}")
+        target = self.stack[-1]
+        if type(target) is Record:
+            target._fields.update(state)
+        else:
+            _only(dict, target)  # an OrderedDict: its attributes are not data
+
+    def _persistent(self, _) -> None:
+        self.stack.append(self._refer(*self._pop(1)))
+
+
+INSTRUCTIONS = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _Machine._nothing),
+    "MARK": _Machine._mark,
+    "MEMOIZE": _Machine._memoize,
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine._put),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine._get),
+    "TUPLE": _Machine._tuple,
+    "APPEND": _Machine._append,
+    "APPENDS": _Machine._appends,
+    "SETITEM": _Machine._set_item,
+    "SETITEMS": _Machine._set_items,
+    "ADDITEMS": _Machine._add_items,
+    "GLOBAL": _Machine._global,
+    "STACK_GLOBAL": _Machine._stack_global,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine._make),
+    "BUILD": _Machine._build,
+    "BINPERSID": _Machine._persistent,
+}

@@ -1,0 +1,223 @@
+"""Weights from PyTorch's .pt and .pth files, without PyTorch and without running what they hold.
+
+Since PyTorch 1.6 such a file is a zip of uncompressed members under one folder: `data.pkl`, a
+pickle of the saved object, and `data/<key>`, the raw elements of one storage. A tensor is a view of
+a storage: an offset, a size and a stride per axis, all counted in elements; two tensors may share
+a storage. The file is mapped into memory once, and each array is a read-only view of that map, so
+that a value is read from the disk when it is used.
+
+The pickle is read by plain_pickle.py, which runs nothing that it names; the names in `STORAGES` and
+`MAKERS` are those of PyTorch that it knows.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ig_jax.errors import UserError
+from ig_jax.formats import plain_pickle
+
+STORAGES = {
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.BoolStorage": np.dtype("?"),
+}
+
+RESAVE = "re-save it in PyTorch 1.6 or newer with torch.save(torch.load(f), f)"
+COPY_AGAIN = "download or copy it again"
+
+# What reading a damaged zip or pickle may raise.
+DAMAGE = (
+    *(ValueError, TypeError, LookupError, OverflowError, EOFError, NotImplementedError),
+    *(struct.error, zipfile.BadZipFile),
+)
+
+
+class StateDict(NamedTuple):
+    """Arrays by parameter name, and the key of the loaded object that held them (None: bare)."""
+
+    key: str | None
+    arrays: dict[str, np.ndarray]
+
+
+def load(path: str | Path) -> Any:
+    """The saved object: dicts, lists, tuples, sets, numbers, text, and read-only arrays.
+
+    A tensor or parameter becomes an array of its own dtype (bfloat16 from ml_dtypes) and strides
+    over the memory-mapped file, which must stay as it is for as long as an array is in use. An
+    OrderedDict becomes a dict, without its attributes; an argparse.Namespace becomes a Record.
+
+    Raises:
+      UserError: the file is absent, damaged, of the format before PyTorch 1.6, compressed, or
+        big-endian, or it holds anything but the above.
+    """
+    try:
+        archive = _Archive(Path(path))
+        return plain_pickle.run(archive.pickle, MAKERS, STORAGES, archive.storage)
+    except UserError as refusal:
+        raise UserError(f"{path}: {refusal}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: its contents are damaged ({error}); {COPY_AGAIN}") from error
+
+
+def state_dict(loaded: Any, prefer: tuple[str, ...] = ("ema", "model")) -> StateDict:
+    """The state dict in what `load` returned, without a 'module.' that all its names begin with.
+
+    It is `loaded` itself if that holds arrays only, else what lies under the first of the keys in
+    `prefer`, then 'state_dict', that is there.
+
+    Raises:
+      UserError: there is none, or it holds something other than arrays.
+    """
+    keys = (*prefer, "state_dict")
+    if not isinstance(loaded, dict):
+        raise UserError(f"the file holds a {type(loaded).__name__}, not a state dict")
+    if loaded and all(isinstance(value, np.ndarray) for value in loaded.values()):
+        return StateDict(None, _without_module_prefix(loaded))
+    key = next((key for key in keys if key in loaded), None)
+    if key is None:
+        known = ", ".join(repr(name) for name in list(loaded)[:5]) or "nothing"
+        raise UserError(f"the file's dict has none of {', '.join(keys)}; it begins with {known}")
+    found = loaded[key]
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{key!r} in the file holds no state dict; choose another key than {key!r}")
+    return StateDict(key, _without_module_prefix(found))
+
+
+def _without_module_prefix(found: dict) -> dict[str, np.ndarray]:
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray):
+            raise UserError(f"entry {name!r} is a {type(value).__name__}; a state dict has arrays")
+    prefixed = all(name.startswith("module.") for name in found)
+    return {name.removeprefix("module.") if prefixed else name: v for name, v in found.items()}
+
+
+# The zip
+
+
+class _Archive:
+    """The members of the zip as views of the one mapped file."""
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            _refuse_other_formats(file.read(4))
+        # One map for all: each map would hold a file descriptor of its own.
+        self._bytes = np.memmap(path, np.uint8, mode="r")
+        try:
+            with zipfile.ZipFile(path) as opened:
+                self._members = {member.filename: member for member in opened.infolist()}
+        except zipfile.BadZipFile as error:
+            raise UserError(f"is cut short or damaged ({error}); {COPY_AGAIN}") from error
+        self._folder = self._only_folder()
+        order = f"{self._folder}/byteorder"
+        if order in self._members and bytes(self._member(order)) != b"little":
+            raise UserError("was saved on a big-endian machine; re-save it on a little-endian one")
+        self.pickle = bytes(self._member(f"{self._folder}/data.pkl"))
+
+    def _only_folder(self) -> str:
+        folders = [name.removesuffix("/data.pkl") for name in self._members if "/data.pkl" in name]
+        if len(folders) != 1 or "/" in folders[0]:
+            raise UserError(f"is a zip, but not one of torch.save (no <name>/data.pkl); {RESAVE}")
+        return folders[0]
+
+    def _member(self, name: str) -> np.ndarray:
+        """The bytes of a member (uint8), found by its local header; its checksum is not read."""
+        if name not in self._members:
+            raise UserError(f"lacks its member {name!r}; {COPY_AGAIN}")
+        member = self._members[name]
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise UserError(f"has its member {name!r} compressed or encrypted; {RESAVE}")
+        header = bytes(self._bytes[member.header_offset :][:30])
+        name_length, extra_length = struct.unpack("<26x2H", header)
+        start = member.header_offset + 30 + name_length + extra_length
+        end = start + member.file_size
+        if header[:4] != b"PK\x03\x04" or end > self._bytes.size:
+            raise UserError(f"has its member {name!r} out of place; {COPY_AGAIN}")
+        return self._bytes[start:end]
+
+    def storage(self, persistent_id: Any) -> _Storage:
+        """The elements that ('storage', type, key, device, number of elements) stands for."""
+        match persistent_id:
+            case ("storage", plain_pickle.Name(dotted), str(key), str(), int(numel)):
+                pass
+            case _:
+                raise UserError(f"refers to something other than a storage; {plain_pickle.MEND}")
+        if dotted not in STORAGES:
+            raise plain_pickle.refused(dotted)
+        dtype = STORAGES[dotted]
+        raw = self._member(f"{self._folder}/data/{key}")
+        if raw.size != numel * dtype.itemsize:
+            raise UserError(
+                f"its storage {key!r} has {raw.size} bytes, but {numel} elements of {dtype} need "
+                f"{numel * dtype.itemsize}; {COPY_AGAIN}"
+            )
+        return _Storage(raw, dtype)
+
+
+def _refuse_other_formats(start: bytes) -> None:
+    if start[:1] == b"\x80":
+        raise UserError(f"is in PyTorch's format from before version 1.6; {RESAVE}")
+    if start != b"PK\x03\x04":
+        raise UserError(f"is no file of torch.save (it is not a zip); {RESAVE}")
+
+
+# What the names in the pickle stand for
+
+
+class _Storage(NamedTuple):
+    raw: np.ndarray  # uint8; numpy makes no view of a bfloat16 buffer by offset and stride
+    dtype: np.dtype
+
+
+def _tensor(storage, offset, size, stride, _requires_grad, _hooks, metadata=None) -> np.ndarray:
+    """The view of a storage with this offset, size and stride, in elements; strides may be 0."""
+    if type(storage) is not _Storage or type(size) is not tuple or type(stride) is not tuple:
+        raise UserError(f"has a tensor without a storage, size or stride; {COPY_AGAIN}")
+    if metadata:
+        raise UserError("has a tensor with a pending conjugation or sign; resolve it before saving")
+    if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
+        raise UserError(f"has a tensor with a negative or broken offset or size; {COPY_AGAIN}")
+    width = storage.dtype.itemsize
+    held = storage.raw.size // width
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if offset > held or (last >= held and 0 not in size):
+        raise UserError(
+            f"has a tensor of offset {offset}, size {size} and stride {stride}, which leaves its "
+            f"storage of {held} elements; {COPY_AGAIN}"
+        )
+    steps = tuple(step * width for step in stride)
+    return np.ndarray(size, storage.dtype, storage.raw, offset * width, steps)
+
+
+def _parameter(data, _requires_grad, _hooks) -> np.ndarray:
+    if not isinstance(data, np.ndarray):
+        raise UserError(f"has a parameter without a tensor; {COPY_AGAIN}")
+    return data
+
+
+def _size(numbers) -> tuple:
+    if type(numbers) is not tuple:
+        raise UserError(f"has a torch.Size of something other than a tuple; {COPY_AGAIN}")
+    return numbers
+
+
+MAKERS = {
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": _size,
+}

@@ -1,0 +1,211 @@
+"""--mode=import and --mode=export: what a published file is, what becomes of it, and back again."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import lively
+import numpy as np
+import pytest
+import tiny  # noqa: F401 - sets up the shared cache of compiled programs
+from safetensors.numpy import load_file, save_file
+
+from configs import base
+from ig_jax import convert, run
+from ig_jax.errors import UserError
+from ig_jax.interop import names
+from ig_jax.interop.recognise import recognise
+from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+
+KEYS = Path(__file__).parent / "golden" / "keys"
+
+
+def sit(**changes):
+    """A lively SiT whose heads can be counted from its file, and its published state dict."""
+    net = lively.make(qk_norm=True, mlp_ratio=4.0, **({"readouts": (2,)} | changes))
+    params = lively.parameters(net)
+    return net, params, names.to_published(params)
+
+
+def official(state: dict) -> dict:
+    """With learned sigma: as many more output channels behind those of each pixel of a patch."""
+    more = {}
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        rows = state[name].reshape(2, 2, 3, -1)
+        both = np.concatenate([rows, 100 + rows], axis=2)
+        more[name] = both.reshape(24, *state[name].shape[1:])
+    return state | more
+
+
+def test_a_state_dict_says_its_sizes_and_options():
+    _, _, state = sit()
+    found = recognise(state, readout_depth=2)
+    assert (found.side, found.channels, found.classes) == (4, 3, lively.CLASSES)
+    sizes = {"depth": 3, "hidden_size": 24, "num_heads": 3, "patch_size": 2}
+    assert (
+        found.model.items() >= {**sizes, "name": "sit", "readouts": (2,), "qk_norm": True}.items()
+    )
+    assert found.state.keys() == state.keys()
+
+
+def test_a_lightningdit_says_its_options():
+    kinds = {"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 1, "mlp_ratio": 4.0}
+    rest = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1}
+    options = {"swiglu": True, "rope": False, "rms_norm": True, "shift": False, "qk_norm": True}
+    settings = LightningDiTSettings(**kinds, **rest, **options, readouts=())
+    net = LightningDiT(settings, 4, 5, 7)
+    found = recognise(names.to_published(lively.parameters(net)))
+    assert found.model == {"name": "lightningdit", **kinds, **rest, **options, "readouts": ()}
+    assert (found.side, found.channels, found.classes) == (4, 5, 7)
+
+
+@pytest.mark.parametrize("file", ["ig_sit_xl2", "ig_sit_b2", "ig_lightningdit_xl1"])
+def test_published_files_are_recognised_by_their_names_and_shapes(file):
+    entries = json.loads((KEYS / f"{file}.json").read_text())
+    state = {n: np.broadcast_to(np.float32(1), e["shape"]) for n, e in entries.items()}
+    model = recognise(state, readout_depth=4).model
+    expected = {"ig_sit_b2": ("sit", 12, 768, 12), "ig_sit_xl2": ("sit", 28, 1152, 16)}
+    sizes = tuple(model[n] for n in ("name", "depth", "hidden_size", "num_heads"))
+    assert sizes == expected.get(file, ("lightningdit", 28, 1152, 16))
+    if model["name"] == "lightningdit":
+        assert model["swiglu"] and model["rope"] and model["rms_norm"] and model["shift"]
+
+
+def test_the_official_sit_is_turned_round_in_time_and_loses_its_sigma():
+    net, params, state = sit(readouts=())
+    x, t, y = lively.inputs(net)
+    expected = -net(params, x, 1 - t, y).pred
+    found = recognise(official(state), family="sit")
+    assert any("turned round" in note for note in found.notes)
+    turned = jax.tree.map(jnp.asarray, names.from_published(found.state, lively.abstract(net)))
+    np.testing.assert_allclose(net(turned, x, t, y).pred, expected, rtol=0, atol=1e-5)
+    assert np.abs(net(params, x, t, y).pred - expected).max() > 0.1
+
+
+def test_what_only_training_needs_is_left_out_and_told():
+    _, _, state = sit(readouts=())
+    extra = {"projectors.0.0.weight": np.zeros((2, 2)), "ap_head.linear2.bias": np.zeros(2)}
+    found = recognise(state | extra)
+    assert found.state.keys() == state.keys()
+    assert "ap_head, projectors" in found.notes[0]
+
+
+def test_a_shrunken_position_table_is_told_and_kept():
+    _, _, state = sit(readouts=())
+    table = np.asarray(jax.jit(lively.make().init)(jax.random.key(0))["pos_embed"])
+    found = recognise(state | {"pos_embed": 0.25 * table})
+    assert "0.2500 of a fresh one" in found.notes[-1]
+    np.testing.assert_array_equal(found.state["pos_embed"], 0.25 * table)
+
+
+@pytest.mark.parametrize(
+    "change, arguments, message",
+    [
+        (lambda s: s, {}, "does not say where it reads: give --readout_depth"),
+        (lambda s: {"a": np.zeros(1)}, {}, "lacks 'x_embedder.proj.weight': it is no SiT"),
+        (official, {"readout_depth": 2}, "say --family=sit or --family=dit"),
+        (official, {"readout_depth": 2, "family": "dit"}, "is a DiT with learned variance"),
+        (
+            lambda s: official(s) | {"ap_head.linear1.weight": np.zeros(1)},
+            {"family": "sit"},
+            "is a DiT with learned variance",
+        ),
+    ],
+)
+def test_what_the_file_does_not_say_must_be_told(change, arguments, message):
+    _, _, state = sit()
+    with pytest.raises(UserError, match=message):
+        recognise(change(state), **arguments)
+
+
+def test_a_readout_depth_without_a_head_and_unknown_widths_are_refused():
+    _, _, state = sit(readouts=())
+    with pytest.raises(UserError, match="readout_depth=2: the checkpoint has no intermediate head"):
+        recognise(state, readout_depth=2)
+    bare = {n: a for n, a in state.items() if "q_norm" not in n}
+    with pytest.raises(UserError, match="width is 24, which no published size has"):
+        recognise(bare)
+
+
+# The programs.
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A run made from a file, with the state dict that the file holds."""
+    folder = tmp_path_factory.mktemp("import")
+    _, _, state = sit()
+    save_file(state, folder / "published.safetensors")
+    convert.import_(
+        folder / "published.safetensors", folder / "run", base.get_config(), readout_depth=2
+    )
+    return folder, state
+
+
+def config_of(path: Path):
+    """What the config file beside an imported run says."""
+    spec = importlib.util.spec_from_file_location("imported", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def test_import_then_export_gives_the_same_bits(imported):
+    folder, state = imported
+    convert.export(folder / "run", folder / "back.safetensors", "ema")
+    back = load_file(folder / "back.safetensors")
+    assert back.keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    card = json.loads((folder / "back.json").read_text())
+    assert card["step"] == 0 and card["config"]["model"]["readouts"] == [2]
+
+
+def test_an_imported_run_is_sampled_with_the_config_beside_it(imported):
+    folder, _ = imported
+    c = config_of(folder / "run" / "config.py")
+    c.sample.num, c.sample.batch_size, c.sample.sampler.num_steps = 3, 4, 2
+    target = run.run(c, workdir=str(folder / "run"), mode="sample")
+    with np.load(target / "samples.npz") as file:
+        assert file["arr_0"].shape == (3, 4, 4, 3) and np.ptp(file["arr_0"]) > 0
+
+
+def test_an_imported_run_is_trained_on_from_its_weights_under_other_settings(imported, tmp_path):
+    folder, state = imported
+    workdir = tmp_path / "run"
+    path = convert.import_(
+        folder / "published.safetensors", workdir, base.get_config(), readout_depth=2
+    )
+    c = config_of(path)
+    c.train.update({"steps": 2, "epochs": 0.0, "batch_size": 4})
+    c.optim.learning_rate = 1e-6
+    c.log.samples_every_steps = 0
+    assert run.run(c, workdir=str(workdir)).step == 2
+    convert.export(workdir, tmp_path / "trained.safetensors", "raw")
+    trained = load_file(tmp_path / "trained.safetensors")
+    moved = max(np.abs(trained[name] - array).max() for name, array in state.items())
+    assert 0 < moved < 1e-5
+    c.model.qk_norm = False
+    with pytest.raises(UserError, match="model.qk_norm: True there, False here"):
+        run.run(c, workdir=str(workdir))
+
+
+def test_an_existing_run_is_not_overwritten_and_mistakes_name_the_file(imported, tmp_path):
+    folder, state = imported
+    fresh = tmp_path / "run"
+    with pytest.raises(UserError, match="holds a run already"):
+        convert.import_(folder / "published.safetensors", folder / "run", base.get_config())
+    with pytest.raises(UserError, match="nowhere.pt: no such file"):
+        convert.import_(tmp_path / "nowhere.pt", fresh, base.get_config())
+    (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="broken.safetensors: no readable safetensors file"):
+        convert.import_(tmp_path / "broken.safetensors", fresh, base.get_config())
+    lacking = {n: a for n, a in state.items() if n != "blocks.1.mlp.fc1.weight"}
+    save_file(lacking | {"extra.bias": np.zeros(2)}, tmp_path / "lacking.safetensors")
+    with pytest.raises(UserError, match="lacks 'blocks.1.mlp.fc1.weight'.*lacks: extra.bias"):
+        convert.import_(tmp_path / "lacking.safetensors", fresh, base.get_config(), readout_depth=2)
+    assert not fresh.exists()
+    with pytest.raises(UserError, match="must end in .safetensors"):
+        convert.export(folder / "run", tmp_path / "weights.bin", "ema")

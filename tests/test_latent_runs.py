@@ -1,0 +1,177 @@
+"""Runs on latents in the published layouts: trained on, sampled, decoded by a small autoencoder.
+
+The autoencoders are random, with the published names and a quarter of the published widths.
+"""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import save_file
+
+from configs import imagenet
+from ig_jax import build, config, run
+from ig_jax.codecs.autoencoders import SdVae, VaVae
+from ig_jax.errors import UserError
+
+KEYS = Path(__file__).parent / "golden" / "keys"
+NARROWER = {128: 32, 256: 64, 512: 96}  # whole groups of the group norm
+
+
+def narrow_state(file: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    entries = json.loads((KEYS / f"{file}.json").read_text())
+    return {
+        name: np.asarray(
+            0.1 * rng.standard_normal([NARROWER.get(n, n) for n in entry["shape"]]), np.float32
+        )
+        for name, entry in entries.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory):
+    """The folder of REPA, SRA and IG: 24 images, 2 x 2 x (4 + 4), two classes."""
+    root = tmp_path_factory.mktemp("moments")
+    rng, labels = np.random.default_rng(0), []
+    for i in range(24):
+        file = f"{i // 10:05d}/img-mean-std-{i:08d}.npy"
+        (root / "vae-sd" / file).parent.mkdir(parents=True, exist_ok=True)
+        array = rng.standard_normal((8, 2, 2), np.float32)
+        array[4:] = np.abs(array[4:])
+        np.save(root / "vae-sd" / file, array)
+        labels.append([file, i % 2])
+    (root / "vae-sd" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    save_file(narrow_state("sdvae_diffusers"), root / "vae.safetensors")
+    return root
+
+
+def write_statistics(file: Path, mean: np.ndarray, std: np.ndarray) -> None:
+    """{'mean', 'std'}, float32 (1, c, 1, 1) each, as torch.save writes it: opcodes by hand."""
+
+    def text(s: str) -> bytes:
+        return pickle.BINUNICODE + len(s).to_bytes(4, "little") + s.encode()
+
+    def tensor(key: str, size: int) -> bytes:
+        stored = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
+        numbers = b"(K\x01K" + bytes([size]) + b"K\x01K\x01t"
+        strides = b"(K" + bytes([size]) + b"K\x01K\x01K\x01t"
+        made = (
+            b"ctorch._utils\n_rebuild_tensor_v2\n(("
+            + stored[1:]
+            + b"K"
+            + bytes([size])
+            + b"tQK\x00"
+        )
+        return made + numbers + strides + b"\x89ccollections\nOrderedDict\n)RtR"
+
+    size = mean.size
+    data = (
+        b"\x80\x02}(" + text("mean") + tensor("0", size) + text("std") + tensor("1", size) + b"u."
+    )
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("stats/data.pkl", data)
+        archive.writestr("stats/byteorder", "little")
+        archive.writestr("stats/data/0", mean.astype("<f4").tobytes())
+        archive.writestr("stats/data/1", std.astype("<f4").tobytes())
+        archive.writestr("stats/version", "3\n")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """LightningDiT's folder: 24 latents and their twins, 2 x 2 x 32, in two shards."""
+    root = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for shard in range(2):
+        names = ("latents", "latents_flip")
+        arrays = {n: 3 * rng.standard_normal((12, 32, 2, 2), np.float32) + 1 for n in names}
+        labels = {"labels": np.arange(12) % 2}
+        save_file(arrays | labels, root / f"latents_rank00_shard{shard:03d}.safetensors")
+    write_statistics(root / "latents_stats.pt", np.linspace(0, 1, 32), np.linspace(1, 4, 32))
+    (root / "weights").mkdir()
+    save_file(narrow_state("vavae_f16d32"), root / "weights" / "vae.safetensors")
+    return root
+
+
+def settings(data, **model):
+    c = tiny.settings()
+    c.data = data
+    c.data.source.num_classes = 2
+    c.model.patch_size = 1
+    c.model.update(model)
+    c.train.update({"steps": 4, "batch_size": 8, "steps_per_dispatch": 2})
+    c.sample.update({"num": 3, "batch_size": 4})
+    c.sample.sampler.num_steps = 2
+    return c
+
+
+def drawn(c, workdir) -> np.ndarray:
+    assert run.run(c, workdir=str(workdir)).finished
+    target = run.run(c, workdir=str(workdir), mode="sample")
+    with np.load(target / "samples.npz") as file:
+        return file["arr_0"]
+
+
+def test_sit_trains_on_moments_and_samples_are_decoded_to_pictures(moments, tmp_path):
+    data = imagenet.sd_vae(str(moments), decoder=str(moments / "vae.safetensors"))
+    images = drawn(settings(data), tmp_path)
+    assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8 and np.ptp(images) > 0
+    data.codec.decoder = ""
+    assert drawn(settings(data), tmp_path / "coloured").shape == (3, 2, 2, 3)
+
+
+def test_lightningdit_trains_on_shards_and_samples_are_decoded_to_pictures(shards, tmp_path):
+    from configs import lightningdit_xl
+
+    data = imagenet.va_vae(str(shards), decoder=str(shards / "weights" / "vae.safetensors"))
+    c = settings(data)
+    lightningdit_xl.lightningdit(c)
+    images = drawn(c, tmp_path)
+    assert images.shape == (3, 32, 32, 3) and np.ptp(images) > 0
+
+
+def test_moments_become_fresh_draws_of_the_posterior_times_the_published_scale():
+    codec = SdVae(decoder="")
+    stored = jnp.concatenate([jnp.full((4000, 1, 1, 4), 2.0), jnp.full((4000, 1, 1, 4), 3.0)], -1)
+    draws = [np.asarray(codec.latent(stored, jax.random.key(seed))) for seed in (0, 1)]
+    assert np.mean(draws[0]) == pytest.approx(0.18215 * 2, abs=0.02)
+    assert np.std(draws[0]) == pytest.approx(0.18215 * 3, rel=0.03)
+    assert np.abs(draws[0] - draws[1]).mean() > 0.1
+
+
+def test_one_of_the_twins_is_normalised_by_the_channels_statistics(shards):
+    codec = VaVae(statistics=str(shards / "latents_stats.pt"), decoder="")
+    mean, std = np.linspace(0, 1, 32, dtype=np.float32), np.linspace(1, 4, 32, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    plain, mirrored = (rng.standard_normal((400, 1, 1, 32), np.float32) for _ in range(2))
+    x = np.asarray(codec.latent(jnp.concatenate([plain, mirrored], -1), jax.random.key(0)))
+    is_plain = np.isclose(x, (plain - mean) / std, atol=1e-5).all(axis=(1, 2, 3))
+    is_mirrored = np.isclose(x, (mirrored - mean) / std, atol=1e-5).all(axis=(1, 2, 3))
+    assert np.all(is_plain ^ is_mirrored) and 150 < is_plain.sum() < 250
+
+
+@pytest.mark.parametrize("which", ["sd_vae", "va_vae"])
+def test_latents_of_the_other_autoencoder_are_refused_in_one_sentence(moments, shards, which):
+    first, second = imagenet.sd_vae(str(moments)), imagenet.va_vae(str(shards))
+    data = first if which == "sd_vae" else second
+    data.source = (second if which == "sd_vae" else first).source
+    with pytest.raises(UserError, match=f"data.codec.name = '{which}': reads .*choose the codec"):
+        build.experiment(config.parse(settings(data), jax.device_count()))
+
+
+def test_mistakes_name_the_file(moments, shards, tmp_path):
+    data = imagenet.va_vae(str(shards))
+    data.codec.statistics = str(tmp_path / "nowhere.pt")
+    with pytest.raises(UserError, match="data.codec.statistics = .*nowhere.pt.*no such file"):
+        config.parse(settings(data), jax.device_count())
+    with pytest.raises(UserError, match="data.codec.decoder=.*nowhere: no such file"):
+        SdVae(decoder=str(tmp_path / "nowhere")).weights()
+    wrong = SdVae(decoder=str(shards / "weights" / "vae.safetensors"))
+    with pytest.raises(UserError, match="data.codec.decoder = .*vae.safetensors"):
+        wrong.weights()

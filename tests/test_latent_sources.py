@@ -1,0 +1,388 @@
+"""Published ImageNet latents are read as they are, and what is wrong with them is named.
+
+Both layouts are written here as their own tools write them: dataset.json with one .npy file an
+image (numpy), and safetensors shards with header strings (the safetensors library).
+"""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ig_jax.data import npy_folder
+from ig_jax.data.npy_folder import NpyFolder
+from ig_jax.data.safetensors_shards import SafetensorsShards
+from ig_jax.errors import UserError
+from ig_jax.types import Source
+
+IMAGES = 12
+CLASSES = 7
+LABELS = [(5 * i + 3) % CLASSES for i in range(IMAGES)]
+NAMES = [f"{i // 5:05d}/img-mean-std-{i:08d}.npy" for i in range(IMAGES)]  # three folders
+FIRST = NAMES[0]
+ANY = np.array([7, 0, 11, 7, 3])  # out of order, one twice
+
+
+def moments(shape=(8, 2, 2)):
+    return np.random.default_rng(0).normal(size=(IMAGES, *shape)).astype(np.float32)
+
+
+def write_labels(folder, entries):
+    (folder / "dataset.json").write_text(json.dumps({"labels": entries}))
+
+
+@pytest.fixture
+def latents(tmp_path):
+    """The folder that has vae-sd in it; dataset.json is not sorted."""
+    folder = tmp_path / "imagenet" / "vae-sd"
+    for name, array in zip(NAMES, moments(), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / name, array)
+    write_labels(folder, [[NAMES[i], LABELS[i]] for i in np.random.default_rng(1).permutation(12)])
+    return folder.parent
+
+
+def zipped(folder, compression=zipfile.ZIP_STORED):
+    archive = folder.parent / "latents.zip"
+    with zipfile.ZipFile(archive, "w", compression) as writer:
+        for file in reversed(sorted(folder.rglob("*"))):
+            if file.is_file():
+                member = zipfile.ZipInfo(file.relative_to(folder).as_posix())
+                member.compress_type = compression
+                member.extra = b"UT\x05\x00\x01\x00\x00\x00\x00"  # a time stamp, as `zip` adds
+                writer.writestr(member, file.read_bytes())
+    return archive
+
+
+def npy(path, num_classes=CLASSES):
+    return NpyFolder(str(path), num_classes)
+
+
+def use(source):
+    return source.batch(np.arange(len(source)))
+
+
+def test_a_folder_gives_mean_and_std_channels_last_in_the_order_of_names(latents):
+    source = npy(latents)
+    assert isinstance(source, Source)
+    assert (len(source), source.stored_shape, source.stored_dtype) == (12, (2, 2, 8), np.float32)
+    batch = use(source)
+    assert batch["stored"].dtype == np.float32 and batch["label"].dtype == np.int32
+    np.testing.assert_array_equal(batch["stored"], moments().transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(batch["label"], LABELS)
+    assert source.held_out() is None
+
+
+def test_a_height_is_not_taken_for_a_width(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(48, dtype=np.float32).reshape(8, 2, 3))
+    write_labels(tmp_path, [["a.npy", 0]])
+    assert use(npy(tmp_path))["stored"].shape == (1, 2, 3, 8)
+
+
+def places_of_the_tree(latents):
+    return [latents, latents / "vae-sd", zipped(latents), zipped(latents / "vae-sd")]
+
+
+def test_the_folder_around_it_and_both_kinds_of_zip_are_the_same_data(latents):
+    for place in places_of_the_tree(latents):
+        batch = npy(place).batch(ANY)
+        np.testing.assert_array_equal(batch["stored"], moments()[ANY].transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(batch["label"], np.array(LABELS)[ANY])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 12])
+def test_one_thread_reads_what_many_read(latents, monkeypatch, count):
+    indices = np.random.default_rng(count).integers(0, IMAGES, count)
+    many = npy(latents).batch(indices)
+    monkeypatch.setattr(npy_folder, "THREADS", 1)
+    one = npy(latents).batch(indices)
+    np.testing.assert_array_equal(many["stored"], one["stored"])
+    np.testing.assert_array_equal(many["label"], one["label"])
+
+
+def test_a_header_padded_in_another_way_is_read_all_the_same(latents):
+    file = latents / "vae-sd" / NAMES[3]
+    data = file.read_bytes()
+    text = data[10:128].rstrip() + b"\n"
+    file.write_bytes(data[:8] + len(text).to_bytes(2, "little") + text + data[128:])
+    np.testing.assert_array_equal(use(npy(latents))["stored"], moments().transpose(0, 2, 3, 1))
+
+
+def test_nothing_is_read_at_construction(tmp_path):
+    for cls in (NpyFolder, SafetensorsShards):
+        source = cls(str(tmp_path / "absent"), 10)
+        with pytest.raises(UserError, match="absent: is "):
+            len(source)
+
+
+@pytest.mark.parametrize("cls", [NpyFolder, SafetensorsShards])
+@pytest.mark.parametrize("settings", [("", 10), ("latents", 0)])
+def test_settings_that_no_data_set_has_are_refused(cls, settings):
+    with pytest.raises(ValueError, match="^(path = ''|num_classes = 0): must "):
+        cls(*settings)
+
+
+def refuses(source, *words):
+    """Using it fails with one sentence that has all these words."""
+    with pytest.raises(UserError) as error:
+        use(source)
+    message = str(error.value)
+    for word in words:
+        assert word in message
+    assert "\n" not in message and not message.endswith(".")
+
+
+def test_a_folder_without_latents_is_refused(tmp_path):
+    refuses(npy(tmp_path), str(tmp_path), "no .npy files")
+    (tmp_path / "notes.txt").write_text("hello")
+    for name in ("notes.txt", "absent.zip"):
+        refuses(npy(tmp_path / name), f"{name}: is neither a folder nor a .zip file")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('{"labels": [["a', "is cut off or no JSON"),
+        ("[]", "gives no labels"),
+        ('{"names": []}', "gives no labels"),
+        ('{"labels": null}', "gives no labels"),
+        (f'{{"labels": [["{FIRST}", null]]}}', f"entry ['{FIRST}', None] must be"),
+        (f'{{"labels": [["{FIRST}", "cat"]]}}', "must be [file, class number]"),
+    ],
+)
+def test_a_file_of_labels_that_gives_none_is_refused(latents, content, words):
+    (latents / "vae-sd" / "dataset.json").write_text(content)
+    refuses(npy(latents), "vae-sd/dataset.json: ", words)
+
+
+def test_a_missing_file_of_labels_is_named_in_folder_and_zip(latents):
+    (latents / "vae-sd" / "dataset.json").unlink()
+    refuses(npy(latents), f"{latents}/vae-sd/dataset.json: is missing")
+    refuses(npy(zipped(latents)), "latents.zip/vae-sd/dataset.json: is missing")
+
+
+@pytest.mark.parametrize(
+    "kept, words",
+    [(11, f"{NAMES[11]} is not"), (7, f"{', '.join(NAMES[7:10])} and 2 others are not in it")],
+)
+def test_files_without_a_label_are_named_and_counted(latents, kept, words):
+    write_labels(latents / "vae-sd", [[NAMES[i], LABELS[i]] for i in range(kept)])
+    refuses(npy(latents), "dataset.json: ", words)
+
+
+@pytest.mark.parametrize(
+    "kept, words",
+    [(10, f"{', '.join(NAMES[10:])} are in it"), (7, f"{', '.join(NAMES[7:10])} and 2 others are")],
+)
+def test_labels_without_a_file_are_named_and_counted(latents, kept, words):
+    for name in NAMES[kept:]:
+        (latents / "vae-sd" / name).unlink()
+    refuses(npy(latents), "dataset.json: ", words, "not beside it")
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_label_outside_of_the_classes_is_named_with_its_file(latents, label):
+    write_labels(latents / "vae-sd", [[NAMES[4], label]])
+    refuses(npy(latents), f"label {label} of {NAMES[4]}", "0..6")
+
+
+@pytest.mark.parametrize("which", [0, 6])  # the first file also tells the shape
+@pytest.mark.parametrize("size, words", [(200, "200 of 256 bytes"), (60, "cut off"), (0, "cut")])
+def test_an_npy_file_that_is_cut_off_is_named(latents, which, size, words):
+    file = latents / "vae-sd" / NAMES[which]
+    file.write_bytes(file.read_bytes()[:size])
+    refuses(npy(latents), NAMES[which], words)
+    refuses(npy(zipped(latents)), NAMES[which], words)
+
+
+@pytest.mark.parametrize("which", [0, 6])
+@pytest.mark.parametrize(
+    "array, words",
+    [
+        (np.zeros((4, 2, 2), np.float32), "float32 (4, 2, 2), must hold float32 (8, "),
+        (np.zeros((8, 4), np.float32), "(8, 4), must hold"),
+        (np.zeros((1, 8, 2, 2), np.float32), "(1, 8, 2, 2), must hold"),
+        (np.zeros((8, 2, 2), np.float16), "holds float16"),
+        (np.zeros((8, 2, 2), ">f4"), "holds >f4"),
+        (np.zeros((8, 2, 2), np.float32).transpose(0, 2, 1), "must be .npy version 1.0 in C"),
+    ],
+)
+def test_an_npy_file_that_holds_something_else_is_named(latents, which, array, words):
+    if "C" in words:
+        array = np.asfortranarray(array)
+    np.save(latents / "vae-sd" / NAMES[which], array)
+    refuses(npy(latents), NAMES[which], words)
+
+
+def test_an_image_of_another_size_is_named(latents):
+    np.save(latents / "vae-sd" / NAMES[6], np.zeros((8, 4, 4), np.float32))
+    refuses(npy(latents), NAMES[6], "holds (8, 4, 4), but the first file holds (8, 2, 2)")
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_latent_that_is_not_finite_is_named_when_it_is_read(latents, value):
+    array = moments()[6]
+    array[7, 1, 1] = value
+    np.save(latents / "vae-sd" / NAMES[6], array)
+    refuses(npy(latents), NAMES[6], "NaN or infinity")
+    npy(latents).batch(np.array([5, 7]))
+
+
+def test_a_file_that_vanishes_while_training_is_named(latents):
+    source = npy(latents)
+    assert len(source) == IMAGES
+    (latents / "vae-sd" / NAMES[6]).unlink()
+    refuses(source, NAMES[6], "cannot be read (No such file or directory)")
+
+
+def test_a_zip_that_is_compressed_or_cut_off_is_refused(latents):
+    archive = zipped(latents, zipfile.ZIP_DEFLATED)
+    refuses(npy(archive), "latents.zip: ", "others are compressed")
+    archive.write_bytes(archive.read_bytes()[:-200])
+    refuses(npy(archive), "latents.zip: is cut off or no zip file")
+
+
+# Shard -> its images, as three processes that take turns leave them; by path, not by image.
+SHARDS = {
+    "latents_rank01_shard000": [1, 4, 7],
+    "latents_rank00_shard001": [9],
+    "latents_rank02_shard000": [2, 5, 8, 11],
+    "latents_rank00_shard000": [0, 3, 6],
+    "latents_rank01_shard001": [10],
+}
+ORDER = [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+ONE = "latents_rank01_shard000"
+
+
+def tensors(images, shape=(3, 2, 2)):
+    rng = np.random.default_rng(2)
+    latents, flipped = rng.normal(size=(2, IMAGES, *shape)).astype(np.float32)
+    labels = np.array(LABELS, np.int64)
+    return {"latents": latents[images], "latents_flip": flipped[images], "labels": labels[images]}
+
+
+def write_shard(folder, name, arrays):
+    total = str(len(arrays.get("labels", [])))
+    metadata = {"total_size": total, "dtype": "torch.float32", "device": "cuda:0"}
+    save_file(arrays, folder / f"{name}.safetensors", metadata)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for name, images in SHARDS.items():
+        write_shard(tmp_path, name, tensors(images))
+    (tmp_path / "latents_stats.pt").write_bytes(b"not a shard")
+    return tmp_path
+
+
+def sharded(path, num_classes=CLASSES):
+    return SafetensorsShards(str(path), num_classes)
+
+
+def test_shards_give_latent_and_twin_channels_last_in_the_order_of_paths(shards):
+    source = sharded(shards)
+    assert isinstance(source, Source)
+    assert (len(source), source.stored_shape, source.stored_dtype) == (12, (2, 2, 6), np.float32)
+    batch, expected = use(source), tensors(ORDER)
+    assert batch["stored"].dtype == np.float32 and batch["label"].dtype == np.int32
+    np.testing.assert_array_equal(
+        batch["stored"][..., :3], expected["latents"].transpose(0, 2, 3, 1)
+    )
+    np.testing.assert_array_equal(
+        batch["stored"][..., 3:], expected["latents_flip"].transpose(0, 2, 3, 1)
+    )
+    np.testing.assert_array_equal(batch["label"], expected["labels"])
+    assert source.held_out() is None
+
+
+def test_any_rows_of_any_shards_are_read_in_the_order_asked_for(shards):
+    source = sharded(shards)
+    batch, whole = source.batch(ANY), use(source)
+    np.testing.assert_array_equal(batch["stored"], whole["stored"][ANY])
+    np.testing.assert_array_equal(batch["label"], whole["label"][ANY])
+
+
+def test_an_empty_shard_among_others_shifts_nothing(shards):
+    expected = use(sharded(shards))
+    write_shard(shards, "latents_rank00_shard002", tensors([]))
+    np.testing.assert_array_equal(use(sharded(shards))["stored"], expected["stored"])
+
+
+def test_shards_are_opened_once(shards):
+    source = sharded(shards)
+    expected = use(source)
+    for file in shards.glob("*.safetensors"):
+        file.unlink()
+    np.testing.assert_array_equal(use(source)["stored"], expected["stored"])
+
+
+def test_a_shard_whose_arrays_start_anywhere_is_read(shards):
+    """The format asks for no alignment, and other writers give none."""
+    expected = use(sharded(shards))
+    file = shards / f"{ONE}.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].rstrip() + b" "
+    text += b" " * (len(text) % 2 == 0)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    np.testing.assert_array_equal(use(sharded(shards))["stored"], expected["stored"])
+
+
+def test_a_folder_without_shards_is_refused(tmp_path):
+    refuses(sharded(tmp_path), str(tmp_path), "no .safetensors files")
+    refuses(sharded(tmp_path / "absent"), "absent: is no folder")
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, -1])
+def test_a_shard_that_is_cut_off_is_named(shards, size):
+    file = shards / f"{ONE}.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    refuses(sharded(shards), f"{ONE}.safetensors: is cut off")
+
+
+def test_a_file_that_is_no_shard_is_named(shards):
+    (shards / "pytorch.safetensors").write_bytes(b"PK\x03\x04" + bytes(range(100)))
+    refuses(sharded(shards), "pytorch.safetensors: is cut off or no safetensors file")
+
+
+@pytest.mark.parametrize("name", ["latents", "latents_flip", "labels"])
+def test_an_array_that_a_shard_lacks_is_named(shards, name):
+    arrays = tensors(SHARDS[ONE])
+    del arrays[name]
+    write_shard(shards, ONE, arrays)
+    refuses(sharded(shards), f"{ONE}.safetensors: holds no '{name}'")
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"latents": np.zeros((3, 3, 2, 2), np.float16)}, "latents is of dtype F16, must be F32"),
+        ({"labels": np.zeros(3, np.int32)}, "labels is of dtype I32, must be I64"),
+        ({"labels": np.zeros(4, np.int64)}, "labels (4,) must be"),
+        ({"latents_flip": np.zeros((3, 3, 2, 1), np.float32)}, "latents_flip (3, 3, 2, 1)"),
+        (tensors([1, 4, 7], (3, 4)), "latents (3, 3, 4)"),
+        (tensors([1, 4, 7], (3, 4, 4)), "(3, 4, 4), but latents_rank00_shard000.safetensors holds"),
+    ],
+)
+def test_a_shard_that_holds_something_else_is_named(shards, changed, words):
+    write_shard(shards, ONE, {**tensors(SHARDS[ONE]), **changed})
+    refuses(sharded(shards), f"{ONE}.safetensors: ", words)
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_label_outside_of_the_classes_is_named_with_its_shard(shards, label):
+    labels = np.array([0, 0, label], np.int64)
+    write_shard(shards, ONE, {**tensors(SHARDS[ONE]), "labels": labels})
+    refuses(sharded(shards), f"{ONE}.safetensors: label {label} of latent 2 ", "0..6")
+
+
+@pytest.mark.parametrize("name", ["latents", "latents_flip"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_of_a_shard_that_is_not_finite_is_named_when_it_is_read(shards, name, value):
+    arrays = tensors(SHARDS[ONE])
+    arrays[name][1, 2, 1, 1] = value
+    write_shard(shards, ONE, arrays)
+    refuses(sharded(shards), f"{ONE}.safetensors: latent 1 ", "NaN or infinity")
+    sharded(shards).batch(np.array([4, 6]))  # its neighbours in that shard
