@@ -58,7 +58,7 @@ class TrainState:
 
     step: jax.Array | Abstract  # int32, updates done
     params: Params
-    opt_state: optax.OptState
+    opt_state: optax.OptState | None  # None: imported weights, that no optimizer has seen
     ema: Averages
 
 
@@ -116,15 +116,11 @@ class Checkpoints:
         """Starts writing; returns when the state has been copied and may be donated."""
         step = int(jax.device_get(state.step))
         meta = {"step": step, "data": data, "config": _plain(config), "versions": versions()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                opt_state=ocp.args.StandardSave(state.opt_state),
-                ema=ocp.args.StandardSave(state.ema),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
+        arrays = {
+            name: ocp.args.StandardSave(item) for name, item in items.items() if item is not None
+        }
+        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
 
     def meta(self, step: int) -> dict[str, Any]:
         """{'step', 'data', 'config', 'versions'} of a checkpoint."""

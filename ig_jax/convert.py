@@ -96,14 +96,13 @@ def import_(
 
 
 def _save(exp: build.Experiment, params: Mapping[str, Any], c: ConfigDict, workdir: Path) -> None:
-    """The state of step 0: these parameters, their averages, a fresh optimizer."""
+    """The state of step 0: these parameters and their averages."""
     placed = sharding.replicated(exp.mesh)
     params = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), params), placed)
     averages = {str(decay): params for decay in exp.config.train.ema_decays}
-    opt_state = jax.jit(exp.optimizer.init, out_shardings=placed)(params)
     step = jax.device_put(np.int32(0), placed)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(TrainState(step, params, opt_state, averages), {"next_index": 0}, c.to_dict())
+    checkpoints.save(TrainState(step, params, None, averages), {"next_index": 0}, c.to_dict())
     checkpoints.wait()
     checkpoints.close()
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny  # noqa: F401 - sets up the shared cache of compiled programs
 from safetensors.numpy import load_file, save_file
+from test_torch_file import tensor, write
 
 from configs import base
 from ig_jax import convert, run
@@ -209,3 +210,16 @@ def test_an_existing_run_is_not_overwritten_and_mistakes_name_the_file(imported,
     assert not fresh.exists()
     with pytest.raises(UserError, match="must end in .safetensors"):
         convert.export(folder / "run", tmp_path / "weights.bin", "ema")
+
+
+def test_a_training_file_of_pytorch_is_imported_from_its_averages(tmp_path):
+    _, _, state = sit()
+    raw = {f"module.{name}": tensor(np.zeros_like(array)) for name, array in state.items()}
+    average = {f"module.{name}": tensor(array) for name, array in state.items()}
+    write(tmp_path / "step-10.pt", {"model": raw, "ema": average, "steps": 10})
+    workdir = tmp_path / "run"
+    convert.import_(tmp_path / "step-10.pt", workdir, base.get_config(), readout_depth=2)
+    convert.export(workdir, tmp_path / "back.safetensors", "ema")
+    back = load_file(tmp_path / "back.safetensors")
+    for name, array in state.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)

@@ -36,5 +36,9 @@ def read(file: Path, field: str) -> Found:
             return Found("safetensors", load_file(file))
         except SafetensorError as error:
             raise UserError(f"{field}={file}: no readable safetensors file ({error})") from error
-    found = torch_file.state_dict(torch_file.load(file))
+    loaded = torch_file.load(file)
+    try:
+        found = torch_file.state_dict(loaded)
+    except UserError as error:
+        raise UserError(f"{field}={file}: {error}") from error
     return Found(found.key or "the file itself", found.arrays)
