@@ -59,7 +59,7 @@ class TrainState:
     step: jax.Array | Abstract  # int32, updates done
     params: Params
     opt_state: optax.OptState | None  # None: imported weights, that no optimizer has seen
-    ema: Averages
+    ema: Averages | None  # None: imported weights, which are averages already
 
 
 def versions() -> dict[str, str]:
@@ -116,6 +116,7 @@ class Checkpoints:
         """Starts writing; returns when the state has been copied and may be donated."""
         step = int(jax.device_get(state.step))
         meta = {"step": step, "data": data, "config": _plain(config), "versions": versions()}
+        meta["imported"] = state.ema is None
         items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
         arrays = {
             name: ocp.args.StandardSave(item) for name, item in items.items() if item is not None
@@ -156,9 +157,10 @@ class Checkpoints:
 
     def weights(self, step: int, which: str, params: Params, placed: NamedSharding) -> Params:
         """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or a decay."""
-        if which == "raw":
+        meta = self.meta(step)
+        if which == "raw" or meta.get("imported"):
             return self._read(step, {"params": params}, placed)["params"]
-        decays = [str(d) for d in self.meta(step)["config"]["train"]["ema_decays"]]
+        decays = [str(d) for d in meta["config"]["train"]["ema_decays"]]
         found = self._read(step, {"ema": {decay: params for decay in decays}}, placed)["ema"]
         if which != "ema" and which not in found:
             raise CheckpointError(
