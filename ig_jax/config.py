@@ -1,31 +1,23 @@
 """From a ConfigDict to frozen dataclasses, once, at the door.
 
-Every complaint about a config is made here, in one sentence: the dotted field, the value, the rule
-and a way out. Below this file nobody sees a ConfigDict. Field documentation lives in
-`configs/base.py`, which also gives every default.
-
-A section with a `name` (model, source, sampler, ...) becomes an instance of the class which that
-name has in its table; its other keys are the fields of that class.
+The rules of a run are here, how a section becomes a dataclass in `sections.py`. Every complaint is
+one sentence: the dotted field, the value, the rule and a way out. Below this file nobody sees a
+ConfigDict. Field documentation lives in `configs/base.py`, which also gives every default.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_collections
 
-from ig_jax import tree
 from ig_jax.codecs import CODECS
 from ig_jax.data import SOURCES
 from ig_jax.diffusion import PROCESSES
-from ig_jax.errors import UserError
 from ig_jax.guidance import KINDS, Guidance, Guidances
 from ig_jax.halving.space import Space
 from ig_jax.models import MODELS
@@ -34,25 +26,12 @@ from ig_jax.objectives.base import Term
 from ig_jax.optim import OPTIMIZERS
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
+from ig_jax.sections import ConfigError, each_named, make, named, require
 from ig_jax.types import Codec, Process, Source
 
 LABEL_MODES = ("random", "balanced")
 SEEDS = 2**32
 SEED_RULE = "must not be negative, and below 2**32"
-
-
-class ConfigError(UserError, ValueError):
-    """A user's mistake in a config."""
-
-
-def named(table: Mapping[str, Any]) -> Any:
-    """A field whose section picks a class of `table` by its `name`."""
-    return field(metadata={"table": table})
-
-
-def each_named(table: Mapping[str, Any]) -> Any:
-    """A field whose section maps names of `table` to the settings of each."""
-    return field(metadata={"each": table})
 
 
 @dataclass(frozen=True)
@@ -67,8 +46,8 @@ class ObjectiveSettings:
     terms: Mapping[str, Term] = each_named(TERMS)
 
     def __post_init__(self):
-        _require(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "must lie in [0, 1]")
-        _require(bool(self.terms), "terms", {}, f"needs at least one of {', '.join(TERMS)}")
+        require(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "must lie in [0, 1]")
+        require(bool(self.terms), "terms", {}, f"needs at least one of {', '.join(TERMS)}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +62,7 @@ class Train:
 
     def __post_init__(self):
         for name in ("batch_size", "accumulation", "steps_per_dispatch"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         given = {n: getattr(self, n) for n in ("steps", "images", "epochs") if getattr(self, n)}
         if len(given) != 1 or min(given.values()) < 0:
             raise ConfigError(
@@ -91,8 +70,8 @@ class Train:
                 "one of them, above 0, and set the others to 0"
             )
         for decay in self.ema_decays:
-            _require(0 <= decay < 1, "ema_decays", self.ema_decays, "each must lie in [0, 1)")
-        _require(
+            require(0 <= decay < 1, "ema_decays", self.ema_decays, "each must lie in [0, 1)")
+        require(
             len(set(self.ema_decays)) == len(self.ema_decays) > 0,
             "ema_decays",
             self.ema_decays,
@@ -112,8 +91,8 @@ class CheckpointSettings:
     keep_every_steps: int
 
     def __post_init__(self):
-        _require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
-        _require(self.keep_last >= 1, "keep_last", self.keep_last, "must be at least 1")
+        require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
+        require(self.keep_last >= 1, "keep_last", self.keep_last, "must be at least 1")
         if self.keep_every_steps % self.every_steps or self.keep_every_steps < 0:
             raise ConfigError(
                 f"keep_every_steps = {self.keep_every_steps}: must be a multiple of every_steps = "
@@ -127,8 +106,8 @@ class Log:
     samples_every_steps: int
 
     def __post_init__(self):
-        _require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
-        _require(
+        require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
+        require(
             self.samples_every_steps >= 0,
             "samples_every_steps",
             self.samples_every_steps,
@@ -145,7 +124,7 @@ class Guide:
     weights: str
 
     def __post_init__(self):
-        _require(self.step >= 0, "step", self.step, "must not be negative (0 is the newest)")
+        require(self.step >= 0, "step", self.step, "must not be negative (0 is the newest)")
 
 
 @dataclass(frozen=True)
@@ -164,10 +143,10 @@ class Sample:
     sampler: Sampler = named(SAMPLERS)
 
     def __post_init__(self):
-        _require(self.num >= 1, "num", self.num, "must be at least 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
-        _require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
-        _require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
+        require(self.num >= 1, "num", self.num, "must be at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
+        require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+        require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
         if self.time_shift != 1 and self.sampler.adaptive:
             raise ConfigError(
                 f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this "
@@ -178,7 +157,7 @@ class Sample:
                 f"autoguidance.scale = {self.autoguidance.scale}: needs a worse network; name its "
                 "run in guide.workdir, or set the scale to 1 (off)"
             )
-        _require(
+        require(
             self.labels in LABEL_MODES or self.given_labels is not None,
             "labels",
             self.labels,
@@ -207,11 +186,11 @@ class Evaluate:
     seeds: tuple[int, ...]
 
     def __post_init__(self):
-        _require(
+        require(
             self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
         )
-        _require(bool(self.seeds), "seeds", self.seeds, "needs at least one")
-        _require(all(0 <= s < SEEDS for s in self.seeds), "seeds", self.seeds, f"each {SEED_RULE}")
+        require(bool(self.seeds), "seeds", self.seeds, "needs at least one")
+        require(all(0 <= s < SEEDS for s in self.seeds), "seeds", self.seeds, f"each {SEED_RULE}")
 
 
 @dataclass(frozen=True)
@@ -224,12 +203,12 @@ class SearchSettings:
     space: Space
 
     def __post_init__(self):
-        _require(
+        require(
             self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
         )
-        _require(self.rounds >= 1, "rounds", self.rounds, "must be at least 1")
-        _require(0 < self.keep <= 1, "keep", self.keep, "must lie in (0, 1]; a half is usual")
-        _require(0 <= self.first_seed < SEEDS, "first_seed", self.first_seed, SEED_RULE)
+        require(self.rounds >= 1, "rounds", self.rounds, "must be at least 1")
+        require(0 < self.keep <= 1, "keep", self.keep, "must lie in (0, 1]; a half is usual")
+        require(0 <= self.first_seed < SEEDS, "first_seed", self.first_seed, SEED_RULE)
 
 
 @dataclass(frozen=True)
@@ -252,7 +231,7 @@ class Config:
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        _require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+        require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -265,99 +244,9 @@ class Config:
         return self.sample.readout or (readouts[0] if readouts else None)
 
 
-def _require(holds: bool, name: str, value: Any, rule: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} = {value!r}: {rule}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """', did you mean x?' for the known name closest to `name`, or the list of what is known."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
-def _typed(value: Any, kind: Any, path: str) -> Any:
-    """`value` as a field of type `kind` holds it."""
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{path} = {value!r}: must be a tuple, such as (1,) or (1, 2)")
-        return tuple(_typed(item, typing.get_args(kind)[0], path) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
-        return value
-    raise ConfigError(f"{path} = {value!r}: must be of type {kind.__name__}")
-
-
-def _pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
-    if name not in table:
-        raise ConfigError(f"{path} = {name!r}: no such name; {nearest(str(name), table)}")
-    return table[name]
-
-
-def _section(values: Any, path: str) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} = {values!r}: must be a section (a ConfigDict or dict)")
-    return dict(values)
-
-
-def _lists(value: Any, path: str) -> dict[str, tuple[float, ...]]:
-    """A section of sections of tuples of numbers, by dotted name."""
-    return {
-        name: _typed(listed, tuple[float, ...], f"{path}.{name}")
-        for name, listed in tree.flatten(_section(value, path)).items()
-    }
-
-
-def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
-    if kind == Mapping[str, tuple[float, ...]]:
-        return _lists(value, path)
-    if "table" in spec.metadata:
-        section = _section(value, path)
-        if "name" not in section:
-            raise ConfigError(f"{path}.name is missing; known: {', '.join(spec.metadata['table'])}")
-        cls = _pick(spec.metadata["table"], section.pop("name"), f"{path}.name")
-        return _make(cls, section, path)
-    if "each" in spec.metadata:
-        table = spec.metadata["each"]
-        return types.MappingProxyType(
-            {
-                name: _make(_pick(table, name, f"{path}.{name}"), settings, f"{path}.{name}")
-                for name, settings in _section(value, path).items()
-            }
-        )
-    return _make(kind, value, path) if dataclasses.is_dataclass(kind) else _typed(value, kind, path)
-
-
-def _make(cls: type, values: Any, path: str) -> Any:
-    """An instance of the dataclass `cls` from a section; `path` is its dotted name."""
-    values = _section(values, path)
-    dot = f"{path}." if path else ""
-    specs = {s.name: s for s in dataclasses.fields(cls) if s.name != "raw"}
-    for name in values:
-        if name not in specs:
-            raise ConfigError(f"{dot}{name}: unknown field; {nearest(name, specs)}")
-    for name, spec in specs.items():
-        if name not in values and spec.default is dataclasses.MISSING and spec.init:
-            raise ConfigError(f"{dot}{name}: missing; configs/base.py shows every field")
-    hints = typing.get_type_hints(cls)
-    arguments = {
-        name: _field(spec, hints[name], values[name], dot + name)
-        for name, spec in specs.items()
-        if name in values
-    }
-    try:
-        return cls(**arguments)
-    except ValueError as error:
-        raise ConfigError(f"{dot}{error}") from error
-
-
 def _check_model(c: Config) -> None:
     try:
         height, width, channels = c.latent_shape
-    except UserError:
-        raise
     except ValueError as error:
         raise ConfigError(f"data.{error}") from error
     if height != width:
@@ -434,7 +323,7 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
       ConfigError: one sentence naming the field, the value, the rule and a way out.
     """
     raw = config.to_dict()
-    parsed = dataclasses.replace(_make(Config, raw, ""), raw=raw)
+    parsed = dataclasses.replace(make(Config, raw, ""), raw=raw)
     _check_model(parsed)
     _check_sampling(parsed)
     check_devices(parsed, devices)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, guide, logs, sample, train
+from ig_jax import evaluate, figures, guide, logs, sample, train
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
 from ig_jax.guidance import Guidances
@@ -25,12 +25,7 @@ def title(guidances: Guidances) -> str:
 
 def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
     """Every loss term against images seen, as PNG."""
-    # The object interface draws without a display, whatever backend the machine prefers.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.blank(7.0, 4.0)
     axes = figure.subplots()
     names = {"loss/flow": "final output", "loss/internal_guidance": "intermediate readout"}
     for key in (name for name in metrics[-1] if name.startswith("loss/")):

@@ -191,10 +191,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     rows += [
         [name, *(measure_to_text(m, stats[m]) for m in shown)] for name, stats in results.items()
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = (" | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(f"| {line} |" for line in lines)
+    return logs.markdown(rows)
 
 
 def run(exp: Experiment, workdir: Path) -> dict[str, Any]:

@@ -25,6 +25,14 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+def markdown(rows: list[list[str]]) -> str:
+    """A Markdown table with aligned columns; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    padded = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
 def progress(total: int, *, initial: int = 0, unit: str, what: str) -> tqdm.tqdm:
     """A bar with rate and time left; on a terminal it moves often, in a log file rarely."""
     interval = 0.5 if sys.stderr.isatty() else 15.0

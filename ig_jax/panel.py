@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
+from ig_jax import figures
+
 COLUMNS = 3
 COLOURS = ("#2b6cb0", "#e08a1e")  # class 0, class 1
 OUTLIER = "#d1006c"
@@ -87,15 +89,10 @@ def draw(
       named: points and classes of each panel.
       rates: share of outliers of each panel, in 0..1.
     """
-    # The object interface draws without a display, whatever backend the machine prefers.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     left, right, bottom, top = density.extent
     rows = -(-len(named) // COLUMNS)
     height = rows * (WIDTH / COLUMNS * (top - bottom) / (right - left) + 0.3) + 0.35
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.blank(WIDTH, height)
     backdrop = _backdrop(density)
     all_axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in all_axes:

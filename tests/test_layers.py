@@ -20,10 +20,10 @@ PROGRAMS = {
 }
 LAYERS = (
     # The root __init__ runs before every other module, so it may import none of them.
-    {"__init__", "types", "errors", "prng", "tree", "logs", "formats"},
+    {"__init__", "types", "errors", "prng", "tree", "logs", "formats", "figures"},
     {"models", "diffusion", "codecs", "data", "metrics", "optim", "ema"},
     {"guidance", "objectives", "samplers"},
-    {"sharding", "checkpoint", "interop", "pictures", "panel", "halving"},
+    {"sharding", "checkpoint", "interop", "pictures", "panel", "halving", "sections"},
     {"config", "build"},
     PROGRAMS,
 )

@@ -36,6 +36,17 @@ def _half(stored_shape: tuple[int, ...], channels: int, name: str) -> tuple[int,
     return (*stored_shape[:2], channels)
 
 
+def _decoder(file: str, from_published: Callable[[Mapping[str, np.ndarray]], Params]) -> Params:
+    """What decoding reads of the weights in `file`; {} where no file is named."""
+    if not file:
+        return {}
+    try:
+        params = from_published(state_dict.read(Path(file), "data.codec.decoder").state)
+    except ValueError as error:
+        raise UserError(f"data.codec.decoder = {file!r}: {error}") from error
+    return {name: params[name] for name in ("post_quant_conv", "decoder")}
+
+
 @dataclass(frozen=True)
 class SdVae:
     """Latents of the Stable Diffusion autoencoder, 4 channels, factor 8 (SiT, DiT)."""
@@ -50,10 +61,7 @@ class SdVae:
         return sd_vae.SCALE * (mean + std * jax.random.normal(key, mean.shape, mean.dtype))
 
     def weights(self) -> Params:
-        if not self.decoder:
-            return {}
-        state = state_dict.read(Path(self.decoder), "data.codec.decoder").state
-        return _from_published(sd_vae.from_published, state, self.decoder)
+        return _decoder(self.decoder, sd_vae.from_published)
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
@@ -98,20 +106,10 @@ class VaVae:
         return (jnp.where(turned, mirrored, plain) - mean) / std
 
     def weights(self) -> Params:
-        if not self.decoder:
-            return {}
-        state = state_dict.read(Path(self.decoder), "data.codec.decoder").state
-        return _from_published(va_vae.from_published, state, self.decoder)
+        return _decoder(self.decoder, va_vae.from_published)
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
             return pixels.false_colours(x)
         mean, std = self._statistics
         return pixels.to_uint8_rounded(va_vae.decode(weights, x * std + mean))
-
-
-def _from_published(read: Callable, state: Mapping[str, np.ndarray], file: str) -> Params:
-    try:
-        return read(state)
-    except ValueError as error:
-        raise UserError(f"data.codec.decoder = {file!r}: {error}") from error

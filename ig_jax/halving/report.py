@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ig_jax import figures, logs
+
 Row = Mapping[str, Any]
 
 DISTINCT_ENOUGH = 8  # more different values than this make a field no more informative
@@ -59,15 +61,8 @@ def table(
     heads = ["rank", *rows[0]["candidate"], "seeds", measures[metric][0], "minus config"]
     heads += [heading for m, (heading, _, _) in measures.items() if m != metric]
     ranked = list(enumerate(rows, 1))
-    lines = [heads] + [
-        _cells(rank, row, measures, metric)
-        for rank, row in ranked
-        if rank <= best or row["default"]
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    shown = [(rank, row) for rank, row in ranked if rank <= best or row["default"]]
+    return logs.markdown([heads, *(_cells(rank, row, measures, metric) for rank, row in shown)])
 
 
 def informative_fields(rows: Sequence[Row]) -> list[str]:
@@ -177,13 +172,8 @@ def heat_map(path: Path, rows: Sequence[Row], metric: str, better: str, method: 
       better: lower or higher.
       method: of the space: grid or random.
     """
-    # The object interface draws without a display, whatever backend the machine prefers.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     fields = informative_fields(rows)
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.blank(8.0, 5.5)
     axes = figure.subplots()
     if len(fields) == 1:
         _line(axes, rows, metric, fields[0])

@@ -11,6 +11,7 @@ and a network class, which may turn inputs and outputs into this code's conventi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
-class TransformerSettings:
+class TransformerSettings(ABC):
     """Everything that shapes a network but its data, which gives latent side, channels, classes."""
 
     depth: int
@@ -45,9 +46,9 @@ class TransformerSettings:
     unroll: int  # blocks per iteration of the scan
 
     @property
+    @abstractmethod
     def options(self) -> layers.BlockOptions:
         """What the blocks are made of."""
-        raise NotImplementedError
 
     def __post_init__(self):
         rules = [
