@@ -104,6 +104,17 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Encoded(Source, Protocol):
+    """A source of what an autoencoder made of pictures."""
+
+    codec: str  # the name of the only codec that can read it
+
+    def record(self) -> Any:
+        """The `data.record.Record` of how it was made; None where nothing was written down."""
+        ...
+
+
+@runtime_checkable
 class Codec(Protocol):
     """stored -> latents -> 8-bit images. Latent statistics live here.
 

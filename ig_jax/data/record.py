@@ -1,0 +1,59 @@
+"""What made a data set of latents, kept beside them: `ig_jax.json`.
+
+The published layouts look the same whatever autoencoder, input range or crop made them. Latents
+that were prepared here carry this record, so that training can refuse those of another codec.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ig_jax.errors import UserError
+
+FILE = "ig_jax.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    codec: str  # by its name in configs: sd_vae, va_vae
+    autoencoder: str  # SHA-256 of the file with its weights; '': not known
+    image_size: int  # side of the pictures; 0: not known
+    crop: str  # 'center-crop-dhariwal'; '': not known
+    input_range: tuple[float, ...]  # of pixels as the autoencoder saw them; (): not known
+    examples: int
+    skipped: tuple[str, ...]  # examples that could not be read, with the reason
+    mean: tuple[float, ...]  # of every latent channel, as stored, over all examples
+    std: tuple[float, ...]
+    source: dict[str, Any]  # the config section of where they come from
+    versions: dict[str, str]  # of the software
+
+
+def parse(content: bytes | str, file: str) -> Record:
+    """The record in a file's content.
+
+    Raises:
+      UserError: it is no record; names `file`.
+    """
+    try:
+        found = json.loads(content)
+        known = {f.name: found[f.name] for f in dataclasses.fields(Record)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: is cut off or no record of latents; prepare them again, or remove it to use "
+            "them unchecked"
+        ) from error
+    return Record(**{n: tuple(v) if isinstance(v, list) else v for n, v in known.items()})
+
+
+def read(folder: Path) -> Record | None:
+    """The record in a folder; None where there is none."""
+    file = folder / FILE
+    return parse(file.read_bytes(), str(file)) if file.is_file() else None
+
+
+def dumps(record: Record) -> str:
+    return json.dumps(dataclasses.asdict(record), indent=2) + "\n"
