@@ -4,6 +4,7 @@
                  [--mode=train|sample|evaluate|search|demo] [--config.train.steps=1000 ...]
 
   python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]
+                 [--training_state]
   python main.py --mode=export --workdir=DIR --output=FILE.safetensors [--weights=ema]
 
 Running the same command again resumes. Kept short on purpose: everything else is importable.
@@ -17,7 +18,7 @@ STARTED = time.perf_counter()  # before the imports, which it measures
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from configs import base
+from configs import published
 from ig_jax import run
 from ig_jax.errors import UserError
 
@@ -28,6 +29,7 @@ flags.DEFINE_enum("mode", "train", [*run.MODES, *run.CONVERSIONS], "What to do."
 flags.DEFINE_string("checkpoint", None, "import: a published .pt, .pth or .safetensors file.")
 flags.DEFINE_integer("readout_depth", 0, "import: where its intermediate head reads, from 1.")
 flags.DEFINE_enum("family", "", ["", "sit", "dit"], "import: which of two with the same names.")
+flags.DEFINE_bool("training_state", False, "import: also what its training goes on from.")
 flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
 flags.DEFINE_string("weights", "ema", "export: ema (the first decay), raw, or a decay.")
 flags.DEFINE_bool("dry_run", False, "Only parse, build and describe; nothing is computed.")
@@ -62,9 +64,10 @@ def convert_files() -> None:
     if FLAGS.mode == "export":
         return run.export(FLAGS.workdir, FLAGS.output, FLAGS.weights)
     return run.import_(
-        *(FLAGS.checkpoint, FLAGS.workdir, base.get_config()),
+        *(FLAGS.checkpoint, FLAGS.workdir, published.bases()),
         readout_depth=FLAGS.readout_depth,
         family=FLAGS.family,
+        training_state=FLAGS.training_state,
     )
 
 
@@ -76,6 +79,8 @@ def main(argv: list[str]) -> None:
     try:
         if FLAGS.mode in run.CONVERSIONS:
             return convert_files()
+        if FLAGS.mode == "prepare" and FLAGS.workdir is None:
+            fail("--workdir is missing: --mode=prepare writes the data set there")
         location = FLAGS["config"].config_filename
         run.run(
             FLAGS.config,

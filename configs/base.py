@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c.seed = 0  # of initial weights, data order and training noise
 
     c.model = ConfigDict()
-    c.model.name = "sit"
+    c.model.name = "sit"  # sit, dit, lightningdit (its own fields: configs/lightningdit_xl.py)
     c.model.depth = 12  # blocks
     c.model.hidden_size = 768
     c.model.num_heads = 12
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     c.model.unroll = 1  # blocks per iteration of the scan over the depth
 
     c.process = ConfigDict()
-    c.process.name = "flow"
+    c.process.name = "flow"  # flow; ddpm (DiT's), which has no other fields
     c.process.path = "linear"  # linear, cosine (GVP), vp
     c.process.prediction = "velocity"  # velocity, noise, score
     c.process.time_distribution = "uniform"  # of training times: uniform, lognormal, logit_normal
@@ -104,6 +104,12 @@ def get_config() -> ConfigDict:
     c.sample.guide = ConfigDict(
         {"workdir": "", "step": 0, "weights": "ema"}  # a run and its checkpoint (0: the newest)
     )
+
+    c.prepare = ConfigDict()  # --mode=prepare: pictures to latents, or one layout to another
+    c.prepare.layout = "array_record"  # array_record, npy_folder (sd_vae), safetensors_shards
+    c.prepare.batch_size = 64  # pictures encoded together, over all devices
+    c.prepare.examples_per_file = 10_000  # also what a kill can cost
+    c.prepare.bad_examples = "stop"  # stop at the first that cannot be read, or skip and list them
 
     c.evaluate = ConfigDict()
     c.evaluate.num = 1000  # samples for each seed

@@ -1,20 +1,35 @@
-"""ImageNet as latents, for the configs beside it.
+"""ImageNet for the configs beside it: as latents, as pictures, or made up.
 
-Without a folder the latents are made up: shapes, classes and number of examples are ImageNet's, so
-that `--dry_run`, memory and speed are those of the real run. With your latents, start from a config
-of this folder in one of your own:
+Without a source the latents are made up: shapes, classes and number of examples are ImageNet's, so
+that `--dry_run`, memory and speed are those of the real run. With one, as in
 
-  from configs import imagenet, sit_xl
+  --config=configs/sit_xl.py:array_record --config.data.source.path=/data/latents
 
-  def get_config():
-      c = sit_xl.get_config()
-      c.data = imagenet.sd_vae("/data/imagenet256", decoder="/weights/sd-vae-ft-ema.safetensors")
-      return c
+  source              what it reads
+  array_record        latents that --mode=prepare wrote
+  npy_folder          latents as the tools of REPA, SRA and IG write them (sd_vae)
+  safetensors_shards  latents as LightningDiT's tool writes them (va_vae)
+  image_folder        pictures, one folder a class; encoded in every step, or by --mode=prepare
+  tfds_images         pictures as TFDS keeps them, such as imagenet2012/5.1.0
+
+Pictures are cropped to 256 pixels.
 """
 
 from ml_collections import ConfigDict
 
-CLASSES, IMAGES = 1000, 1_281_167
+CLASSES, IMAGES, SIDE = 1000, 1_281_167, 256
+PICTURES = {
+    "image_folder": {"size": SIDE},
+    "tfds_images": {"size": SIDE, "split": "train"},
+}
+LATENTS = {"array_record": {"split": "train"}, "npy_folder": {}, "safetensors_shards": {}}
+SOURCES = PICTURES | LATENTS
+
+
+def _source(name: str, path: str) -> ConfigDict:
+    if name not in SOURCES:
+        raise ValueError(f"{name!r} is no source of ImageNet; known: {', '.join(SOURCES)}")
+    return ConfigDict({"name": name, "path": path, "num_classes": CLASSES, **SOURCES[name]})
 
 
 def _made_up(side: int, channels: int) -> ConfigDict:
@@ -22,29 +37,34 @@ def _made_up(side: int, channels: int) -> ConfigDict:
     return ConfigDict({"source": {"name": "synthetic", **shape}, "codec": {"name": "as_stored"}})
 
 
-def sd_vae(folder: str = "", *, decoder: str = "") -> ConfigDict:
-    """256-pixel images through the Stable Diffusion autoencoder, f8d4: 32 x 32 x 4.
+def sd_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
+    """Through the Stable Diffusion autoencoder, f8d4: 32 x 32 x 4.
 
     Args:
-      folder: holds `vae-sd/` as the tools of REPA, SRA and IG write it; or a zip of it.
-      decoder: published diffusion_pytorch_model.safetensors; without it, false colours.
+      source: see the top of this file.
+      path: its folder, or zip.
+      weights: published diffusion_pytorch_model.safetensors; without it, samples are in false
+        colours.
     """
-    if not folder:
+    if not source:
         return _made_up(32, 4)
-    source = {"name": "npy_folder", "path": folder, "num_classes": CLASSES}
-    return ConfigDict({"source": source, "codec": {"name": "sd_vae", "decoder": decoder}})
+    codec = {"name": "sd_vae", "weights": weights, "dtype": "float32"}
+    return ConfigDict({"source": _source(source, path), "codec": codec})
 
 
-def va_vae(folder: str = "", *, decoder: str = "") -> ConfigDict:
-    """256-pixel images through VA-VAE (arXiv 2501.01423), f16d32: 16 x 16 x 32.
+def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
+    """Through VA-VAE (arXiv 2501.01423), f16d32: 16 x 16 x 32.
 
     Args:
-      folder: holds the `latents_rank*_shard*.safetensors` of LightningDiT and latents_stats.pt.
-      decoder: published vavae-imagenet256-f16d32-dinov2.pt; without it, false colours.
+      source, path: as for `sd_vae`; the path also holds latents_stats.pt where it holds latents.
+      weights: published vavae-imagenet256-f16d32-dinov2.pt; without it, false colours.
     """
-    if not folder:
+    if not source:
         return _made_up(16, 32)
-    source = {"name": "safetensors_shards", "path": folder, "num_classes": CLASSES}
-    statistics = f"{folder}/latents_stats.pt"
-    codec = {"name": "va_vae", "statistics": statistics, "decoder": decoder}
-    return ConfigDict({"source": source, "codec": codec})
+    data = ConfigDict({"source": _source(source, path)})
+    codec = {"name": "va_vae", "weights": weights, "dtype": "float32", "statistics": ""}
+    if source in LATENTS:
+        # Follows the path wherever the command line moves it.
+        codec["statistics"] = data.source.get_ref("path") + "/latents_stats.pt"
+    data.codec = ConfigDict(codec)
+    return data

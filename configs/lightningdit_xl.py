@@ -20,16 +20,21 @@ from ig_jax.models.lightningdit import SIZES
 SAMPLING = {"cfg": sampling.lightningdit_xl_ig, "no_cfg": sampling.lightningdit_xl_ig_alone}
 
 
-def get_config(variant: str = "cfg") -> ConfigDict:
-    if variant not in SAMPLING:
-        raise ValueError(f":{variant} is no variant of this config; known: {', '.join(SAMPLING)}")
-    c = sized("XL", readout=8, epochs=680.0)
-    c.sample.update(SAMPLING[variant]())
+def get_config(variant: str = "") -> ConfigDict:
+    """`variant`: a source of `imagenet`, a way of sampling, both with a comma between, or none."""
+    sources, ways = [""], ["cfg"]
+    for word in filter(None, variant.split(",")):
+        if word not in (*SAMPLING, *imagenet.SOURCES):
+            known = ", ".join([*SAMPLING, *imagenet.SOURCES])
+            raise ValueError(f":{word} is no variant of this config; known: {known}")
+        (ways if word in SAMPLING else sources).append(word)
+    c = sized("XL", readout=8, epochs=680.0, source=sources[-1])
+    c.sample.update(SAMPLING[ways[-1]]())
     return c
 
 
-def sized(size: str, readout: int, epochs: float) -> ConfigDict:
-    """The recipe of LightningDiT + IG at a size of the papers, patch 1."""
+def sized(size: str, readout: int, epochs: float, source: str) -> ConfigDict:
+    """The recipe of LightningDiT + IG at a size of the papers, patch 1; source: of `imagenet`."""
     c = base.get_config()
     lightningdit(c)
     c.model.depth, c.model.hidden_size, c.model.num_heads = SIZES[size]
@@ -37,7 +42,7 @@ def sized(size: str, readout: int, epochs: float) -> ConfigDict:
     c.model.readouts = (readout,)
     c.model.dtype = "bfloat16"
     c.model.remat = "dots"
-    c.data = imagenet.va_vae()
+    c.data = imagenet.va_vae(source)
     c.train.epochs = epochs
     c.sample.update(sampling.lightningdit_xl_ig())
     c.sample.labels = "balanced"

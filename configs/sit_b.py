@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import sampling, sit_xl
 
 
-def get_config() -> ConfigDict:
-    c = sit_xl.sized("B", readout=4, epochs=80.0)
+def get_config(source: str = "") -> ConfigDict:
+    c = sit_xl.sized("B", readout=4, epochs=80.0, source=source)
     c.sample.update(sampling.sit_b_ig_ablation())
     return c

@@ -13,5 +13,5 @@ from ml_collections import ConfigDict
 from configs import sit_xl
 
 
-def get_config() -> ConfigDict:
-    return sit_xl.sized("L", readout=8, epochs=80.0)
+def get_config(source: str = "") -> ConfigDict:
+    return sit_xl.sized("L", readout=8, epochs=80.0, source=source)

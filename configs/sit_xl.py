@@ -1,6 +1,9 @@
 """SiT-XL/2 + Internal Guidance on ImageNet 256.
 
   python main.py --config=configs/sit_xl.py
+  python main.py --config=configs/sit_xl.py:array_record --config.data.source.path=/data/latents
+
+The first runs on made-up latents; configs/imagenet.py lists the sources.
 
 Reproduces: "SiT-XL/2 + IG, 800 epochs" of arXiv 2512.24176, main table: FID 1.46 with CFG 1.35 and
 IG 1.4; with `--config.train.epochs=80` the row of 80 epochs, FID 5.31 without CFG.
@@ -15,18 +18,18 @@ from configs import base, imagenet, sampling
 from ig_jax.models.sit import SIZES
 
 
-def get_config() -> ConfigDict:
-    return sized("XL", readout=8, epochs=800.0)
+def get_config(source: str = "") -> ConfigDict:
+    return sized("XL", readout=8, epochs=800.0, source=source)
 
 
-def sized(size: str, readout: int, epochs: float) -> ConfigDict:
-    """The recipe of SiT + IG at a size of the papers, patch 2."""
+def sized(size: str, readout: int, epochs: float, source: str) -> ConfigDict:
+    """The recipe of SiT + IG at a size of the papers, patch 2, on a source of `imagenet`."""
     c = base.get_config()
     c.model.depth, c.model.hidden_size, c.model.num_heads = SIZES[size]
     c.model.readouts = (readout,)
     c.model.dtype = "bfloat16"
     c.model.remat = "dots"
-    c.data = imagenet.sd_vae()
+    c.data = imagenet.sd_vae(source)
     c.train.epochs = epochs
     c.sample.update(sampling.sit_xl_ig())
     c.sample.labels = "balanced"

@@ -47,6 +47,12 @@ class Experiment:
         )
 
     @cached_property
+    def encoder_weights(self) -> Params:
+        """What the codec needs to encode pictures, on the host; {} where latents are stored."""
+        data = self.config.data
+        return data.codec.encoder_weights(data.source.stored_shape)
+
+    @cached_property
     def total_steps(self) -> int:
         return self.config.train.total_steps(len(self.config.data.source))
 

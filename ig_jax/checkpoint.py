@@ -30,6 +30,8 @@ from ig_jax.types import Abstract, Params
 # What must be the same for a run to be continued, and for its weights to be sampled from.
 CONTINUES = ("seed", "model", "process", "data", "objective", "optim", "train")
 SAMPLES = ("model", "process")
+# What must be the same for an imported optimizer's state to be used.
+UPDATES = ("optim",)
 # Fields of those that may differ: they change how far or how fast, not what.
 FREE = (
     "train.steps",
@@ -38,6 +40,10 @@ FREE = (
     "train.steps_per_dispatch",
     "model.remat",
     "model.unroll",
+    # Where files lie; that they are of the same kind is checked against the record beside them.
+    "data.source.path",
+    "data.codec.weights",
+    "data.codec.statistics",
 )
 # What matters to training alone, or to rounding.
 FREE_WHEN_SAMPLING = (
@@ -45,6 +51,15 @@ FREE_WHEN_SAMPLING = (
     "process.time_distribution",
     "process.time_mean",
     "process.time_std",
+)
+# What an imported optimizer's state may be trained on with: they change the step, not the state.
+FREE_OF_STATE = (
+    "optim.learning_rate",
+    "optim.weight_decay",
+    "optim.warmup_steps",
+    "optim.schedule",
+    "optim.ns_steps",
+    "optim.ns_dtype",
 )
 
 
@@ -79,7 +94,7 @@ def mismatches(
 ) -> list[str]:
     """Fields of `sections` in which two raw configs differ, other than the free ones."""
 
-    free = FREE + FREE_WHEN_SAMPLING if sections == SAMPLES else FREE
+    free = FREE + {SAMPLES: FREE_WHEN_SAMPLING, UPDATES: FREE_OF_STATE}.get(sections, ())
 
     def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
         flat = tree.flatten({s: config[s] for s in sections if s in config})
@@ -112,11 +127,20 @@ class Checkpoints:
     def all_steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, data: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Starts writing; returns when the state has been copied and may be donated."""
+    def save(
+        self,
+        state: TrainState,
+        data: Mapping[str, Any],
+        config: Mapping[str, Any],
+        imported: str = "",
+    ) -> None:
+        """Starts writing; returns when the state has been copied and may be donated.
+
+        `imported`: what came from elsewhere, 'weights' alone or the whole 'state'; '': nothing.
+        """
         step = int(jax.device_get(state.step))
         meta = {"step": step, "data": data, "config": _plain(config), "versions": versions()}
-        meta["imported"] = state.ema is None
+        meta["imported"] = imported
         items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
         arrays = {
             name: ocp.args.StandardSave(item) for name, item in items.items() if item is not None
@@ -124,18 +148,28 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
 
     def meta(self, step: int) -> dict[str, Any]:
-        """{'step', 'data', 'config', 'versions'} of a checkpoint."""
+        """{'step', 'data', 'config', 'versions', 'imported'} of a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
             "meta"
         ]
 
-    def require(self, step: int, config: Mapping[str, Any], sections: tuple[str, ...]) -> None:
+    def imported(self, step: int) -> str:
+        """What of a checkpoint was imported: 'weights', 'state', or '' for nothing."""
+        found = self.meta(step).get("imported", "")
+        return {True: "weights", False: ""}.get(found, found)  # as it was written at first
+
+    def require(
+        self,
+        step: int,
+        config: Mapping[str, Any],
+        sections: tuple[str, ...],
+        mend: str = "use its settings, or another --workdir",
+    ) -> None:
         """Raises CheckpointError, naming the fields, if another config made this checkpoint."""
         different = mismatches(self.meta(step)["config"], config, sections)
         if different:
             raise CheckpointError(
-                f"{self.directory} holds a run with other settings ({'; '.join(different)}): "
-                "use its settings, or another --workdir"
+                f"{self.directory} holds a run with other settings ({'; '.join(different)}): {mend}"
             )
 
     def _read(self, step: int, like: Mapping[str, Any], placed: NamedSharding) -> Mapping[str, Any]:
@@ -149,18 +183,20 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: TrainState, placed: NamedSharding) -> TrainState:
-        """The state at `step`, placed; `like` has its shapes and may be abstract."""
+        """The state at `step`, placed; `like` has its shapes and may be abstract.
+
+        A part of `like` that is None is not read.
+        """
         items = {"params": like.params, "opt_state": like.opt_state, "ema": like.ema}
-        found = self._read(step, items, placed)
+        found = self._read(step, {n: x for n, x in items.items() if x is not None}, placed)
         count = jax.device_put(np.int32(step), placed)
-        return TrainState(count, found["params"], found["opt_state"], found["ema"])
+        return TrainState(count, *(found.get(name) for name in items))
 
     def weights(self, step: int, which: str, params: Params, placed: NamedSharding) -> Params:
         """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or a decay."""
-        meta = self.meta(step)
-        if which == "raw" or meta.get("imported"):
+        if which == "raw" or self.imported(step) == "weights":
             return self._read(step, {"params": params}, placed)["params"]
-        decays = [str(d) for d in meta["config"]["train"]["ema_decays"]]
+        decays = [str(d) for d in self.meta(step)["config"]["train"]["ema_decays"]]
         found = self._read(step, {"ema": {decay: params for decay in decays}}, placed)["ema"]
         if which != "ema" and which not in found:
             raise CheckpointError(

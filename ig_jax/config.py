@@ -1,214 +1,40 @@
 """From a ConfigDict to frozen dataclasses, once, at the door.
 
-The rules of a run are here, how a section becomes a dataclass in `sections.py`. Every complaint is
-one sentence: the dotted field, the value, the rule and a way out. Below this file nobody sees a
-ConfigDict. Field documentation lives in `configs/base.py`, which also gives every default.
+The rules of a whole run are here, those of a section in `settings.py`, how a section becomes a
+dataclass in `sections.py`. Every complaint is one sentence: the dotted field, the value, the rule
+and a way out. Below this file nobody sees a ConfigDict. Field documentation lives in
+`configs/base.py`, which also gives every default.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_collections
+import numpy as np
 
-from ig_jax.codecs import CODECS
-from ig_jax.data import SOURCES
+from ig_jax.codecs.autoencoders import INPUT_RANGE
 from ig_jax.diffusion import PROCESSES
-from ig_jax.guidance import KINDS, Guidance, Guidances
-from ig_jax.halving.space import Space
 from ig_jax.models import MODELS
-from ig_jax.objectives import TERMS
-from ig_jax.objectives.base import Term
 from ig_jax.optim import OPTIMIZERS
-from ig_jax.samplers import SAMPLERS
-from ig_jax.samplers.base import Sampler
-from ig_jax.sections import ConfigError, each_named, make, named, require
-from ig_jax.types import Codec, Process, Source
-
-LABEL_MODES = ("random", "balanced")
-SEEDS = 2**32
-SEED_RULE = "must not be negative, and below 2**32"
-
-
-@dataclass(frozen=True)
-class Data:
-    source: Source = named(SOURCES)
-    codec: Codec = named(CODECS)
-
-
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    label_drop: float
-    terms: Mapping[str, Term] = each_named(TERMS)
-
-    def __post_init__(self):
-        require(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "must lie in [0, 1]")
-        require(bool(self.terms), "terms", {}, f"needs at least one of {', '.join(TERMS)}")
-
-
-@dataclass(frozen=True)
-class Train:
-    steps: int
-    images: int
-    epochs: float
-    batch_size: int
-    accumulation: int
-    steps_per_dispatch: int
-    ema_decays: tuple[float, ...]
-
-    def __post_init__(self):
-        for name in ("batch_size", "accumulation", "steps_per_dispatch"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        given = {n: getattr(self, n) for n in ("steps", "images", "epochs") if getattr(self, n)}
-        if len(given) != 1 or min(given.values()) < 0:
-            raise ConfigError(
-                f"steps, images, epochs = {self.steps}, {self.images}, {self.epochs}: give exactly "
-                "one of them, above 0, and set the others to 0"
-            )
-        for decay in self.ema_decays:
-            require(0 <= decay < 1, "ema_decays", self.ema_decays, "each must lie in [0, 1)")
-        require(
-            len(set(self.ema_decays)) == len(self.ema_decays) > 0,
-            "ema_decays",
-            self.ema_decays,
-            "needs at least one decay, each once; sampling uses the first",
-        )
-
-    def total_steps(self, dataset_size: int) -> int:
-        """Length of the run in optimizer steps, rounded up."""
-        images = self.images or self.epochs * dataset_size
-        return self.steps or max(1, -int(-images // self.batch_size))
-
-
-@dataclass(frozen=True)
-class CheckpointSettings:
-    every_steps: int
-    keep_last: int
-    keep_every_steps: int
-
-    def __post_init__(self):
-        require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
-        require(self.keep_last >= 1, "keep_last", self.keep_last, "must be at least 1")
-        if self.keep_every_steps % self.every_steps or self.keep_every_steps < 0:
-            raise ConfigError(
-                f"keep_every_steps = {self.keep_every_steps}: must be a multiple of every_steps = "
-                f"{self.every_steps}, or 0 to keep none for good"
-            )
-
-
-@dataclass(frozen=True)
-class Log:
-    every_steps: int
-    samples_every_steps: int
-
-    def __post_init__(self):
-        require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
-        require(
-            self.samples_every_steps >= 0,
-            "samples_every_steps",
-            self.samples_every_steps,
-            "must not be negative (0 draws none)",
-        )
-
-
-@dataclass(frozen=True)
-class Guide:
-    """The run whose network autoguidance extrapolates from."""
-
-    workdir: str
-    step: int
-    weights: str
-
-    def __post_init__(self):
-        require(self.step >= 0, "step", self.step, "must not be negative (0 is the newest)")
-
-
-@dataclass(frozen=True)
-class Sample:
-    num: int
-    batch_size: int
-    seed: int
-    labels: str
-    weights: str
-    time_shift: float
-    readout: int
-    ig: Guidance
-    cfg: Guidance
-    autoguidance: Guidance
-    guide: Guide
-    sampler: Sampler = named(SAMPLERS)
-
-    def __post_init__(self):
-        require(self.num >= 1, "num", self.num, "must be at least 1")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
-        require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
-        require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
-        if self.time_shift != 1 and self.sampler.adaptive:
-            raise ConfigError(
-                f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this "
-                "sampler chooses its own; set it to 1"
-            )
-        if self.autoguidance.scale != 1 and not self.guide.workdir:
-            raise ConfigError(
-                f"autoguidance.scale = {self.autoguidance.scale}: needs a worse network; name its "
-                "run in guide.workdir, or set the scale to 1 (off)"
-            )
-        require(
-            self.labels in LABEL_MODES or self.given_labels is not None,
-            "labels",
-            self.labels,
-            f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (then repeated)",
-        )
-
-    @property
-    def guidances(self) -> Guidances:
-        """Kind -> settings."""
-        return {kind: getattr(self, kind) for kind in KINDS}
-
-    @property
-    def given_labels(self) -> list[int] | None:
-        """The class numbers spelt out in `labels`, or None."""
-        numbers = self.labels.split(",")
-        return (
-            [int(n) for n in numbers]
-            if all(re.fullmatch(r"\s*[0-9]+\s*", n) for n in numbers)
-            else None
-        )
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    num: int
-    seeds: tuple[int, ...]
-
-    def __post_init__(self):
-        require(
-            self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
-        )
-        require(bool(self.seeds), "seeds", self.seeds, "needs at least one")
-        require(all(0 <= s < SEEDS for s in self.seeds), "seeds", self.seeds, f"each {SEED_RULE}")
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    metric: str
-    num: int
-    rounds: int
-    keep: float
-    first_seed: int
-    space: Space
-
-    def __post_init__(self):
-        require(
-            self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
-        )
-        require(self.rounds >= 1, "rounds", self.rounds, "must be at least 1")
-        require(0 < self.keep <= 1, "keep", self.keep, "must lie in (0, 1]; a half is usual")
-        require(0 <= self.first_seed < SEEDS, "first_seed", self.first_seed, SEED_RULE)
+from ig_jax.sections import ConfigError, make, named, require
+from ig_jax.settings import (
+    SEED_RULE,
+    SEEDS,
+    CheckpointSettings,
+    Data,
+    Evaluate,
+    Log,
+    ObjectiveSettings,
+    Prepare,
+    Sample,
+    SearchSettings,
+    Train,
+)
+from ig_jax.types import Encoded, Process
 
 
 @dataclass(frozen=True)
@@ -227,6 +53,8 @@ class Config:
     model: Any = named({name: settings for name, (settings, _) in MODELS.items()})
     process: Process = named(PROCESSES)
     optim: Any = named({name: settings for name, (settings, _) in OPTIMIZERS.items()})
+    # Configs of runs that are older than --mode=prepare lack it.
+    prepare: Prepare = Prepare("array_record", 64, 10_000, "stop")
     # The plain dict this was parsed from: what is written to the workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -242,6 +70,45 @@ class Config:
         """Depth of the head that Internal Guidance extrapolates from; None without one."""
         readouts = self.model.readouts
         return self.sample.readout or (readouts[0] if readouts else None)
+
+
+def _check_latents(c: Config) -> None:
+    """Whether the codec is the one that made what the source holds."""
+    source, codec = c.data.source, c.data.codec
+    if not isinstance(source, Encoded) or not source.codec:
+        return
+    name, record = c.raw["data"]["codec"]["name"], source.record()
+    if name != source.codec:
+        raise ConfigError(
+            f"data.codec.name = {name!r}: the latents of data.source were made by "
+            f"{source.codec!r}; choose that codec, or other latents"
+        )
+    if record is None:
+        return
+    if record.input_range not in ((), INPUT_RANGE):
+        raise ConfigError(
+            f"data.source: its autoencoder saw pixels in {list(record.input_range)}, but "
+            f"{name!r} means {list(INPUT_RANGE)}; prepare the latents again"
+        )
+    given = getattr(codec, "statistics_per_channel", None)
+    if given is not None and not _alike(given, (record.mean, record.std)):
+        raise ConfigError(
+            f"data.codec.statistics = {codec.statistics!r}: are not those of the latents of "
+            "data.source; name the latents_stats.pt that lies beside them"
+        )
+
+
+def _alike(given: Any, recorded: Any) -> bool:
+    """Whether means and standard deviations could be those of the same latents.
+
+    The published statistics are those of 10,000 random latents, ours of all: they differ by a few
+    hundredths of a standard deviation.
+    """
+    (mean, std), (true_mean, true_std) = np.array(given), np.array(recorded)
+    if mean.shape != true_mean.shape:
+        return False
+    near = np.abs(mean - true_mean) <= 0.25 * true_std
+    return bool(np.all(near) and np.all(np.abs(std / true_std - 1) <= 0.25))
 
 
 def _check_model(c: Config) -> None:
@@ -324,6 +191,7 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
     """
     raw = config.to_dict()
     parsed = dataclasses.replace(make(Config, raw, ""), raw=raw)
+    _check_latents(parsed)
     _check_model(parsed)
     _check_sampling(parsed)
     check_devices(parsed, devices)

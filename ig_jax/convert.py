@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import json
 import pprint
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from ig_jax import build, checkpoint, logs, sharding, tree
+from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.config import parse
 from ig_jax.errors import UserError
 from ig_jax.formats import state_dict
-from ig_jax.interop import names
-from ig_jax.interop.recognise import Recognised, recognise
+from ig_jax.formats.state_dict import Training
+from ig_jax.interop import names, optimizer_state
+from ig_jax.interop.recognise import TRAINING_ONLY, Recognised, recognise
+from ig_jax.types import Params
+
+# Channels of the latents -> the published codec that has so many, and stores twice as many.
+CODECS = {
+    4: {"name": "sd_vae", "weights": "", "dtype": "float32"},
+    32: {"name": "va_vae", "weights": "", "dtype": "float32", "statistics": ""},
+}
+# Settings of an optimizer that no training file tells.
+UNTOLD = ("clip_norm", "warmup_steps", "schedule")
 
 CONFIG = '''"""{title}
 
@@ -36,75 +49,160 @@ def get_config() -> ConfigDict:
 '''
 
 
-def _config(found: Recognised, base: ConfigDict) -> ConfigDict:
+def _config(found: Recognised, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     """A complete run of the network that was found, on made-up latents of its shape."""
-    c = ConfigDict(base.to_dict())
+    c = ConfigDict(bases[found.model["name"]].to_dict())
     c.model = ConfigDict(found.model)
-    source = {"side": found.side, "channels": found.channels, "num_classes": found.classes}
+    codec = CODECS.get(found.channels, {"name": "as_stored"})
+    stored = found.channels * (2 if found.channels in CODECS else 1)
+    source = {"side": found.side, "channels": stored, "num_classes": found.classes}
     c.data.source = ConfigDict({"name": "synthetic", "size": 1_281_167, **source})
-    c.data.codec = ConfigDict({"name": "as_stored"})
-    c.train.epochs = 80.0  # to be changed before training on
+    c.data.codec = ConfigDict(codec)
     if not found.model["readouts"]:
-        del c.objective.terms.internal_guidance
         c.sample.ig.scale = 1.0
+        if "internal_guidance" in c.objective.terms:
+            del c.objective.terms.internal_guidance
     return c
 
 
 def import_(
-    file: Path, workdir: Path, base: ConfigDict, *, readout_depth: int = 0, family: str = ""
+    file: Path,
+    workdir: Path,
+    bases: Mapping[str, ConfigDict],
+    *,
+    readout_depth: int = 0,
+    family: str = "",
+    training_state: bool = False,
 ) -> Path:
     """Writes a published network to `workdir` as a checkpoint of step 0, with its config.
 
     Args:
       file: .pt, .pth or .safetensors; averaged weights are preferred where it has several.
       workdir: must hold no run yet.
-      base: everything that the file does not say.
+      bases: family of networks -> everything that a file does not say.
       readout_depth, family: what must be told, see `recognise`.
+      training_state: take the raw weights, all averages and the optimizer's state, to train on.
 
     Returns:
       The config file that was written.
 
     Raises:
-      UserError: the file is not readable or not known; the workdir holds a run.
+      UserError: the file is not readable, not known, or its parts do not belong together; the
+        workdir holds a run.
     """
     if (workdir / "checkpoints").exists():
         raise UserError(f"--workdir={workdir}: holds a run already; name another")
-    key, state = state_dict.read(file, "--checkpoint")
+    training = state_dict.read_training(file, "--checkpoint") if training_state else None
+    key, state = ("ema", training.ema) if training else state_dict.read(file, "--checkpoint")
     found = recognise(state, readout_depth, family)
-    c = _config(found, base)
+    c = _config(found, bases)
+    notes = found.notes
+    if training:
+        optimizer = _optimizer(training, found, file)
+        c.optim = ConfigDict({name: c.optim[name] for name in UNTOLD} | optimizer.settings)
+        notes = [*notes, _trained_for(training, optimizer, file)]
     exp = build.experiment(parse(c, jax.device_count()))
-    try:
-        params = names.from_published(found.state, exp.abstract_params)
-    except ValueError as error:
-        raise UserError(f"--checkpoint={file}: {error}") from error
-    # What is not needed any more is let go: an XL network is 2.7 GB each time.
     state.clear()
-    found.state.clear()
-    placed = sharding.replicated(exp.mesh)
-    params = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), params), placed)
-    _save(params, c, workdir)
-    lines = [
-        f"{file}: {found.model['name']}, {tree.count(params):,} parameters, from {key!r}",
+    lay_out = _LayOut(sharding.replicated(exp.mesh))
+    params = lay_out(key, found.state, exp.abstract_params)
+    if training:
+        imported = _whole_state(training, optimizer, params, exp, lay_out)
+    else:
+        imported = TrainState(np.int32(0), params, opt_state=None, ema=None)
+    lay_out.check(file)
+    _save(jax.device_put(imported, lay_out.placed), c, workdir)
+    logs.say(f"{file}: {found.model['name']}, {tree.count(params):,} parameters, from {key!r}")
+    for line in [_sizes(found), *notes]:
+        logs.say(line)
+    return _write_config(c, file, workdir)
+
+
+def _sizes(found: Recognised) -> str:
+    return (
         f"depth {found.model['depth']}, width {found.model['hidden_size']}, "
         f"heads {found.model['num_heads']}, patch {found.model['patch_size']}, latents "
         f"{found.side} x {found.side} x {found.channels}, {found.classes} classes, readouts "
-        f"{found.model['readouts']}",
-        *found.notes,
-    ]
+        f"{found.model['readouts']}"
+    )
+
+
+def _write_config(c: ConfigDict, file: Path, workdir: Path) -> Path:
+    """The config file beside the checkpoint; says how to use it."""
     path = workdir / "config.py"
     values = pprint.pformat(c.to_dict(), indent=1, width=90, sort_dicts=False)
     title = f"Imported from {file.name}."
     path.write_text(CONFIG.format(title=title, path=path, workdir=workdir, values=values))
-    for line in [*lines, f"sample it: --config={path} --workdir={workdir} --mode=sample"]:
-        logs.say(line)
+    logs.say(f"sample it: --config={path} --workdir={workdir} --mode=sample")
     return path
 
 
-def _save(params: Mapping[str, Any], c: ConfigDict, workdir: Path) -> None:
-    """A checkpoint of step 0 that holds these parameters alone, which no optimizer has seen."""
+@dataclass(frozen=True)
+class _LayOut:
+    """Lays published arrays out as ours, on the devices, and collects all that does not fit."""
+
+    placed: NamedSharding
+    problems: list[str] = field(default_factory=list)
+
+    def __call__(self, part: str, arrays: dict[str, np.ndarray], like: Params) -> Params:
+        """`arrays` of this part of the file as `like`; empties it, as an XL network is 2.7 GB."""
+        try:
+            found = names.from_published(arrays, like)
+        except ValueError as error:
+            self.problems.append(f"{part}: {error}")
+            return like
+        arrays.clear()
+        return jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), found), self.placed)
+
+    def check(self, file: Path) -> None:
+        """Raises a UserError if anything did not fit."""
+        if self.problems:
+            raise UserError(f"--checkpoint={file}: {'; '.join(self.problems)}")
+
+
+def _optimizer(training: Training, found: Recognised, file: Path) -> optimizer_state.Published:
+    if any(array is not training.ema[name] for name, array in found.state.items()):
+        raise UserError(
+            f"--checkpoint={file}: the weights of this network are converted, which the moments of "
+            "its optimizer cannot be; import the weights alone, without --training_state"
+        )
+    try:
+        return optimizer_state.read(training.opt, training.model)
+    except ValueError as error:
+        raise UserError(f"--checkpoint={file}: {error}") from error
+
+
+def _trained_for(training: Training, optimizer: optimizer_state.Published, file: Path) -> str:
+    """How long the published run was, in a line; LightningDiT's files tell it by their names."""
+    steps = training.steps
+    if steps is None:
+        steps = int(file.stem) if re.fullmatch(r"[0-9]{7,}", file.stem) else optimizer.updates
+    return (
+        f"trained for {steps:,} steps; {optimizer.settings['name']} goes on after "
+        f"{optimizer.updates:,} updates, and the run that trains on counts from 0"
+    )
+
+
+def _whole_state(
+    training: Training,
+    optimizer: optimizer_state.Published,
+    average: Params,
+    exp: Experiment,
+    lay_out: _LayOut,
+) -> TrainState:
+    """All that the file holds, as the state from which our training goes on."""
+    raw = {n: a for n, a in training.model.items() if not n.startswith(TRAINING_ONLY)}
+    params = lay_out("model", raw, exp.abstract_params)
+    like = jax.eval_shape(exp.optimizer.init, exp.abstract_params)
+    opt_state = optimizer_state.fill(optimizer, like, lay_out)
+    averages = {str(decay): average for decay in exp.config.train.ema_decays}
+    return TrainState(np.int32(0), params, opt_state, averages)
+
+
+def _save(state: TrainState, c: ConfigDict, workdir: Path) -> None:
+    """A checkpoint of step 0."""
     checkpoints = Checkpoints(workdir)
-    state = TrainState(jax.numpy.int32(0), params, opt_state=None, ema=None)
-    checkpoints.save(state, {"next_index": 0}, c.to_dict())
+    imported = "weights" if state.opt_state is None else "state"
+    checkpoints.save(state, {"next_index": 0}, c.to_dict(), imported)
     checkpoints.wait()
     checkpoints.close()
 
@@ -133,6 +231,10 @@ def export(workdir: Path, output: Path, weights: str) -> None:
     finally:
         checkpoints.close()
     state = names.to_published(jax.tree.map(np.asarray, params))
+    model = exp.config.model
+    if model.options.rotary:
+        tokens = exp.net.side // model.patch_size
+        state |= names.rotary_tables(tokens, model.hidden_size // model.num_heads)
     card = {
         "step": step,
         "weights": weights,

@@ -42,7 +42,7 @@ def _training(exp: Experiment) -> list[str]:
         ),
         "label": jax.ShapeDtypeStruct((1, n), jnp.int32),
     }
-    _, metrics = jax.eval_shape(train.make_dispatch(exp), state, batches)
+    _, metrics = jax.eval_shape(train.make_dispatch(exp), state, batches, exp.encoder_weights)
     size = tree.num_bytes(state) / MIB
     return [
         f"training: {exp.total_steps:,} steps of {n} images on {exp.mesh.size} devices; "

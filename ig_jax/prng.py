@@ -21,10 +21,15 @@ def key(seed: jax.Array | int, stream: str, step: jax.Array | int = 0) -> Key:
     return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(stream.encode())), step)
 
 
-def sample_keys(seed: jax.Array | int, indices: jax.Array) -> Key:
-    """One key [b] per sample index [b]: sample 17 is sample 17 in any batch."""
-    root = key(seed, "sample")
+def keys(seed: jax.Array | int, stream: str, indices: jax.Array) -> Key:
+    """One key [b] per index [b]: that of 17 is the same in any batch."""
+    root = key(seed, stream)
     return jax.vmap(lambda i: jax.random.fold_in(root, i))(indices)
+
+
+def sample_keys(seed: jax.Array | int, indices: jax.Array) -> Key:
+    """The keys [b] of samples with these indices [b]."""
+    return keys(seed, "sample", indices)
 
 
 # Addresses within one sample's own stream.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 
-from ig_jax import build, config, convert, demo, describe, evaluate, sample, search, train
+from ig_jax import build, config, convert, demo, describe, evaluate, prepare, sample, search, train
 from ig_jax.errors import UserError
 
-MODES = ("train", "sample", "evaluate", "search", "demo")
+MODES = ("train", "sample", "evaluate", "search", "demo", "prepare")
 CONVERSIONS = ("import", "export")  # of files; without a config
 
 
@@ -44,7 +45,7 @@ def explain_flags(error: Exception, argv: list[str]) -> str:
     return text if "flag" in text.lower() else f"{location}: {text}"
 
 
-def _prepare(workdir: Path) -> None:
+def _make_workdir(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / ".writable").touch()
@@ -73,25 +74,27 @@ def run(
     if dry_run:
         return print(describe.describe(exp))
     folder = Path(workdir)
-    if mode in ("train", "demo"):
-        _prepare(folder)
+    if mode in ("train", "demo", "prepare"):
+        _make_workdir(folder)
     if mode == "train":
         return train.run(exp, folder)
     if mode == "sample":
         return sample.run(exp, folder)
     if mode == "evaluate":
         return evaluate.run(exp, folder)
+    if mode == "prepare":
+        return prepare.run(exp, folder)
     if mode == "search":
         return search.run(exp, folder)
     return demo.run(exp, folder, import_seconds)
 
 
 def import_(
-    file: str, workdir: str, base: ml_collections.ConfigDict, *, readout_depth: int, family: str
+    file: str, workdir: str, bases: Mapping[str, ml_collections.ConfigDict], **told: Any
 ) -> None:
-    """--mode=import; see `convert.import_`."""
-    _prepare(Path(workdir))
-    convert.import_(Path(file), Path(workdir), base, readout_depth=readout_depth, family=family)
+    """--mode=import; `told`: see `convert.import_`."""
+    _make_workdir(Path(workdir))
+    convert.import_(Path(file), Path(workdir), bases, **told)
 
 
 def export(workdir: str, output: str, weights: str) -> None:

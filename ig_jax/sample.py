@@ -92,7 +92,8 @@ class Generator:
         codec = exp.config.data.codec
         self._decode = codec.decode if decode is None else lambda x, weights: decode(x)
         whole, rows = sharding.replicated(exp.mesh), sharding.over_batch(exp.mesh)
-        self._codec_weights = jax.device_put(codec.weights() if decode is None else {}, whole)
+        weights = codec.decoder_weights() if decode is None else {}
+        self._codec_weights = jax.device_put(weights, whole)
         self._program = jax.jit(
             self._generate,
             static_argnums=0,

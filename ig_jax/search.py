@@ -14,13 +14,13 @@ from typing import Any
 
 from ig_jax import evaluate, guide, logs, sample, tree
 from ig_jax.build import Experiment
-from ig_jax.config import Sample
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidances
 from ig_jax.halving import race, report, space
 from ig_jax.halving.race import Halving, Search
 from ig_jax.halving.space import Candidate
 from ig_jax.samplers.base import Sampler
+from ig_jax.settings import Sample
 
 SHOWN = 10  # best settings in the table
 

@@ -25,13 +25,13 @@ from clu import parameter_overview
 from jax import lax
 from jaxtyping import Array, Float
 
-from ig_jax import checkpoint, ema, logs, optim, preview, prng, sharding
+from ig_jax import checkpoint, ema, logs, optim, preview, prng, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.data import loader
 from ig_jax.errors import UserError
 from ig_jax.objectives.base import BY_TIME, Draws, Objective, mean_by_time
-from ig_jax.types import Batch, Labels, Latents, Params
+from ig_jax.types import NONE, Batch, Labels, Latents, Params
 
 Metrics = Mapping[str, Array]
 History = Mapping[str, Float[Array, "k ..."]]  # of k steps
@@ -50,11 +50,6 @@ def init_state(exp: Experiment) -> TrainState:
         return TrainState(jnp.int32(0), params, exp.optimizer.init(params), averages)
 
     return jax.jit(init, out_shardings=sharding.replicated(exp.mesh))()
-
-
-def _cut(tree: Any, parts: int) -> Any:
-    """[b, ...] -> [parts, b / parts, ...], every part taking rows from every device."""
-    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
 def gradients(
@@ -78,7 +73,7 @@ def gradients(
     def add(total: Any, piece: tuple) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, grad(piece)), None
 
-    pieces = _cut((x0, labels, draws), parts)
+    pieces = tree.cut((x0, labels, draws), parts)
     shapes = jax.eval_shape(grad, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = lax.scan(add, zeros, pieces)
@@ -108,10 +103,15 @@ def update(
     return TrainState(state.step + 1, params, opt_state, averages), metrics
 
 
-def train_step(state: TrainState, batch: Batch, *, exp: Experiment) -> tuple[TrainState, Metrics]:
-    """Decodes a batch, draws its randomness at (seed, step), and updates."""
+def train_step(
+    state: TrainState, batch: Batch, encoder: Params = NONE, *, exp: Experiment
+) -> tuple[TrainState, Metrics]:
+    """Makes latents of a batch, draws its randomness at (seed, step), and updates.
+
+    `encoder`: what the codec needs to encode pictures; {} where latents are stored.
+    """
     c = exp.config
-    x0 = c.data.codec.latent(batch["stored"], prng.key(c.seed, "codec", state.step))
+    x0 = c.data.codec.latent(batch["stored"], prng.key(c.seed, "codec", state.step), encoder)
     draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
     return update(
         state,
@@ -124,16 +124,18 @@ def train_step(state: TrainState, batch: Batch, *, exp: Experiment) -> tuple[Tra
     )
 
 
-def make_dispatch(exp: Experiment) -> Callable[[TrainState, Batch], tuple[TrainState, History]]:
+def make_dispatch(
+    exp: Experiment,
+) -> Callable[[TrainState, Batch, Params], tuple[TrainState, History]]:
     """The compiled program: batches [k, b, ...] -> the state k steps later, metrics [k] each."""
 
-    def dispatch(state: TrainState, batches: Batch) -> tuple[TrainState, History]:
-        return lax.scan(lambda s, b: train_step(s, b, exp=exp), state, batches)
+    def dispatch(state: TrainState, batches: Batch, encoder: Params) -> tuple[TrainState, History]:
+        return lax.scan(lambda s, b: train_step(s, b, encoder, exp=exp), state, batches)
 
     whole = sharding.replicated(exp.mesh)
     return jax.jit(
         dispatch,
-        in_shardings=(whole, sharding.over_batch(exp.mesh, axis=1)),
+        in_shardings=(whole, sharding.over_batch(exp.mesh, axis=1), whole),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )
@@ -234,6 +236,7 @@ class Trainer:
             c.data.source, c.train.batch_size, c.seed, start=self._data_start
         )
         self.dispatch = make_dispatch(exp)
+        self.encoder = jax.device_put(exp.encoder_weights, sharding.replicated(exp.mesh))
         self.writer = logs.MetricWriter(workdir, resumed_at=self.step)
         self.preview = preview.Preview(exp, workdir)
         self.window = _Window()
@@ -251,7 +254,7 @@ class Trainer:
             logs.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
         if step == 0:
-            return 0, self._from_weights()
+            return 0, self._from_import()
         self.checkpoints.require(step, self.exp.config.raw, checkpoint.CONTINUES)
         like = jax.eval_shape(lambda: init_state(self.exp))
         state = self.checkpoints.restore(step, like, sharding.replicated(self.exp.mesh))
@@ -259,18 +262,26 @@ class Trainer:
         logs.say(f"resuming {self.workdir} at step {step}")
         return step, state
 
-    def _from_weights(self) -> TrainState:
-        """The state of step 0 with the checkpoint's weights, which somebody imported.
+    def _from_import(self) -> TrainState:
+        """The state of step 0 with what somebody imported: weights, or an optimizer's state too.
 
-        Nothing was trained under its settings, so all but the network may differ from them.
+        Nothing was trained under its settings, so all but the network may differ from them, and
+        with an optimizer's state all but what that depends on. Each average starts from the
+        imported one.
         """
-        self.checkpoints.require(0, self.exp.config.raw, checkpoint.SAMPLES)
-        placed = sharding.replicated(self.exp.mesh)
-        params = self.checkpoints.weights(0, "raw", self.exp.abstract_params, placed)
-        averages = ema.init(params, self.exp.config.train.ema_decays)
+        c, placed = self.exp.config, sharding.replicated(self.exp.mesh)
+        self.checkpoints.require(0, c.raw, checkpoint.SAMPLES)
         self._data_start = 0
-        logs.say(f"starting from the weights in {self.workdir}")
-        return init_state(self.exp).replace(params=params, ema=averages)
+        average = self.checkpoints.weights(0, "ema", self.exp.abstract_params, placed)
+        averages = ema.init(average, c.train.ema_decays)
+        if self.checkpoints.imported(0) != "state":
+            logs.say(f"starting from the weights in {self.workdir}")
+            return init_state(self.exp).replace(params=average, ema=averages)
+        mend = "use those of its optimizer, or import the weights without --training_state"
+        self.checkpoints.require(0, c.raw, checkpoint.UPDATES, mend)
+        like = jax.eval_shape(lambda: init_state(self.exp)).replace(ema=None)
+        logs.say(f"starting from the weights and the optimizer's state in {self.workdir}")
+        return self.checkpoints.restore(0, like, placed).replace(ema=averages)
 
     def _record(self) -> None:
         """What makes this run: resolved config, versions, command line."""
@@ -290,7 +301,7 @@ class Trainer:
         batches = sharding.to_global(stacked, self.exp.mesh, axis=1)
         before = self.step
         with jax.transfer_guard("disallow"):
-            self.state, metrics = self.dispatch(self.state, batches)
+            self.state, metrics = self.dispatch(self.state, batches, self.encoder)
         self.step += steps
         if steps not in self._compiled:
             self._compiled.add(steps)

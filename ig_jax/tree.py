@@ -48,6 +48,16 @@ def num_bytes(tree: Any) -> int:
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
+def cut(tree: Any, parts: int) -> Any:
+    """[b, ...] -> [parts, b / parts, ...], every part taking rows from every device."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
+def joined(tree: Any) -> Any:
+    """The inverse of `cut`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line 'field: old value here, new value there' per leaf that differs."""
     a, b = flatten(old), flatten(new)

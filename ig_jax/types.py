@@ -118,14 +118,20 @@ class Encoded(Source, Protocol):
 class Codec(Protocol):
     """stored -> latents -> 8-bit images. Latent statistics live here.
 
-    Weights of an autoencoder are an argument of `decode`: as constants of a compiled program they
-    would be copied into each.
+    Weights of an autoencoder are an argument: as constants of a compiled program they would be
+    copied into each.
     """
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]: ...
 
-    def latent(self, stored: Array, key: Key) -> Latents: ...
+    def encoder_weights(self, stored_shape: tuple[int, ...]) -> Params:
+        """What `latent` needs; {} where latents are stored already."""
+        ...
 
-    def weights(self) -> Params: ...
+    def latent(self, stored: Array, key: Key, weights: Params) -> Latents: ...
+
+    def decoder_weights(self) -> Params:
+        """What `decode` needs."""
+        ...
 
     def decode(self, x: Latents, weights: Params) -> Images: ...

@@ -10,7 +10,7 @@ import pytest
 from ig_jax import build, config, describe, guidance, sample, tree
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-PARTS = {"__init__", "base", "imagenet", "sampling"}  # what configs are made of
+PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
 VARIANTS = {"digits": ["lightningdit", "accelerated"], "lightningdit_xl": ["no_cfg"]}
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PARTS)
 RUNS = [(name, *variant) for name in NAMES for variant in ((), *zip(VARIANTS.get(name, [])))]

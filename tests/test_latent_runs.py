@@ -1,15 +1,10 @@
-"""Runs on latents in the published layouts: trained on, sampled, decoded by a small autoencoder.
-
-The autoencoders are random, with the published names and a quarter of the published widths.
-"""
+"""Runs on latents in the published layouts: trained on, sampled, decoded by a small autoencoder."""
 
 import json
-import pickle
-import zipfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import narrow
 import numpy as np
 import pytest
 import tiny
@@ -19,20 +14,7 @@ from configs import imagenet
 from ig_jax import build, config, run
 from ig_jax.codecs.autoencoders import SdVae, VaVae
 from ig_jax.errors import UserError
-
-KEYS = Path(__file__).parent / "golden" / "keys"
-NARROWER = {128: 32, 256: 64, 512: 96}  # whole groups of the group norm
-
-
-def narrow_state(file: str) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    entries = json.loads((KEYS / f"{file}.json").read_text())
-    return {
-        name: np.asarray(
-            0.1 * rng.standard_normal([NARROWER.get(n, n) for n in entry["shape"]]), np.float32
-        )
-        for name, entry in entries.items()
-    }
+from ig_jax.formats import torch_writer
 
 
 @pytest.fixture(scope="module")
@@ -48,39 +30,8 @@ def moments(tmp_path_factory):
         np.save(root / "vae-sd" / file, array)
         labels.append([file, i % 2])
     (root / "vae-sd" / "dataset.json").write_text(json.dumps({"labels": labels}))
-    save_file(narrow_state("sdvae_diffusers"), root / "vae.safetensors")
+    narrow.save(root / "vae.safetensors", "sdvae_diffusers")
     return root
-
-
-def write_statistics(file: Path, mean: np.ndarray, std: np.ndarray) -> None:
-    """{'mean', 'std'}, float32 (1, c, 1, 1) each, as torch.save writes it: opcodes by hand."""
-
-    def text(s: str) -> bytes:
-        return pickle.BINUNICODE + len(s).to_bytes(4, "little") + s.encode()
-
-    def tensor(key: str, size: int) -> bytes:
-        stored = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
-        numbers = b"(K\x01K" + bytes([size]) + b"K\x01K\x01t"
-        strides = b"(K" + bytes([size]) + b"K\x01K\x01K\x01t"
-        made = (
-            b"ctorch._utils\n_rebuild_tensor_v2\n(("
-            + stored[1:]
-            + b"K"
-            + bytes([size])
-            + b"tQK\x00"
-        )
-        return made + numbers + strides + b"\x89ccollections\nOrderedDict\n)RtR"
-
-    size = mean.size
-    data = (
-        b"\x80\x02}(" + text("mean") + tensor("0", size) + text("std") + tensor("1", size) + b"u."
-    )
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("stats/data.pkl", data)
-        archive.writestr("stats/byteorder", "little")
-        archive.writestr("stats/data/0", mean.astype("<f4").tobytes())
-        archive.writestr("stats/data/1", std.astype("<f4").tobytes())
-        archive.writestr("stats/version", "3\n")
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +44,11 @@ def shards(tmp_path_factory):
         arrays = {n: 3 * rng.standard_normal((12, 32, 2, 2), np.float32) + 1 for n in names}
         labels = {"labels": np.arange(12) % 2}
         save_file(arrays | labels, root / f"latents_rank00_shard{shard:03d}.safetensors")
-    write_statistics(root / "latents_stats.pt", np.linspace(0, 1, 32), np.linspace(1, 4, 32))
+    mean, std = np.linspace(0, 1, 32), np.linspace(1, 4, 32)
+    statistics = {n: a.reshape(1, 32, 1, 1) for n, a in (("mean", mean), ("std", std))}
+    torch_writer.save(root / "latents_stats.pt", statistics)
     (root / "weights").mkdir()
-    save_file(narrow_state("vavae_f16d32"), root / "weights" / "vae.safetensors")
+    narrow.save(root / "weights" / "vae.safetensors", "vavae_f16d32")
     return root
 
 
@@ -119,17 +72,19 @@ def drawn(c, workdir) -> np.ndarray:
 
 
 def test_sit_trains_on_moments_and_samples_are_decoded_to_pictures(moments, tmp_path):
-    data = imagenet.sd_vae(str(moments), decoder=str(moments / "vae.safetensors"))
+    data = imagenet.sd_vae("npy_folder", str(moments), weights=str(moments / "vae.safetensors"))
     images = drawn(settings(data), tmp_path)
     assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8 and np.ptp(images) > 0
-    data.codec.decoder = ""
+    data.codec.weights = ""
     assert drawn(settings(data), tmp_path / "coloured").shape == (3, 2, 2, 3)
 
 
 def test_lightningdit_trains_on_shards_and_samples_are_decoded_to_pictures(shards, tmp_path):
     from configs import lightningdit_xl
 
-    data = imagenet.va_vae(str(shards), decoder=str(shards / "weights" / "vae.safetensors"))
+    data = imagenet.va_vae(
+        "safetensors_shards", str(shards), weights=str(shards / "weights" / "vae.safetensors")
+    )
     c = settings(data)
     lightningdit_xl.lightningdit(c)
     images = drawn(c, tmp_path)
@@ -137,7 +92,7 @@ def test_lightningdit_trains_on_shards_and_samples_are_decoded_to_pictures(shard
 
 
 def test_moments_become_fresh_draws_of_the_posterior_times_the_published_scale():
-    codec = SdVae(decoder="")
+    codec = SdVae(weights="")
     stored = jnp.concatenate([jnp.full((4000, 1, 1, 4), 2.0), jnp.full((4000, 1, 1, 4), 3.0)], -1)
     draws = [np.asarray(codec.latent(stored, jax.random.key(seed))) for seed in (0, 1)]
     assert np.mean(draws[0]) == pytest.approx(0.18215 * 2, abs=0.02)
@@ -146,7 +101,7 @@ def test_moments_become_fresh_draws_of_the_posterior_times_the_published_scale()
 
 
 def test_one_of_the_twins_is_normalised_by_the_channels_statistics(shards):
-    codec = VaVae(statistics=str(shards / "latents_stats.pt"), decoder="")
+    codec = VaVae(statistics=str(shards / "latents_stats.pt"), weights="")
     mean, std = np.linspace(0, 1, 32, dtype=np.float32), np.linspace(1, 4, 32, dtype=np.float32)
     rng = np.random.default_rng(0)
     plain, mirrored = (rng.standard_normal((400, 1, 1, 32), np.float32) for _ in range(2))
@@ -158,20 +113,23 @@ def test_one_of_the_twins_is_normalised_by_the_channels_statistics(shards):
 
 @pytest.mark.parametrize("which", ["sd_vae", "va_vae"])
 def test_latents_of_the_other_autoencoder_are_refused_in_one_sentence(moments, shards, which):
-    first, second = imagenet.sd_vae(str(moments)), imagenet.va_vae(str(shards))
+    first = imagenet.sd_vae("npy_folder", str(moments))
+    second = imagenet.va_vae("safetensors_shards", str(shards))
     data = first if which == "sd_vae" else second
     data.source = (second if which == "sd_vae" else first).source
-    with pytest.raises(UserError, match=f"data.codec.name = '{which}': reads .*choose the codec"):
+    with pytest.raises(
+        UserError, match=f"data.codec.name = '{which}': the latents .*choose that codec"
+    ):
         build.experiment(config.parse(settings(data), jax.device_count()))
 
 
 def test_mistakes_name_the_file(moments, shards, tmp_path):
-    data = imagenet.va_vae(str(shards))
+    data = imagenet.va_vae("safetensors_shards", str(shards))
     data.codec.statistics = str(tmp_path / "nowhere.pt")
     with pytest.raises(UserError, match="data.codec.statistics = .*nowhere.pt.*no such file"):
         config.parse(settings(data), jax.device_count())
-    with pytest.raises(UserError, match="data.codec.decoder=.*nowhere: no such file"):
-        SdVae(decoder=str(tmp_path / "nowhere")).weights()
-    wrong = SdVae(decoder=str(shards / "weights" / "vae.safetensors"))
-    with pytest.raises(UserError, match="data.codec.decoder = .*vae.safetensors"):
-        wrong.weights()
+    with pytest.raises(UserError, match="data.codec.weights=.*nowhere: no such file"):
+        SdVae(weights=str(tmp_path / "nowhere")).decoder_weights()
+    wrong = SdVae(weights=str(shards / "weights" / "vae.safetensors"))
+    with pytest.raises(UserError, match="data.codec.weights = .*vae.safetensors"):
+        wrong.decoder_weights()

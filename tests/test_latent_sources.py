@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ig_jax.data import npy_folder
+from ig_jax.data import npy_folder, record
 from ig_jax.data.npy_folder import NpyFolder
 from ig_jax.data.safetensors_shards import SafetensorsShards
-from ig_jax.errors import UserError
-from ig_jax.types import Source
+from ig_jax.errors import BadExample, UserError
+from ig_jax.types import Encoded
 
 IMAGES = 12
 CLASSES = 7
@@ -66,13 +66,14 @@ def use(source):
 
 def test_a_folder_gives_mean_and_std_channels_last_in_the_order_of_names(latents):
     source = npy(latents)
-    assert isinstance(source, Source)
+    assert isinstance(source, Encoded)
     assert (len(source), source.stored_shape, source.stored_dtype) == (12, (2, 2, 8), np.float32)
     batch = use(source)
     assert batch["stored"].dtype == np.float32 and batch["label"].dtype == np.int32
     np.testing.assert_array_equal(batch["stored"], moments().transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(batch["label"], LABELS)
-    assert source.held_out() is None
+    assert (source.codec, source.record(), source.held_out()) == ("sd_vae", None, None)
+    assert [source.name(index) for index in range(IMAGES)] == NAMES
 
 
 def test_a_height_is_not_taken_for_a_width(tmp_path):
@@ -90,6 +91,29 @@ def test_the_folder_around_it_and_both_kinds_of_zip_are_the_same_data(latents):
         batch = npy(place).batch(ANY)
         np.testing.assert_array_equal(batch["stored"], moments()[ANY].transpose(0, 2, 3, 1))
         np.testing.assert_array_equal(batch["label"], np.array(LABELS)[ANY])
+
+
+def record_of(codec):
+    numbers = dict(image_size=16, examples=12, mean=(0.0,), std=(1.0,), input_range=(-1.0, 1.0))
+    rest = dict(autoencoder="", crop="", skipped=(), source={}, versions={})
+    return record.Record(codec=codec, **numbers, **rest)
+
+
+def test_a_record_beside_the_labels_tells_the_codec_in_folder_and_zip(latents):
+    (latents / "vae-sd" / record.FILE).write_text(record.dumps(record_of("another")))
+    for place in places_of_the_tree(latents):
+        assert npy(place).codec == "another" and npy(place).record() == record_of("another")
+
+
+def test_a_record_that_is_cut_off_is_named_in_folder_and_zip(latents):
+    (latents / "vae-sd" / record.FILE).write_text('{"codec": "sd_v')
+    refuses(npy(latents), f"vae-sd/{record.FILE}: is cut off or no record")
+    refuses(npy(zipped(latents)), f"latents.zip/vae-sd/{record.FILE}: is cut off or no record")
+
+
+def test_a_record_beside_shards_tells_the_codec(shards):
+    (shards / record.FILE).write_text(record.dumps(record_of("another")))
+    assert sharded(shards).codec == "another" and sharded(shards).record() == record_of("another")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 12])
@@ -124,11 +148,12 @@ def test_settings_that_no_data_set_has_are_refused(cls, settings):
         cls(*settings)
 
 
-def refuses(source, *words):
+def refuses(source, *words, error=UserError):
     """Using it fails with one sentence that has all these words."""
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as caught:
         use(source)
-    message = str(error.value)
+    assert caught.type is error
+    message = str(caught.value)
     for word in words:
         assert word in message
     assert "\n" not in message and not message.endswith(".")
@@ -193,8 +218,8 @@ def test_a_label_outside_of_the_classes_is_named_with_its_file(latents, label):
 def test_an_npy_file_that_is_cut_off_is_named(latents, which, size, words):
     file = latents / "vae-sd" / NAMES[which]
     file.write_bytes(file.read_bytes()[:size])
-    refuses(npy(latents), NAMES[which], words)
-    refuses(npy(zipped(latents)), NAMES[which], words)
+    refuses(npy(latents), NAMES[which], words, error=BadExample)
+    refuses(npy(zipped(latents)), NAMES[which], words, error=BadExample)
 
 
 @pytest.mark.parametrize("which", [0, 6])
@@ -213,12 +238,13 @@ def test_an_npy_file_that_holds_something_else_is_named(latents, which, array, w
     if "C" in words:
         array = np.asfortranarray(array)
     np.save(latents / "vae-sd" / NAMES[which], array)
-    refuses(npy(latents), NAMES[which], words)
+    refuses(npy(latents), NAMES[which], words, error=BadExample)
 
 
 def test_an_image_of_another_size_is_named(latents):
     np.save(latents / "vae-sd" / NAMES[6], np.zeros((8, 4, 4), np.float32))
-    refuses(npy(latents), NAMES[6], "holds (8, 4, 4), but the first file holds (8, 2, 2)")
+    words = "holds (8, 4, 4), but the first file holds (8, 2, 2)"
+    refuses(npy(latents), NAMES[6], words, error=BadExample)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -226,7 +252,7 @@ def test_a_latent_that_is_not_finite_is_named_when_it_is_read(latents, value):
     array = moments()[6]
     array[7, 1, 1] = value
     np.save(latents / "vae-sd" / NAMES[6], array)
-    refuses(npy(latents), NAMES[6], "NaN or infinity")
+    refuses(npy(latents), NAMES[6], "NaN or infinity", error=BadExample)
     npy(latents).batch(np.array([5, 7]))
 
 
@@ -283,7 +309,7 @@ def sharded(path, num_classes=CLASSES):
 
 def test_shards_give_latent_and_twin_channels_last_in_the_order_of_paths(shards):
     source = sharded(shards)
-    assert isinstance(source, Source)
+    assert isinstance(source, Encoded)
     assert (len(source), source.stored_shape, source.stored_dtype) == (12, (2, 2, 6), np.float32)
     batch, expected = use(source), tensors(ORDER)
     assert batch["stored"].dtype == np.float32 and batch["label"].dtype == np.int32
@@ -294,7 +320,19 @@ def test_shards_give_latent_and_twin_channels_last_in_the_order_of_paths(shards)
         batch["stored"][..., 3:], expected["latents_flip"].transpose(0, 2, 3, 1)
     )
     np.testing.assert_array_equal(batch["label"], expected["labels"])
-    assert source.held_out() is None
+    assert (source.codec, source.record(), source.held_out()) == ("va_vae", None, None)
+
+
+def test_a_row_of_a_shard_is_called_by_its_shard_and_place(shards):
+    write_shard(shards, "latents_rank00_shard002", tensors([]))  # without examples
+    source = sharded(shards)
+    names = [source.name(index) for index in range(IMAGES)]
+    expected = [
+        f"{shard}.safetensors:{row}"
+        for shard in sorted(SHARDS)
+        for row in range(len(SHARDS[shard]))
+    ]
+    assert names == expected
 
 
 def test_any_rows_of_any_shards_are_read_in_the_order_asked_for(shards):
@@ -384,5 +422,6 @@ def test_a_row_of_a_shard_that_is_not_finite_is_named_when_it_is_read(shards, na
     arrays = tensors(SHARDS[ONE])
     arrays[name][1, 2, 1, 1] = value
     write_shard(shards, ONE, arrays)
-    refuses(sharded(shards), f"{ONE}.safetensors: latent 1 ", "NaN or infinity")
+    words = "NaN or infinity"
+    refuses(sharded(shards), f"{ONE}.safetensors: latent 1 ", words, error=BadExample)
     sharded(shards).batch(np.array([4, 6]))  # its neighbours in that shard

@@ -24,13 +24,16 @@ LAYERS = (
     {"models", "diffusion", "codecs", "data", "metrics", "optim", "ema"},
     {"guidance", "objectives", "samplers"},
     {"sharding", "checkpoint", "interop", "pictures", "panel", "halving", "sections"},
-    {"config", "build"},
+    {"settings", "config", "build"},
     PROGRAMS,
 )
 LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
-PEERS_ALLOWED = {"prng": {"types"}, "formats": {"errors"}, "build": {"config"}} | {
-    program: PROGRAMS for program in PROGRAMS
-}
+PEERS_ALLOWED = {
+    "prng": {"types"},
+    "formats": {"errors"},
+    "config": {"settings"},
+    "build": {"config"},
+} | {program: PROGRAMS for program in PROGRAMS}
 
 
 def python_files(root: Path, *places: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""SiT against a plain loop over its parts, and what may and may not change its output."""
+"""SiT against a plain loop over its parts, and what may and may not change its output; DiT."""
 
 import functools
 
@@ -11,6 +11,7 @@ from flax import nnx
 from jax.extend import core
 
 from ig_jax.models import embed, layers
+from ig_jax.models.dit import DiT
 from ig_jax.models.sit import SiT
 
 
@@ -170,3 +171,48 @@ def test_times_that_bfloat16_cannot_tell_apart_stay_distinct():
         lively.forward(half, lively.parameters(half), x, jnp.full(3, t), y) for t in (0.9985, 0.999)
     )
     assert np.any(near.pred != nearer.pred)
+
+
+# DiT: the heads of a SiT, twice as wide.
+
+
+@pytest.fixture(scope="module")
+def dit(net):
+    return DiT(net.settings, net.side, net.channels, net.num_classes)
+
+
+def halves(net: DiT, params):
+    """The outputs of every head, each leaf [..., pixel of a patch, noise or variance, channel]."""
+    heads = {**params["heads"], "final_layer": params["final_layer"]}
+    pixels = net.settings.patch_size**2
+    return {
+        name: jax.tree.map(lambda leaf: leaf.reshape(-1, pixels, 2, net.channels), head["linear"])
+        for name, head in heads.items()
+    }
+
+
+def test_a_dit_predicts_what_a_sit_with_its_noise_rows_does(net, dit):
+    params = lively.parameters(dit)
+    noise = jax.tree.map(lambda leaf: leaf[:, :, 0], halves(dit, params))
+
+    def narrow(name, head):
+        linear = {
+            "kernel": noise[name]["kernel"].reshape(net.settings.hidden_size, -1),
+            "bias": noise[name]["bias"].reshape(-1),
+        }
+        return {**head, "linear": linear}
+
+    heads = {name: narrow(name, head) for name, head in params["heads"].items()}
+    final = narrow("final_layer", params["final_layer"])
+    same = {**params, "heads": heads, "final_layer": final}
+    expected = lively.forward(net, same, *lively.inputs(net))
+    lively.close(lively.forward(dit, params, *lively.inputs(dit)), expected, rtol=1e-6)
+
+
+def test_a_dit_holds_its_variance_rows_without_reading_them(dit):
+    params = lively.parameters(dit)
+    gradient = jax.grad(functools.partial(lively.weighted_sum, dit))
+    grads = lively.compile_quickly(gradient)(params)
+    for name, head in halves(dit, grads).items():
+        for leaf in head.values():
+            assert np.all(leaf[:, :, 0] != 0) and not np.any(leaf[:, :, 1]), name

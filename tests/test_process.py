@@ -1,4 +1,4 @@
-"""The flow process against what defines it: x_t = alpha x_0 + sigma eps, v = dx_t/dt.
+"""Flow and DDPM against what defines them: x_t = alpha x_0 + sigma eps, v = dx_t/dt.
 
 The paths are written out here a second time, in float64, straight from the paper; time derivatives
 come from automatic differentiation, scores from the density of a Gaussian.
@@ -11,6 +11,7 @@ import pytest
 from vectors import quick_jit
 
 from ig_jax.diffusion import process
+from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.diffusion.flow import PATHS, PREDICTIONS, Flow
 from ig_jax.guidance import Guided
 from ig_jax.samplers import SAMPLERS, base
@@ -200,28 +201,39 @@ def test_times_keep_away_from_the_ends_at_which_a_formula_divides_by_zero(
         assert np.all(np.isfinite(values))
 
 
-@every_path
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_network_that_predicts_perfectly_carries_noise_to_the_data(path, prediction):
-    """Data N(m, s^2): the exact prediction is linear in x_t, and noise x ends at m + s x."""
-    m, s = 0.7, 0.5
-    process_ = flow(path, prediction=prediction)
+MEAN, STD = 0.7, 0.5  # of data that a perfect network knows
 
-    def net(params, x, t, y, *, taps=()):
-        c = process_.coefficients(t)
-        z = (x - c.alpha * m) / (c.alpha**2 * s**2 + c.sigma**2)
-        data, eps = m + c.alpha * s**2 * z, c.sigma * z
+
+def carry(process_, prediction, told_time, sampler, start, noise):
+    """Noise `start` carried to N(MEAN, STD^2) by a network that predicts perfectly.
+
+    The exact prediction is linear in x_t, and a deterministic sampler ends at MEAN + STD start.
+    """
+
+    def net(params, x, told, y, *, taps=()):
+        c = process_.coefficients(told_time(told))
+        z = (x - c.alpha * MEAN) / (c.alpha**2 * STD**2 + c.sigma**2)
+        data, eps = MEAN + c.alpha * STD**2 * z, c.sigma * z
         velocity = c.d_alpha * data + c.d_sigma * eps
         exact = {"velocity": velocity, "noise": eps, "score": -z}[prediction]
         return NetOutput(pred=exact, heads={}, features={})
 
     low, high = process_.interval(sampling=True)
-    grid = low + (high - low) * SAMPLERS["heun2"](200).grid()
-    guided = Guided(net, {}, process_, jnp.zeros(5, jnp.int32), 0, scales={}, channels={})
-    fields = [(guided.field(frozenset(), frozenset()), 0, 200)]
+    grid = low + (high - low) * sampler.grid()
+    y = jnp.zeros(len(start), jnp.int32)
+    guided = Guided(net, {}, process_, y, 0, scales={}, channels={})
+    fields = [(guided.field(frozenset(), frozenset()), 0, len(grid) - 1)]
+    return quick_jit(lambda x: base.sample(sampler, grid, fields, x, noise))(start)
+
+
+@every_path
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_that_predicts_perfectly_carries_noise_to_the_data(path, prediction):
+    process_ = flow(path, prediction=prediction)
     start = jnp.linspace(-2, 2, 5)[:, None, None, None]
-    run = quick_jit(lambda x: base.sample(SAMPLERS["heun2"](200), grid, fields, x, lambda i: x))
-    np.testing.assert_allclose(run(start), m + s * start, atol=0.01)
+    sampler = SAMPLERS["heun2"](200)
+    end = carry(process_, prediction, lambda told: told, sampler, start, lambda i: start)
+    np.testing.assert_allclose(end, MEAN + STD * start, atol=0.01)
 
 
 @every_path
@@ -371,3 +383,100 @@ def test_an_unknown_prediction_is_refused_by_name():
 def test_a_time_deviation_of_nothing_is_refused(std):
     with pytest.raises(ValueError, match=f"time_std = {std}: must be above 0"):
         flow("linear", "lognormal", time_std=std)
+
+
+# DDPM: the same laws on the thousand steps that DiT is trained on.
+
+ALPHA_BARS = np.cumprod(1 - (1e-4 + (0.02 - 1e-4) * np.arange(1000) / 999))
+STEP_TIMES = np.arange(1, 1001) / 1000
+
+
+def test_ddpm_meets_the_product_over_its_steps_at_every_one_of_them():
+    with jax.enable_x64(True):
+        exact = DDPM().coefficients(jnp.asarray(STEP_TIMES))
+        np.testing.assert_allclose(exact.alpha.ravel() ** 2, ALPHA_BARS, rtol=1e-11)
+        np.testing.assert_allclose(exact.sigma.ravel() ** 2, 1 - ALPHA_BARS, rtol=1e-11)
+    single = DDPM().coefficients(jnp.asarray(STEP_TIMES, jnp.float32))
+    np.testing.assert_allclose(single.alpha.ravel() ** 2, ALPHA_BARS, rtol=5e-6)
+    np.testing.assert_allclose(single.sigma.ravel() ** 2, 1 - ALPHA_BARS, rtol=1e-6)
+
+
+def test_ddpm_is_smooth_between_its_steps_with_the_numerical_derivatives_of_its_coefficients():
+    with jax.enable_x64(True):
+        t, h = np.linspace(0.0015, 0.9995, 999), 1e-6
+        c, before, after = (DDPM().coefficients(jnp.asarray(t + d)) for d in (0, -h, h))
+        for slope, low, high in (
+            (c.d_alpha, before.alpha, after.alpha),
+            (c.d_sigma, before.sigma, after.sigma),
+        ):
+            np.testing.assert_allclose(slope, (high - low) / (2 * h), rtol=1e-6)
+        # Halfway between steps log alpha is the mean of its neighbours' but for the curvature.
+        middles = 2 * np.log(np.ravel(c.alpha))
+    chords = (np.log(ALPHA_BARS)[:-1] + np.log(ALPHA_BARS)[1:]) / 2
+    np.testing.assert_allclose(middles - chords, (0.02 - 1e-4) / 999 / 8, rtol=0.05)
+
+
+def test_ddpm_draws_every_step_equally_often_and_tells_the_network_which():
+    draws = (np.arange(5000) + 0.5) / 5000
+    times = DDPM().time(jnp.asarray(draws, jnp.float32))
+    np.testing.assert_allclose(times, np.repeat(STEP_TIMES, 5), rtol=1e-6)
+    told = DDPM().condition_time(times)
+    np.testing.assert_allclose(told, np.repeat(np.arange(1000), 5), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(DDPM().time(jnp.array([0.0, 1 - 2**-24, 1.0])), [0.001, 1, 1])
+    drawn = DDPM().draw_time(jax.random.key(0), 1000)
+    assert 0 <= drawn.min() < 0.02 and 0.98 < drawn.max() < 1 and abs(drawn.mean() - 0.5) < 0.05
+
+
+def test_ddpm_tells_fractions_between_its_steps_and_nothing_below_the_first():
+    told = DDPM().condition_time(jnp.array([0.0, 0.0005, 0.001, 0.0025, 0.7, 1.0]))
+    np.testing.assert_allclose(told, [0, 0, 0, 1.5, 699, 999], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [True, False])
+def test_ddpm_visits_its_first_to_its_last_step_where_all_is_finite(sampling):
+    assert DDPM().interval(sampling=sampling) == (0.001, 1.0)
+    c = DDPM().coefficients(jnp.array([0.001, 1.0]))
+    values = [c.d_alpha, c.d_sigma, 1 / c.alpha, 1 / c.sigma]
+    assert np.all(np.isfinite(values))
+
+
+def test_ddpm_predicts_the_noise_from_which_velocity_and_score_follow(x0, noise, t):
+    alpha_bar = column(ALPHA_BARS[np.round(1000 * TIMES).astype(int) - 1])
+    sigma = np.sqrt(1 - alpha_bar).astype(np.float32)
+    x_t = DDPM().perturb(x0, noise, t)
+    close(x_t, np.sqrt(alpha_bar) * normal(0) + sigma * normal(1), atol=1e-6)
+    np.testing.assert_array_equal(DDPM().target(x0, noise, t), noise)
+    np.testing.assert_array_equal(DDPM().comparable(noise, t), noise)
+    _, velocity = jax.jvp(lambda t: DDPM().perturb(x0, noise, t), (t,), (jnp.ones_like(t),))
+    found = DDPM().velocity(noise, x_t, t)
+    close(found, velocity, atol=ATOL * np.abs(velocity).max())
+    close(sigma * DDPM().score(found, x_t, t), -noise, atol=3e-4)
+
+
+def told_ddpm(step):
+    """The time at which `DDPM` tells a network this step."""
+    return (step + 1) / 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "num_steps"), [("euler", 250), ("heun", 125), ("heun2", 125), ("dopri5", 1000)]
+)
+def test_a_perfect_ddpm_network_carries_noise_to_the_data_along_the_ode(name, num_steps):
+    start = jnp.linspace(-2, 2, 5)[:, None, None, None]
+    sampler = SAMPLERS[name](num_steps)
+    end = carry(DDPM(), "noise", told_ddpm, sampler, start, lambda i: start)
+    np.testing.assert_allclose(end, MEAN + STD * start, atol=0.01)
+
+
+def test_a_perfect_ddpm_network_carries_noise_to_the_data_along_the_sde():
+    shape = (20_000, 1, 1, 1)
+    keys = jax.random.split(jax.random.key(0), 251)
+
+    def noise(i):
+        return jax.random.normal(keys[i], shape)
+
+    sampler = SAMPLERS["euler_maruyama"](250)
+    end = np.ravel(carry(DDPM(), "noise", told_ddpm, sampler, noise(250), noise))
+    # Five standard errors, and what 250 steps leave.
+    np.testing.assert_allclose(end.mean(), MEAN, atol=5 * STD / np.sqrt(20_000) + 0.005)
+    np.testing.assert_allclose(end.std(), STD, atol=5 * STD / np.sqrt(40_000) + 0.005)

@@ -10,10 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ig_jax import tree
 from ig_jax.interop import names
-from ig_jax.models import lightningdit
+from ig_jax.interop.recognise import recognise
+from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SIZES, SiT, SiTSettings
 
@@ -21,7 +23,16 @@ KEYS = Path(__file__).parent / "golden" / "keys"
 READOUT = 2
 
 
-def make(depth: int, hidden_size: int, num_heads: int, qk_norm: bool, side: int, classes: int):
+def make(
+    depth: int,
+    hidden_size: int,
+    num_heads: int,
+    qk_norm: bool,
+    side: int,
+    classes: int,
+    readouts: tuple[int, ...] = (READOUT,),
+    network: type[SiT] = SiT,
+):
     settings = SiTSettings(
         depth=depth,
         hidden_size=hidden_size,
@@ -29,18 +40,24 @@ def make(depth: int, hidden_size: int, num_heads: int, qk_norm: bool, side: int,
         patch_size=2,
         mlp_ratio=4.0,
         qk_norm=qk_norm,
-        readouts=(READOUT,),
+        readouts=readouts,
         time_scale=1.0,
         dtype="float32",
         remat="none",
         unroll=1,
     )
-    net = SiT(settings, side, channels=4, num_classes=classes)
+    net = network(settings, side, channels=4, num_classes=classes)
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
 def make_lightningdit(
-    depth: int, hidden_size: int, num_heads: int, side: int, channels: int, classes: int
+    depth: int,
+    hidden_size: int,
+    num_heads: int,
+    side: int,
+    channels: int,
+    classes: int,
+    readouts: tuple[int, ...] = (READOUT,),
 ):
     settings = LightningDiTSettings(
         depth=depth,
@@ -49,7 +66,7 @@ def make_lightningdit(
         patch_size=1,
         mlp_ratio=4.0,
         qk_norm=False,
-        readouts=(READOUT,),
+        readouts=readouts,
         time_scale=1.0,
         dtype="float32",
         remat="none",
@@ -135,26 +152,72 @@ def test_a_published_state_dict_becomes_our_parameters_value_by_value(state):
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
-def full_size(file: str):
-    if file == "ig_lightningdit_xl1":
-        sizes = lightningdit.SIZES["XL"]
-        return make_lightningdit(*sizes, side=16, channels=32, classes=1000)
-    size = {"ig_sit_xl2": "XL", "ig_sit_b2": "B"}[file]
-    return make(*SIZES[size], qk_norm=False, side=32, classes=1000)
+# file -> what must be told of it, and the network that it is.
+FILES = {
+    "sit_official_xl2": ({"family": "sit"}, SiT, ()),
+    "dit_official_xl2": ({"family": "dit"}, DiT, ()),
+    "ig_sit_xl2": ({"readout_depth": READOUT}, SiT, (READOUT,)),
+    "ig_sit_b2": ({"readout_depth": READOUT}, SiT, (READOUT,)),
+    "sra_sit_xl2": ({}, SiT, ()),
+    "sra_dit_xl2": ({}, DiT, ()),
+    "lightningdit_official_xl1": ({}, LightningDiT, ()),
+    "ig_lightningdit_xl1": ({"readout_depth": READOUT}, LightningDiT, (READOUT,)),
+}
 
 
-@pytest.mark.parametrize("file", ["ig_sit_xl2", "ig_sit_b2", "ig_lightningdit_xl1"])
+def full_size(file: str, depth: int = 0):
+    """Parameters of the network, with so many blocks of it; 0: all."""
+    _, network, readouts = FILES[file]
+    all_blocks, *widths = SIZES["B" if file.endswith("b2") else "XL"]
+    sizes, common = (depth or all_blocks, *widths), {"classes": 1000, "readouts": readouts}
+    if network is LightningDiT:
+        return make_lightningdit(*sizes, side=16, channels=32, **common)
+    return make(*sizes, qk_norm=False, side=32, network=network, **common)
+
+
+def entry_shapes(file: str) -> dict[str, tuple[int, ...]]:
+    entries = json.loads((KEYS / f"{file}.json").read_text())
+    return {name: tuple(entry["shape"]) for name, entry in entries.items()}
+
+
+def kept_shapes(file: str) -> dict[str, tuple[int, ...]]:
+    """Of what import takes over: no rotary tables, no head of SRA, no sigma of the official SiT."""
+    left_out = ("feat_rope.", "ap_head.")
+    kept = {n: s for n, s in entry_shapes(file).items() if not n.startswith(left_out)}
+    if file == "sit_official_xl2":
+        kept |= {"final_layer.linear.weight": (16, 1152), "final_layer.linear.bias": (16,)}
+    return kept
+
+
+def test_every_list_of_names_is_tried():
+    others = {"sdvae_diffusers", "vavae_f16d32"}  # autoencoders
+    assert {path.stem for path in KEYS.glob("*.json")} - others == set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_full_size_models_have_exactly_the_published_names_and_shapes(file):
-    theirs = {
-        name: tuple(entry["shape"])
-        for name, entry in json.loads((KEYS / f"{file}.json").read_text()).items()
-        if not name.startswith("feat_rope.")  # follow from the sizes
+    # Blocks weigh nothing; import looks into the few others.
+    state = {
+        name: weightless(s) if name.startswith("blocks.") else np.zeros(s, np.float32)
+        for name, s in entry_shapes(file).items()
     }
-    ours = full_size(file)
-    filled = names.from_published({name: weightless(s) for name, s in theirs.items()}, ours)
+    told, expected = FILES[file][0], kept_shapes(file)
+    kept = recognise(state, **told).state
+    assert {n: a.shape for n, a in kept.items() if not n.startswith("feat_rope.")} == expected
+    empty = jax.tree.map(lambda leaf: weightless(leaf.shape), full_size(file))
+    for back in (published(empty), names.to_published(empty)):
+        assert {name: array.shape for name, array in back.items()} == expected
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_published_names_fill_the_parameters_of_blocks_of_full_width(file):
+    # Not all of them: numpy stacks even arrays without a byte value by value.
+    depth = READOUT + 1
+    beyond = tuple(f"blocks.{i}." for i in range(depth, 28))
+    theirs = {n: s for n, s in kept_shapes(file).items() if not n.startswith(beyond)}
+    ours = full_size(file, depth)
+    filled = names.from_published({n: weightless(s) for n, s in theirs.items()}, ours)
     assert shapes(filled) == shapes(ours)
-    back = published(jax.tree.map(lambda leaf: weightless(leaf.shape), ours))
-    assert {name: array.shape for name, array in back.items()} == theirs
 
 
 def test_a_gated_mlp_becomes_ours_value_by_value():
@@ -213,3 +276,15 @@ def test_all_that_is_wrong_with_a_state_dict_is_told_at_once(state):
         names.from_published(state, SMALL)
     for part in ("lacks 'pos_embed'", "fc1.weight'", "bias' has 13 values", "lacks: extra.weight"):
         assert part in str(error.value)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("network", ["base", "patch2"])
+def test_rotary_tables_are_those_of_published_files(golden_dir, network):
+    published = load_file(golden_dir / f"lightningdit_forward_{network}.safetensors")
+    tokens, head_dim = published["feat_rope.freqs_cos"].shape
+    tables = names.rotary_tables(round(tokens**0.5), head_dim)
+    assert set(tables) == set(names.DERIVED)
+    for name, table in tables.items():
+        np.testing.assert_allclose(table, published[name], rtol=0, atol=1e-6)
+        assert table.dtype == np.float32

@@ -54,7 +54,7 @@ def four_steps(changes=None, devices=None, done=0):
     batches = sharding.to_global(stacked, exp.mesh, axis=1)
     state = train.init_state(exp)
     state = state.replace(step=state.step + done)
-    state, found = train.make_dispatch(exp)(state, batches)
+    state, found = train.make_dispatch(exp)(state, batches, {})
     return state, jax.tree.map(np.asarray, found)
 
 

@@ -65,7 +65,9 @@ def trainer(workdir):
 
 def test_an_implicit_transfer_in_the_loop_raises(trainer):
     dispatch = trainer.dispatch
-    trainer.dispatch = lambda state, batches: dispatch(state, jax.tree.map(np.asarray, batches))
+    trainer.dispatch = lambda state, batches, encoder: dispatch(
+        state, jax.tree.map(np.asarray, batches), encoder
+    )
     with pytest.raises(Exception, match="Disallowed (host-to-device|device-to-host) transfer"):
         trainer.run()
 
@@ -75,9 +77,9 @@ def test_an_implicit_transfer_in_the_loop_raises(trainer):
 def test_a_loss_that_is_no_number_stops_at_its_step_and_is_never_saved(trainer, bad_step, value):
     dispatch = trainer.dispatch
 
-    def poisoned(state, batches):
+    def poisoned(state, batches, encoder):
         first = trainer.step + 1
-        state, metrics = dispatch(state, batches)
+        state, metrics = dispatch(state, batches, encoder)
         loss = np.array(metrics["loss"])
         loss[np.arange(first, first + len(loss)) == bad_step] = value
         return state, {**metrics, "loss": jax.device_put(loss)}
@@ -114,9 +116,9 @@ def test_a_stopped_run_saves_its_step_and_says_how_to_go_on(workdir, capsys, mon
     def interrupted(exp):
         dispatch = make_dispatch(exp)
 
-        def run(state, batches):
+        def run(state, batches, encoder):
             signal.raise_signal(signal.SIGTERM)
-            return dispatch(state, batches)
+            return dispatch(state, batches, encoder)
 
         return run
 

@@ -7,21 +7,19 @@ from dataclasses import dataclass
 from jaxtyping import Array
 
 from ig_jax.codecs import pixels
+from ig_jax.codecs.base import WithoutWeights
 from ig_jax.types import NONE, Images, Key, Latents, Params
 
 
 @dataclass(frozen=True)
-class AsStored:
+class AsStored(WithoutWeights):
     """Stored float32 [b, h, w, c] are the latents."""
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return stored_shape
 
-    def latent(self, stored: Array, key: Key) -> Latents:
+    def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
         return stored
-
-    def weights(self) -> Params:
-        return {}
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         return pixels.false_colours(x)

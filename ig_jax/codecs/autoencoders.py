@@ -1,83 +1,172 @@
-"""The published latents of ImageNet and the autoencoders behind them, as a run's codec.
+"""The published autoencoders of ImageNet's latents, as a run's codec.
 
   name     stored                                     what the network sees        pictures
   sd_vae   mean and std of the posterior [h, w, 8]    0.18215 (mean + std n)       255 (x + 1) / 2
   va_vae   a latent and its mirrored twin [h, w, 64]  (one of them - mean) / std   127.5 x + 128
 
-The noise n and the choice of the twin are fresh in every step, from the run's seed. A latent of one
-read by the other's codec has another number of channels, and is refused.
+The noise n and the choice of the twin are fresh in every step, from the run's seed. Where pictures
+are stored, uint8 [H, W, 3], they are encoded in every step. A latent of one read by the other's
+codec has another number of channels, and is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, UInt8
 
 from ig_jax.codecs import pixels, sd_vae, va_vae
 from ig_jax.errors import UserError
 from ig_jax.formats import state_dict, torch_file
 from ig_jax.types import NONE, Images, Key, Latents, Params
 
-
-def _half(stored_shape: tuple[int, ...], channels: int, name: str) -> tuple[int, int, int]:
-    """The latents' shape where two arrays of them are stored one behind the other."""
-    if len(stored_shape) != 3 or stored_shape[-1] != 2 * channels:
-        raise ValueError(
-            f"codec.name = {name!r}: reads [h, w, {2 * channels}], but the source holds "
-            f"{list(stored_shape)}; choose the codec that made these latents"
-        )
-    return (*stored_shape[:2], channels)
+INPUT_RANGE = (-1.0, 1.0)  # of pixels, as both autoencoders see them
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ENCODER, DECODER = ("encoder", "quant_conv"), ("post_quant_conv", "decoder")
 
 
-def _decoder(file: str, from_published: Callable[[Mapping[str, np.ndarray]], Params]) -> Params:
-    """What decoding reads of the weights in `file`; {} where no file is named."""
-    if not file:
-        return {}
-    try:
-        params = from_published(state_dict.read(Path(file), "data.codec.decoder").state)
-    except ValueError as error:
-        raise UserError(f"data.codec.decoder = {file!r}: {error}") from error
-    return {name: params[name] for name in ("post_quant_conv", "decoder")}
+def is_pictures(stored_shape: tuple[int, ...]) -> bool:
+    return len(stored_shape) == 3 and stored_shape[-1] == 3
+
+
+def _scaled(pictures: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+    return pictures.astype(jnp.float32) / 127.5 - 1
 
 
 @dataclass(frozen=True)
-class SdVae:
-    """Latents of the Stable Diffusion autoencoder, 4 channels, factor 8 (SiT, DiT)."""
+class Autoencoder(ABC):
+    """Fields and rules that both share."""
 
-    decoder: str  # published diffusion_pytorch_model.safetensors; '': pictures in false colours
+    weights: str  # the published file; '': latents must be stored, pictures are in false colours
+    dtype: str = "float32"  # of convolutions and matrix products: float32, bfloat16
+
+    name: ClassVar[str]
+    factor: ClassVar[int]  # pixels of a picture per latent pixel, along a side
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Of the latents."""
+
+    @abstractmethod
+    def from_published(self, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """All parameters from the state dict in the published file."""
+
+    @abstractmethod
+    def to_store(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
+        """What a data set of latents holds of pictures: float32 [b, h, w, 2 channels].
+
+        `keys` [b] are for what is random about that, so that it does not depend on the batch.
+        """
+
+    @abstractmethod
+    def sums(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of latents and of their squares over n, h and w, expected values: float64 [c].
+
+        `stored` [n, h, w, 2 channels] is as `to_store` gives it.
+        """
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        return _half(stored_shape, 4, "sd_vae")
+        channels, sides = self.channels, stored_shape[:2]
+        if is_pictures(stored_shape) and not any(side % self.factor for side in sides):
+            return (sides[0] // self.factor, sides[1] // self.factor, channels)
+        if len(stored_shape) != 3 or stored_shape[-1] != 2 * channels:
+            raise ValueError(
+                f"codec.name = {self.name!r}: reads latents [h, w, {2 * channels}] or pictures "
+                f"[H, W, 3] with sides divisible by {self.factor}, but the source holds "
+                f"{list(stored_shape)}; choose the codec that made these latents"
+            )
+        return (*sides, channels)
 
-    def latent(self, stored: Array, key: Key) -> Latents:
+    def _read(self, parts: tuple[str, ...]) -> Params:
+        try:
+            state = state_dict.read(Path(self.weights), "data.codec.weights").state
+            params = self.from_published(state)
+        except ValueError as error:
+            raise UserError(f"data.codec.weights = {self.weights!r}: {error}") from error
+        return {name: params[name] for name in parts}
+
+    def encoder_weights(self, stored_shape: tuple[int, ...]) -> Params:
+        if not is_pictures(stored_shape):
+            return {}
+        if not self.weights:
+            raise UserError(
+                "data.codec.weights = '': encoding pictures needs the autoencoder; name its "
+                "published file, or a source of latents"
+            )
+        return self._read(ENCODER)
+
+    def decoder_weights(self) -> Params:
+        return self._read(DECODER) if self.weights else {}
+
+
+@dataclass(frozen=True)
+class SdVae(Autoencoder):
+    """Latents of the Stable Diffusion autoencoder (SiT, DiT).
+
+    Its published file is diffusion_pytorch_model.safetensors.
+    """
+
+    name: ClassVar[str] = "sd_vae"
+    factor: ClassVar[int] = 8
+    channels: ClassVar[int] = 4
+
+    def from_published(self, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return sd_vae.from_published(state)
+
+    def to_store(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
+        """Mean and standard deviation of the posterior, neither scaled nor drawn from."""
+        posterior = sd_vae.encode(weights, _scaled(pictures), dtype=DTYPES[self.dtype])
+        return jnp.concatenate(posterior, axis=-1)
+
+    def sums(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean, std = np.split(stored.astype(np.float64), 2, axis=-1)
+        return mean.sum((0, 1, 2)), (mean**2 + std**2).sum((0, 1, 2))
+
+    def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
+        if is_pictures(stored.shape[1:]):
+            stored = self.to_store(stored, weights, key)
         mean, std = jnp.split(stored, 2, axis=-1)
         return sd_vae.SCALE * (mean + std * jax.random.normal(key, mean.shape, mean.dtype))
-
-    def weights(self) -> Params:
-        return _decoder(self.decoder, sd_vae.from_published)
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
             return pixels.false_colours(x)
-        return pixels.to_uint8_truncated(sd_vae.decode(weights, x / sd_vae.SCALE))
+        out = sd_vae.decode(weights, x / sd_vae.SCALE, dtype=DTYPES[self.dtype])
+        return pixels.to_uint8_truncated(out)
 
 
 @dataclass(frozen=True)
-class VaVae:
-    """Latents of VA-VAE, 32 channels, factor 16 (LightningDiT)."""
+class VaVae(Autoencoder):
+    """Latents of VA-VAE (LightningDiT).
 
-    statistics: str  # published latents_stats.pt: mean and std of every channel
-    decoder: str  # published vavae-imagenet256-f16d32-dinov2.pt; '': pictures in false colours
+    Its published file is vavae-imagenet256-f16d32-dinov2.pt.
+    """
 
-    def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        return _half(stored_shape, self._statistics[0].size, "va_vae")
+    # latents_stats.pt: mean and std of every channel; '': not known, as before latents are made
+    statistics: str = ""
+
+    name: ClassVar[str] = "va_vae"
+    factor: ClassVar[int] = 16
+
+    @property
+    def channels(self) -> int:
+        return self._statistics[0].size if self.statistics else 32
+
+    def from_published(self, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return va_vae.from_published(state)
 
     @cached_property
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +175,7 @@ class VaVae:
         if not file.is_file():
             raise UserError(
                 f"data.codec.statistics = {self.statistics!r}: no such file; it lies beside the "
-                "published latents as latents_stats.pt"
+                "latents as latents_stats.pt"
             )
         found = torch_file.load(file)
         both = [found.get(name) if isinstance(found, dict) else None for name in ("mean", "std")]
@@ -99,17 +188,46 @@ class VaVae:
         mean, std = (np.array(array, np.float32).reshape(1, 1, 1, -1) for array in both)
         return mean, std
 
-    def latent(self, stored: Array, key: Key) -> Latents:
+    @property
+    def statistics_per_channel(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean and standard deviation [c]; None where they are not known."""
+        if not self.statistics:
+            return None
         mean, std = self._statistics
-        plain, mirrored = jnp.split(stored, 2, axis=-1)
-        turned = jax.random.bernoulli(key, shape=(stored.shape[0], 1, 1, 1))
-        return (jnp.where(turned, mirrored, plain) - mean) / std
+        return mean.reshape(-1), std.reshape(-1)
 
-    def weights(self) -> Params:
-        return _decoder(self.decoder, va_vae.from_published)
+    def _draw(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
+        mean, std = va_vae.encode(weights, _scaled(pictures), dtype=DTYPES[self.dtype])
+        noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:], mean.dtype))(keys)
+        return mean + std * noise
+
+    def to_store(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
+        """A draw from the posterior of the picture, and one from that of its mirror image."""
+        # Side by side in the batch: each device then has both twins of its own pictures.
+        both = jnp.stack([pictures, pictures[:, :, ::-1]], axis=1)
+        keys = jax.vmap(jax.random.split)(keys)
+        draws = self._draw(both.reshape(-1, *pictures.shape[1:]), weights, keys.reshape(-1))
+        twins = draws.reshape(-1, 2, *draws.shape[1:])
+        return jnp.concatenate([twins[:, 0], twins[:, 1]], axis=-1)
+
+    def sums(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Without the mirrored twins, as the published statistics are taken."""
+        plain = np.split(stored.astype(np.float64), 2, axis=-1)[0]
+        return plain.sum((0, 1, 2)), (plain**2).sum((0, 1, 2))
+
+    def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
+        mean, std = self._statistics
+        turned = jax.random.bernoulli(key, shape=(stored.shape[0], 1, 1, 1))
+        if is_pictures(stored.shape[1:]):
+            pictures = jnp.where(turned, stored[:, :, ::-1], stored)
+            keys = jax.random.split(jax.random.fold_in(key, 1), len(stored))
+            return (self._draw(pictures, weights, keys) - mean) / std
+        plain, mirrored = jnp.split(stored, 2, axis=-1)
+        return (jnp.where(turned, mirrored, plain) - mean) / std
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
             return pixels.false_colours(x)
         mean, std = self._statistics
-        return pixels.to_uint8_rounded(va_vae.decode(weights, x * std + mean))
+        out = va_vae.decode(weights, x * std + mean, dtype=DTYPES[self.dtype])
+        return pixels.to_uint8_rounded(out)

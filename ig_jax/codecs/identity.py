@@ -8,21 +8,19 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ig_jax.codecs import pixels
+from ig_jax.codecs.base import WithoutWeights
 from ig_jax.types import NONE, Images, Key, Latents, Params
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(WithoutWeights):
     """Stored uint8 [b, h, w, c] <-> latents x / 127.5 - 1 of the same shape."""
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return stored_shape
 
-    def latent(self, stored: Array, key: Key) -> Latents:
+    def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
         return stored.astype(jnp.float32) / 127.5 - 1
-
-    def weights(self) -> Params:
-        return {}
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         """Clamped and rounded half up, the inverse of `latent` on 8-bit images."""

@@ -22,8 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ig_jax.errors import UserError
+from ig_jax.data import record
+from ig_jax.data.record import Record
+from ig_jax.errors import BadExample, UserError
 
+CODEC = "va_vae"  # whose layout this is
 LENGTH = 8  # bytes that tell how long the header is
 TENSORS = {"latents": "F32", "latents_flip": "F32", "labels": "I64"}  # as the format calls dtypes
 DTYPES = {"F32": "<f4", "I64": "<i8"}  # as numpy calls them
@@ -52,8 +55,9 @@ class SafetensorsShards:
     into memory and reads all labels.
 
     Raises, on first use or from `batch`:
-      UserError: something is missing, cut off, of another shape or dtype, not finite, or labelled
-        outside of 0..num_classes - 1; names the file.
+      UserError: something is missing, cut off, of another shape or dtype, or labelled outside of
+        0..num_classes - 1; names the file.
+      BadExample: a latent is not finite; names its file and place.
     """
 
     path: str
@@ -85,6 +89,23 @@ class SafetensorsShards:
     def __len__(self) -> int:
         return len(self._opened.labels)
 
+    @cached_property
+    def _record(self) -> Record | None:
+        return record.read(Path(self.path))
+
+    @property
+    def codec(self) -> str:
+        return self._record.codec if self._record else CODEC
+
+    def record(self) -> Record | None:
+        return self._record
+
+    def name(self, index: int) -> str:
+        """'latents_rank00_shard000.safetensors:17', the shard and the place in it."""
+        shards, starts, _ = self._opened
+        owner = int(np.searchsorted(starts, index, side="right")) - 1
+        return f"{shards[owner].file.name}:{index - starts[owner]}"
+
     def held_out(self) -> None:
         return None  # the layout has a folder per split, and each is a source of its own
 
@@ -103,7 +124,7 @@ def _read(shard: _Shard, place: int, out: np.ndarray) -> None:
     both = [shard.latents[place], shard.flipped[place]]
     np.concatenate([array.transpose(1, 2, 0) for array in both], axis=-1, out=out)
     if not np.isfinite(out).all():
-        raise UserError(
+        raise BadExample(
             f"{shard.file}: latent {place} or its mirrored twin holds NaN or infinity; extract "
             "this shard again"
         )

@@ -53,9 +53,7 @@ class VariancePreserving:
         rise = self.beta_max - self.beta_min
         log_alpha = -(t**2) * rise / 4 - t * self.beta_min / 2
         d_log_alpha = -t * rise / 2 - self.beta_min / 2
-        alpha = jnp.exp(log_alpha)
-        sigma = jnp.sqrt(-jnp.expm1(2 * log_alpha))
-        return Coefficients(alpha, sigma, alpha * d_log_alpha, -(alpha**2) * d_log_alpha / sigma)
+        return process.variance_preserving(log_alpha, d_log_alpha)
 
     def time_of_ratio(self, ratio: Array) -> Array:
         """At most 1, where sigma / alpha is about 150."""
@@ -72,7 +70,7 @@ END, VP_TRAINING_END = 1e-3, 1e-5
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(process.Gaussian):
     """A path, what the network predicts on it, and a distribution of training times."""
 
     path: str  # linear, cosine, vp
@@ -117,10 +115,6 @@ class Flow:
         low, high = self.interval(sampling=False)
         return low + (high - low) * t
 
-    def perturb(self, x0: Latents, noise: Latents, t: Times) -> Latents:
-        c = self.coefficients(t)
-        return c.alpha * x0 + c.sigma * noise
-
     def target(self, x0: Latents, noise: Latents, t: Times) -> Latents:
         """What `comparable` predictions should be: v, eps, or -eps (sigma times the score)."""
         if self.prediction == "velocity":
@@ -142,7 +136,3 @@ class Flow:
         if self.prediction == "noise":
             return process.velocity_from_noise(c, pred, x)
         return process.velocity_from_score(c, pred, x)
-
-    def score(self, velocity: Latents, x: Latents, t: Array) -> Latents:
-        """Score of p_t at x from a (possibly guided) velocity; t in (0, 1]."""
-        return process.score_from_velocity(self.coefficients(t), velocity, x)

@@ -16,13 +16,14 @@ x_0 and eps.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ig_jax.types import Latents
+from ig_jax.types import Latents, Times
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ def expand(t: Array) -> Array:
     """Times [b] or a scalar -> broadcastable against latents [b, h, w, c]."""
     t = jnp.asarray(t)
     return t.reshape(t.shape + (1,) * (4 - t.ndim)) if t.ndim else t
+
+
+def variance_preserving(log_alpha: Array, d_log_alpha: Array) -> Coefficients:
+    """Those with alpha^2 + sigma^2 = 1; sigma' is infinite where sigma is 0."""
+    alpha = jnp.exp(log_alpha)
+    sigma = jnp.sqrt(-jnp.expm1(2 * log_alpha))
+    return Coefficients(alpha, sigma, alpha * d_log_alpha, -(alpha**2) * d_log_alpha / sigma)
 
 
 def data_from_velocity(c: Coefficients, v: Latents, x: Latents) -> Latents:
@@ -90,3 +98,19 @@ def velocity_from_score(c: Coefficients, score: Latents, x: Latents) -> Latents:
 def velocity_from_noise_and_data(c: Coefficients, noise: Latents, x0: Latents) -> Latents:
     """v = alpha' x_0 + sigma' eps: the target of flow matching."""
     return c.d_alpha * x0 + c.d_sigma * noise
+
+
+class Gaussian(ABC):
+    """What every process of this form does in the same way."""
+
+    @abstractmethod
+    def coefficients(self, t: Array) -> Coefficients:
+        """At times [b] or one time, broadcastable against latents."""
+
+    def perturb(self, x0: Latents, noise: Latents, t: Times) -> Latents:
+        c = self.coefficients(t)
+        return c.alpha * x0 + c.sigma * noise
+
+    def score(self, velocity: Latents, x: Latents, t: Array) -> Latents:
+        """Score of p_t at x from a (possibly guided) velocity; t in (0, 1]."""
+        return score_from_velocity(self.coefficients(t), velocity, x)

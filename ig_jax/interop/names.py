@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ig_jax import tree
+from ig_jax.models import layers
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,13 @@ SHELL_RULES = [
 DERIVED = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
 
 
+def rotary_tables(side: int, head_dim: int) -> dict[str, np.ndarray]:
+    """The derived tables of a network on side x side tokens, float32 [side**2, head_dim]."""
+    angles = layers.rotation_angles(side, head_dim).repeat(2, axis=1)
+    tables = (np.cos(angles), np.sin(angles))
+    return {name: table.astype(np.float32) for name, table in zip(DERIVED, tables, strict=True)}
+
+
 def _find(rules: Iterable[Rule], name: str) -> tuple[str, Rule]:
     for rule in rules:
         match = re.fullmatch(rule.ours, name)
@@ -150,7 +158,7 @@ def from_published(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> 
 def to_published(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The published state dict of our parameters: contiguous arrays under published names.
 
-    The inverse of `from_published`; the tables that follow from the sizes are left out.
+    The inverse of `from_published`, without the tables that follow from the sizes.
     """
 
     def give(prefix: str, name: str, rules: list[Rule], leaf: np.ndarray) -> None:

@@ -1,8 +1,9 @@
-"""What a published state dict is, from its names and shapes alone, turned into this code's terms.
+"""What a published state dict is, from its names and shapes alone, turned into our terms.
 
-Known: SiT (official, with learned sigma), SiT + Internal Guidance, REPA SiT, SRA SiT, LightningDiT
-with and without Internal Guidance. What only training needed (projectors, SRA's head) is dropped,
-and so is the half of the official SiT's output that its sampler discards.
+Known: SiT (official, with learned sigma), SiT + Internal Guidance, REPA SiT, SRA SiT, DiT (official,
+SRA), LightningDiT with and without Internal Guidance. What only training needed (projectors, SRA's
+head) is dropped, and so is the half of the official SiT's output that its sampler discards. DiT's
+second half, the learned variance, is kept.
 
 The official SiT counts time from noise to data: v(x, t) = -v_official(x, 1 - t). That is folded
 into two layers, exactly: with cos(f (1 - t)) and sin(f (1 - t)) expanded, the first time layer's
@@ -26,7 +27,11 @@ TRAINING_ONLY = ("ap_head.", "projectors.")
 HEADS = {
     width: heads for sizes in (sit.SIZES, lightningdit.SIZES) for _, width, heads in sizes.values()
 }
-FAMILIES = ("sit", "dit")
+
+DIT_NOTE = (
+    "DiT: predicts noise, kept with its learned variance. The config samples it along the ODE; the "
+    "published ancestral steps, which use the variance, are not built"
+)
 
 
 class Recognised(NamedTuple):
@@ -49,25 +54,27 @@ def recognise(state: State, readout_depth: int = 0, family: str = "") -> Recogni
       family: sit or dit, which the official files of both do not tell apart. '': not told.
 
     Raises:
-      UserError: it is no network known here, or more must be told.
+      UserError: it is no network known here, or more must be told, or what is told is wrong.
     """
     for name in ("x_embedder.proj.weight", "pos_embed", "y_embedder.embedding_table.weight"):
         if name not in state:
-            raise UserError(f"the checkpoint lacks {name!r}: it is no SiT or LightningDiT")
+            raise UserError(f"the checkpoint lacks {name!r}: it is no SiT, DiT or LightningDiT")
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     kept = {n: a for n, a in state.items() if not n.startswith(TRAINING_ONLY)}
     dropped = sorted({n.split(".")[0] for n in state if n not in kept})
     notes = [f"left out, needed in training only: {', '.join(dropped)}"] if dropped else []
-    is_lightningdit = any(f"blocks.0.{n}.weight" in state for n in ("mlp.w12", "norm1"))
     with_sigma = len(state["final_layer.linear.bias"]) == 2 * patch**2 * channels
-    if not is_lightningdit and with_sigma:
-        _require_sit(family, sra="ap_head.linear1.weight" in state)
+    name = _family(state, with_sigma, family)
+    is_dit, is_lightningdit = name == "dit", name == "lightningdit"
+    if is_dit:
+        notes.append(DIT_NOTE)
+    elif with_sigma:
         kept |= _without_sigma(kept, patch, channels)
         kept |= _turned_round(kept)
         notes.append("official SiT: learned sigma dropped, direction of time turned round")
     gated = "blocks.0.mlp.w12.weight" in state
     model = {
-        "name": "lightningdit" if is_lightningdit else "sit",
+        "name": name,
         "depth": len({n.split(".")[1] for n in state if n.startswith("blocks.")}),
         "hidden_size": width,
         "num_heads": _heads(state, width),
@@ -89,19 +96,34 @@ def recognise(state: State, readout_depth: int = 0, family: str = "") -> Recogni
         }
     side = patch * math.isqrt(state["pos_embed"].shape[1])
     classes = len(state["y_embedder.embedding_table.weight"]) - 1
-    return Recognised(model, side, channels, classes, kept, notes + [_table(state, side, patch)])
+    return Recognised(
+        model=model,
+        side=side,
+        channels=channels,
+        classes=classes,
+        state=kept,
+        notes=notes + [_table(state, side, patch)],
+    )
 
 
-def _require_sit(family: str, sra: bool) -> None:
-    if sra or family == "dit":
-        raise UserError(
-            "the checkpoint is a DiT with learned variance, which is not built here yet"
-        )
-    if family != "sit":
+def _family(state: State, with_sigma: bool, told: str) -> str:
+    """The family's name in `models`. Of the SRA networks only the DiT learns a variance."""
+    if any(f"blocks.0.{name}.weight" in state for name in ("mlp.w12", "norm1")):
+        found = "lightningdit"
+    elif not with_sigma:
+        found = "sit"
+    elif "ap_head.linear1.weight" in state:
+        found = "dit"
+    elif told:
+        found = told
+    else:
         raise UserError(
             "official SiT and DiT checkpoints have the same names and shapes: say --family=sit or "
             "--family=dit"
         )
+    if told not in ("", found):
+        raise UserError(f"--family={told}: the checkpoint is a {found} by its names and shapes")
+    return found
 
 
 def _heads(state: State, width: int) -> int:

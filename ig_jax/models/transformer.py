@@ -1,12 +1,12 @@
-"""The transformer that SiT and LightningDiT are: settings, parameters, one forward pass.
+"""The transformer that SiT, DiT and LightningDiT are: settings, parameters, one forward pass.
 
 A readout is a second final layer of the same shape, applied to the tokens after one of the blocks:
 an early head that predicts the same as the final one (Internal Guidance, arXiv 2512.24176). In the
 published code it is called `final_layer_xr`, and the depth it reads `encoder_depth` (counted from
 1). Here any number of depths may have one.
 
-A family (`sit.py`, `lightningdit.py`) is a settings class, which says what its blocks are made of,
-and a network class, which may turn inputs and outputs into this code's conventions.
+A family (`sit.py`, `dit.py`, `lightningdit.py`) is a settings class, which says what its blocks are
+made of, and a network class, which may turn inputs and outputs into this code's conventions.
 """
 
 from __future__ import annotations
@@ -107,12 +107,13 @@ class _Shell(nnx.Module):
         side: int,
         channels: int,
         classes: int,
+        outputs: int,
         readout_init: nnx.Initializer,
         *,
         rngs: nnx.Rngs,
     ):
         dtype = DTYPES[s.dtype]
-        features = s.patch_size**2 * channels
+        features = s.patch_size**2 * outputs * channels
 
         def head(init: nnx.Initializer):
             return layers.FinalLayer(
@@ -152,6 +153,7 @@ class Transformer:
     num_classes: int
 
     readout_init: ClassVar[nnx.Initializer]  # of both matrices of an early head
+    outputs: ClassVar[int] = 1  # values of a head for each channel; the first is the prediction
 
     def __post_init__(self):
         if self.side % self.settings.patch_size:
@@ -166,7 +168,8 @@ class Transformer:
 
     def _shell(self, rngs: nnx.Rngs) -> _Shell:
         data = (self.side, self.channels, self.num_classes)
-        return _Shell(self.settings, *data, type(self).readout_init, rngs=rngs)
+        family = type(self)
+        return _Shell(self.settings, *data, family.outputs, family.readout_init, rngs=rngs)
 
     def _block(self, rngs: nnx.Rngs) -> layers.Block:
         s = self.settings
@@ -220,7 +223,8 @@ class Transformer:
         )
 
         def read(head: layers.FinalLayer, tokens: Tokens) -> Latents:
-            return embed.unpatchify(head(tokens, c), s.patch_size).astype(jnp.float32)
+            values = embed.unpatchify(head(tokens, c), s.patch_size)
+            return values[..., : self.channels].astype(jnp.float32)
 
         return NetOutput(
             pred=read(shell.final_layer, tokens),

@@ -1,0 +1,36 @@
+"""What codecs share: having no weights, and working through a batch in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ig_jax import tree
+from ig_jax.types import Params
+
+
+class WithoutWeights:
+    """A codec that needs no weights, neither way."""
+
+    def encoder_weights(self, stored_shape: tuple[int, ...]) -> Params:
+        return {}
+
+    def decoder_weights(self) -> Params:
+        return {}
+
+
+def in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:
+    """`function(x)` on at most `most` rows [b, ...] at a time on each device, to bound memory.
+
+    `function` must treat rows alone, as it is also given rows of zeros.
+    """
+    rows = len(x)
+    parts = -(-rows // (most * jax.device_count()))
+    if parts == 1:
+        return function(x)
+    padded = jnp.pad(x, [(0, -rows % parts)] + [(0, 0)] * (x.ndim - 1))
+    out = lax.map(function, tree.cut(padded, parts))
+    return tree.joined(out)[:rows]

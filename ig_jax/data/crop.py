@@ -1,0 +1,64 @@
+"""From a picture of any kind to a square of 8-bit RGB: the crop that published latents are made of.
+
+Known as `center_crop_arr` (ADM, DiT, SiT) and `center-crop-dhariwal` (EDM2, REPA). It stays with
+Pillow on the host because Pillow rounds to 8 bits after each of its two passes, and the latents
+that people compare were made from pixels rounded so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from ig_jax.errors import BadExample
+
+NAME = "center-crop-dhariwal"  # in records of what made latents
+
+# Of a source of pictures. Pillow leaves the interpreter to others while it decodes and scales, and
+# a few threads more than cores hide the latency of a disk or network.
+THREADS = max(8, os.cpu_count() or 1)
+
+
+def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The largest square in the centre, scaled to `size`; smaller pictures are scaled up.
+
+    Halved with a box filter while both sides have at least twice the size, then scaled with a
+    bicubic filter until the shorter side has the size, then cut; an odd remainder leaves one pixel
+    more on the right and at the bottom.
+    """
+    image = image.convert("RGB")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def decode(content: bytes, size: int, name: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The crop of an encoded picture (JPEG, PNG, ...).
+
+    Raises:
+      BadExample: Pillow cannot read it; calls the picture `name`.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            picture = image.convert("RGB")
+    # Pillow's decoders raise whatever their parsing runs into (OSError, SyntaxError, ValueError,
+    # struct.error, DecompressionBombError, ...), and all of it means the same.
+    except Exception as error:
+        raise BadExample(
+            f"{name}: cannot be decoded ({_reason(error)}); replace the picture or remove it"
+        ) from error
+    return center_crop(picture, size)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose own text is the address of a buffer
+        return "it is of no format that Pillow knows"
+    return " ".join(str(error).split()) or type(error).__name__

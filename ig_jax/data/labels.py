@@ -1,0 +1,64 @@
+"""Classes of files as the published tools write them: `dataset.json` at the root of their tree.
+
+It holds {"labels": [[file, class], ...]}, in any order, with names relative to the root.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from jaxtyping import Int32
+
+from ig_jax.data import file_tree
+from ig_jax.data.file_tree import FileTree
+from ig_jax.errors import UserError
+
+FILE = "dataset.json"
+
+
+def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray, "n"]:
+    """The class of every name.
+
+    Raises:
+      UserError: the file is cut off or gives no labels, a label is none of 0..num_classes - 1, or
+        its files are not exactly `names`; names the file.
+    """
+    file, label_of = tree.place(FILE), {}
+    for entry in _entries(tree):
+        match entry:
+            case [str(name), int(label)]:
+                label_of[name] = label
+            case _:
+                raise UserError(f"{file}: entry {entry!r} must be [file, class number]; mend it")
+        if not 0 <= label < num_classes:
+            raise UserError(
+                f"{file}: label {label} of {name} must lie in 0..{num_classes - 1}; raise "
+                "num_classes or mend the label"
+            )
+    unlabelled = [name for name in names if name not in label_of]
+    if unlabelled:
+        raise UserError(
+            f"{file}: {file_tree.some(unlabelled)} not in it; add their labels or remove them"
+        )
+    if len(label_of) > len(names):
+        absent = sorted(label_of.keys() - set(names))
+        raise UserError(
+            f"{file}: {file_tree.some(absent)} in it but not beside it; copy them again"
+        )
+    return np.asarray([label_of[name] for name in names], np.int32)
+
+
+def _entries(tree: FileTree) -> list:
+    file = tree.place(FILE)
+    try:
+        content = json.loads(tree.read(FILE))
+    except ValueError as error:
+        raise UserError(f"{file}: is cut off or no JSON; copy it again") from error
+    entries = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(
+            f'{file}: must hold {{"labels": [[file, class], ...]}}, but gives no labels; write it '
+            "again from images that have some"
+        )
+    return entries

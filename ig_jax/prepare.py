@@ -1,0 +1,318 @@
+"""--mode=prepare: from pictures to a data set of latents, or from one layout of latents to another.
+
+The examples are cut into parts. Every part is read, encoded and written, and then noted in
+`parts/`: a run that was killed skips the parts that are noted. What is encoded together depends on
+the part alone and what is random on the example alone, so the files are the same bytes however
+often a run was broken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ig_jax import checkpoint, logs, prng, sharding, tree
+from ig_jax.build import Experiment
+from ig_jax.codecs.autoencoders import INPUT_RANGE, Autoencoder
+from ig_jax.data import crop, record
+from ig_jax.data.record import Record
+from ig_jax.data.write import LAYOUTS, Layout, Part, Whole
+from ig_jax.errors import BadExample, UserError
+from ig_jax.types import Encoded, Params, Source
+
+SETTINGS, NOTES = "prepare.json", "parts"
+READERS = 16  # examples read at the same time; most of that is waiting for files
+AHEAD = 3  # batches being read while one is encoded
+LISTED = 10  # unreadable examples that are printed; the record lists all
+
+
+class _Example(NamedTuple):
+    index: int
+    row: np.ndarray
+    label: int
+    name: str
+
+
+class _Unreadable(NamedTuple):
+    reason: str
+
+
+Encode = Callable[[Iterator[list[_Example]]], Iterator[np.ndarray]]
+
+
+def _read(source: Source, index: int) -> _Example | _Unreadable:
+    try:
+        batch = source.batch(np.array([index]))
+    except BadExample as error:
+        return _Unreadable(str(error))
+    name = source.name(index) if hasattr(source, "name") else f"{index:08d}"
+    return _Example(index, batch["stored"][0], int(batch["label"][0]), name)
+
+
+def _batches(
+    source: Source, indices: range, size: int, readers: ThreadPoolExecutor
+) -> Iterator[list[_Example | _Unreadable]]:
+    """The examples in batches, some being read ahead."""
+    waiting = deque(indices[i : i + size] for i in range(0, len(indices), size))
+    reading: deque[list[Future]] = deque()
+    while waiting or reading:
+        while waiting and len(reading) <= AHEAD:
+            reading.append([readers.submit(_read, source, i) for i in waiting.popleft()])
+        yield [future.result() for future in reading.popleft()]
+
+
+def _as_they_are(batches: Iterator[list[_Example]]) -> Iterator[np.ndarray]:
+    """Latents need no encoding."""
+    for examples in batches:
+        yield np.stack([x.row for x in examples])
+
+
+class _Encoder:
+    """Batches of pictures -> float32 [n, h, w, c] as the data set will hold them."""
+
+    def __init__(self, exp: Experiment):
+        self._mesh, self._size = exp.mesh, exp.config.prepare.batch_size
+        whole, rows = sharding.replicated(exp.mesh), sharding.over_batch(exp.mesh)
+        self._weights = jax.device_put(exp.encoder_weights, whole)
+
+        def encode(batch: dict[str, jax.Array], weights: Params) -> jax.Array:
+            keys = prng.keys(exp.config.seed, "prepare", batch["index"])
+            return exp.config.data.codec.to_store(batch["picture"], weights, keys)
+
+        self._program = jax.jit(encode, in_shardings=(rows, whole), out_shardings=rows)
+
+    def _start(self, examples: list[_Example]) -> jax.Array:
+        """Sets the devices to work."""
+        # Padded, so that one program does them all.
+        filled = examples + examples[-1:] * (self._size - len(examples))
+        batch = {"picture": np.stack([x.row for x in filled])}
+        batch["index"] = np.array([x.index for x in filled], np.int32)
+        return self._program(sharding.to_global(batch, self._mesh), self._weights)
+
+    def __call__(self, batches: Iterator[list[_Example]]) -> Iterator[np.ndarray]:
+        """One batch behind, so that the devices need not wait for the next."""
+        previous = None
+        for examples in batches:
+            started = self._start(examples), len(examples)
+            if previous:
+                yield sharding.to_host(previous[0])[: previous[1]]
+            previous = started
+        if previous:
+            yield sharding.to_host(previous[0])[: previous[1]]
+
+
+class _Preparation:
+    """One data set being written to one folder."""
+
+    def __init__(self, exp: Experiment, folder: Path):
+        c = exp.config
+        self.exp, self.folder, self.settings = exp, folder, c.prepare
+        self.source, self.codec = c.data.source, c.data.codec
+        size = c.prepare.examples_per_file
+        total = len(self.source)
+        self.parts = [range(i, min(i + size, total)) for i in range(0, total, size)]
+        _check(exp)
+
+    @cached_property
+    def layout(self) -> Layout:
+        *sides, channels = self.codec.latent_shape(self.source.stored_shape)
+        return LAYOUTS[self.settings.layout](
+            folder=self.folder,
+            codec=self.codec.name,
+            parts=len(self.parts),
+            num_classes=self.exp.num_classes,
+            shape=(*sides, 2 * channels),
+        )
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """Everything that decides what is written."""
+        weights = self.codec.weights
+        return {
+            "seed": self.exp.config.seed,
+            "data": json.loads(json.dumps(self.exp.config.raw["data"])),
+            "prepare": dataclasses.asdict(self.settings),
+            "autoencoder": _hash(Path(weights)) if weights else "",
+        }
+
+    def begin(self) -> None:
+        """Makes the folder, or sees that what is in it was begun in the same way."""
+        file = self.folder / SETTINGS
+        if not file.exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise UserError(f"--workdir={self.folder}: holds other files; name an empty folder")
+            (self.folder / NOTES).mkdir(parents=True)
+            return logs.write_json(file, self.made_of)
+        different = tree.differences(json.loads(file.read_text()), self.made_of)
+        if different:
+            raise UserError(
+                f"--workdir={self.folder}: was begun with other settings "
+                f"({'; '.join(different)}): use them, or another folder"
+            )
+
+    def note(self, part: int) -> Path:
+        return self.folder / NOTES / f"{part:05d}.json"
+
+    def make(self, number: int, encode: Encode, readers: ThreadPoolExecutor, bar: Any) -> None:
+        """Reads, encodes, writes and notes one part."""
+        good: list[_Example] = []
+        skipped: list[str] = []
+
+        def readable() -> Iterator[list[_Example]]:
+            size = self.settings.batch_size
+            for batch in _batches(self.source, self.parts[number], size, readers):
+                reasons = [x.reason for x in batch if isinstance(x, _Unreadable)]
+                if reasons and self.settings.bad_examples == "stop":
+                    raise UserError(f"{reasons[0]}, or pass --config.prepare.bad_examples=skip")
+                skipped.extend(reasons)
+                examples = [x for x in batch if isinstance(x, _Example)]
+                good.extend(x._replace(row=None) for x in examples)
+                bar.update(len(batch))
+                if examples:
+                    yield examples
+
+        stored = list(encode(readable()))
+        if not good:
+            raise UserError(f"not one of {len(skipped)} examples is readable; {skipped[0]}")
+        part = Part(
+            number,
+            np.array([x.index for x in good]),
+            [x.name for x in good],
+            np.array([x.label for x in good]),
+            np.concatenate(stored),
+        )
+        try:
+            self.layout.write(part)
+        except (OSError, RuntimeError) as error:  # the latter from array_record
+            raise UserError(
+                f"{self.folder}: cannot be written to ({error}); make room and run the same "
+                "command again"
+            ) from error
+        self._write_note(part, skipped)
+
+    def _write_note(self, part: Part, skipped: list[str]) -> None:
+        first, second = self.codec.sums(part.stored)
+        note = {
+            "indices": part.indices.tolist(),
+            "labels": part.labels.tolist(),
+            "skipped": skipped,
+            "values": int(np.prod(part.stored.shape[:3])),  # of each channel
+            "first": first.tolist(),
+            "second": second.tolist(),
+        }
+        logs.write_json(self.note(part.number), note)
+
+    def finish(self) -> Record:
+        """Writes what describes the whole, and tidies up."""
+        notes = [json.loads(self.note(i).read_text()) for i in range(len(self.parts))]
+        whole = _whole(notes)
+        self.layout.finish(whole)
+        made = self._record(whole, [reason for note in notes for reason in note["skipped"]])
+        logs.write_text(self.layout.record_folder / record.FILE, record.dumps(made))
+        shutil.rmtree(self.folder / NOTES)
+        return made
+
+    def _record(self, whole: Whole, skipped: list[str]) -> Record:
+        known = self.source.record() if isinstance(self.source, Encoded) else None
+        if known is None:
+            pictures = not isinstance(self.source, Encoded)
+            known = Record(
+                codec=self.codec.name,
+                autoencoder=self.made_of["autoencoder"] if pictures else "",
+                image_size=self.source.stored_shape[0] if pictures else 0,
+                crop=crop.NAME if pictures else "",
+                input_range=INPUT_RANGE if pictures else (),
+                examples=0,
+                skipped=(),
+                mean=(),
+                std=(),
+                source={},
+                versions={},
+            )
+        return dataclasses.replace(
+            known,
+            examples=sum(map(len, whole.labels)),
+            skipped=(*known.skipped, *skipped),
+            mean=tuple(whole.mean.tolist()),
+            std=tuple(whole.std.tolist()),
+            source=self.made_of["data"]["source"],
+            versions=checkpoint.versions(),
+        )
+
+
+def _whole(notes: list[dict[str, Any]]) -> Whole:
+    """Mean and (n - 1) standard deviation of every channel from sums over the parts."""
+    count = sum(note["values"] for note in notes)
+    first, second = (np.sum([note[n] for note in notes], axis=0) for n in ("first", "second"))
+    mean = first / count
+    std = np.sqrt((second - count * mean**2) / (count - 1))
+    return Whole([n["indices"] for n in notes], [n["labels"] for n in notes], mean, std)
+
+
+def _check(exp: Experiment) -> None:
+    """Raises UserError where this config makes no latents, or none for this layout."""
+    c, name = exp.config, exp.config.raw["data"]["codec"]["name"]
+    if not isinstance(c.data.codec, Autoencoder):
+        raise UserError(f"data.codec.name = {name!r}: makes no latents; use sd_vae or va_vae")
+    layout = c.prepare.layout
+    if name not in LAYOUTS[layout].codecs:
+        raise UserError(
+            f"prepare.layout = {layout!r}: holds latents of {', '.join(LAYOUTS[layout].codecs)}, "
+            f"not of {name!r}; array_record holds both"
+        )
+    if c.prepare.batch_size % exp.mesh.size:
+        raise UserError(
+            f"prepare.batch_size = {c.prepare.batch_size}: must divide over {exp.mesh.size} devices"
+        )
+    if jax.process_count() > 1:
+        raise UserError("--mode=prepare: runs in one process, on all devices of its machine")
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def run(exp: Experiment, folder: Path) -> Record:
+    """Writes the latents of the config's source to `folder`; goes on where a run before stopped.
+
+    Raises:
+      UserError: the folder holds something else; an example or the autoencoder cannot be read; the
+        layout does not fit; the disk is full.
+    """
+    preparation = _Preparation(exp, folder)
+    preparation.begin()
+    written = preparation.layout.record_folder
+    made = record.read(written)
+    if made is not None:
+        logs.say(f"{folder} is prepared already: {made.examples:,} examples")
+        return made
+    left = [i for i in range(len(preparation.parts)) if not preparation.note(i).exists()]
+    total = len(preparation.source)
+    done = total - sum(len(preparation.parts[i]) for i in left)
+    encode = _as_they_are if isinstance(preparation.source, Encoded) else _Encoder(exp)
+    with (
+        ThreadPoolExecutor(READERS) as readers,
+        logs.progress(total, initial=done, unit="image", what="preparing") as bar,
+    ):
+        for number in left:
+            preparation.make(number, encode, readers, bar)
+    made = preparation.finish()
+    for reason in made.skipped[:LISTED]:
+        logs.say(f"left out: {reason}")
+    logs.say(
+        f"{made.examples:,} examples are in {written} ({preparation.settings.layout}, "
+        f"{made.codec}), {len(made.skipped)} left out; {record.FILE} tells how they were made"
+    )
+    return made

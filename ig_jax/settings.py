@@ -1,0 +1,225 @@
+"""The sections of a config as frozen dataclasses, each with the rules that concern it alone.
+
+Documentation of the fields lives in `configs/base.py`, which also gives every default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ig_jax.codecs import CODECS
+from ig_jax.data import SOURCES
+from ig_jax.data.write import LAYOUTS
+from ig_jax.guidance import KINDS, Guidance, Guidances
+from ig_jax.halving.space import Space
+from ig_jax.objectives import TERMS
+from ig_jax.objectives.base import Term
+from ig_jax.samplers import SAMPLERS
+from ig_jax.samplers.base import Sampler
+from ig_jax.sections import ConfigError, each_named, named, require
+from ig_jax.types import Codec, Source
+
+LABEL_MODES = ("random", "balanced")
+SEEDS = 2**32
+SEED_RULE = "must not be negative, and below 2**32"
+
+
+@dataclass(frozen=True)
+class Data:
+    source: Source = named(SOURCES)
+    codec: Codec = named(CODECS)
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    label_drop: float
+    terms: Mapping[str, Term] = each_named(TERMS)
+
+    def __post_init__(self):
+        require(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "must lie in [0, 1]")
+        require(bool(self.terms), "terms", {}, f"needs at least one of {', '.join(TERMS)}")
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int
+    images: int
+    epochs: float
+    batch_size: int
+    accumulation: int
+    steps_per_dispatch: int
+    ema_decays: tuple[float, ...]
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulation", "steps_per_dispatch"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        given = {n: getattr(self, n) for n in ("steps", "images", "epochs") if getattr(self, n)}
+        if len(given) != 1 or min(given.values()) < 0:
+            raise ConfigError(
+                f"steps, images, epochs = {self.steps}, {self.images}, {self.epochs}: give exactly "
+                "one of them, above 0, and set the others to 0"
+            )
+        for decay in self.ema_decays:
+            require(0 <= decay < 1, "ema_decays", self.ema_decays, "each must lie in [0, 1)")
+        require(
+            len(set(self.ema_decays)) == len(self.ema_decays) > 0,
+            "ema_decays",
+            self.ema_decays,
+            "needs at least one decay, each once; sampling uses the first",
+        )
+
+    def total_steps(self, dataset_size: int) -> int:
+        """Length of the run in optimizer steps, rounded up."""
+        images = self.images or self.epochs * dataset_size
+        return self.steps or max(1, -int(-images // self.batch_size))
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every_steps: int
+    keep_last: int
+    keep_every_steps: int
+
+    def __post_init__(self):
+        require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
+        require(self.keep_last >= 1, "keep_last", self.keep_last, "must be at least 1")
+        if self.keep_every_steps % self.every_steps or self.keep_every_steps < 0:
+            raise ConfigError(
+                f"keep_every_steps = {self.keep_every_steps}: must be a multiple of every_steps = "
+                f"{self.every_steps}, or 0 to keep none for good"
+            )
+
+
+@dataclass(frozen=True)
+class Log:
+    every_steps: int
+    samples_every_steps: int
+
+    def __post_init__(self):
+        require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
+        require(
+            self.samples_every_steps >= 0,
+            "samples_every_steps",
+            self.samples_every_steps,
+            "must not be negative (0 draws none)",
+        )
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The run whose network autoguidance extrapolates from."""
+
+    workdir: str
+    step: int
+    weights: str
+
+    def __post_init__(self):
+        require(self.step >= 0, "step", self.step, "must not be negative (0 is the newest)")
+
+
+@dataclass(frozen=True)
+class Sample:
+    num: int
+    batch_size: int
+    seed: int
+    labels: str
+    weights: str
+    time_shift: float
+    readout: int
+    ig: Guidance
+    cfg: Guidance
+    autoguidance: Guidance
+    guide: Guide
+    sampler: Sampler = named(SAMPLERS)
+
+    def __post_init__(self):
+        require(self.num >= 1, "num", self.num, "must be at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
+        require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+        require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
+        if self.time_shift != 1 and self.sampler.adaptive:
+            raise ConfigError(
+                f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this "
+                "sampler chooses its own; set it to 1"
+            )
+        if self.autoguidance.scale != 1 and not self.guide.workdir:
+            raise ConfigError(
+                f"autoguidance.scale = {self.autoguidance.scale}: needs a worse network; name its "
+                "run in guide.workdir, or set the scale to 1 (off)"
+            )
+        require(
+            self.labels in LABEL_MODES or self.given_labels is not None,
+            "labels",
+            self.labels,
+            f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (then repeated)",
+        )
+
+    @property
+    def guidances(self) -> Guidances:
+        """Kind -> settings."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+    @property
+    def given_labels(self) -> list[int] | None:
+        """The class numbers spelt out in `labels`, or None."""
+        numbers = self.labels.split(",")
+        return (
+            [int(n) for n in numbers]
+            if all(re.fullmatch(r"\s*[0-9]+\s*", n) for n in numbers)
+            else None
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    num: int
+    seeds: tuple[int, ...]
+
+    def __post_init__(self):
+        require(
+            self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
+        )
+        require(bool(self.seeds), "seeds", self.seeds, "needs at least one")
+        require(all(0 <= s < SEEDS for s in self.seeds), "seeds", self.seeds, f"each {SEED_RULE}")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    metric: str
+    num: int
+    rounds: int
+    keep: float
+    first_seed: int
+    space: Space
+
+    def __post_init__(self):
+        require(
+            self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
+        )
+        require(self.rounds >= 1, "rounds", self.rounds, "must be at least 1")
+        require(0 < self.keep <= 1, "keep", self.keep, "must lie in (0, 1]; a half is usual")
+        require(0 <= self.first_seed < SEEDS, "first_seed", self.first_seed, SEED_RULE)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """How --mode=prepare writes latents."""
+
+    layout: str
+    batch_size: int
+    examples_per_file: int
+    bad_examples: str
+
+    def __post_init__(self):
+        known = ", ".join(LAYOUTS)
+        require(self.layout in LAYOUTS, "layout", self.layout, f"must be one of {known}")
+        for name in ("batch_size", "examples_per_file"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(
+            self.bad_examples in ("stop", "skip"),
+            "bad_examples",
+            self.bad_examples,
+            "must be stop (at the first that cannot be read) or skip (and list them)",
+        )

@@ -1,0 +1,172 @@
+"""DiT, its schedule and its guidance against the published SRA implementation.
+
+The vectors' files also hold what only SRA's loss and ancestral sampling need.
+"""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from vectors import (
+    Vectors,
+    assert_within,
+    channels_first,
+    channels_last,
+    from_published,
+    quick_jit,
+)
+
+from ig_jax import guidance
+from ig_jax.diffusion import process
+from ig_jax.diffusion.ddpm import BETAS, DDPM, STEPS
+from ig_jax.models.dit import DiT
+from ig_jax.models.sit import SiTSettings
+from ig_jax.objectives import TERMS
+from ig_jax.objectives.base import Draws, Objective
+
+pytestmark = pytest.mark.golden
+
+
+def dit(model) -> DiT:
+    """The published DiT of these constructor arguments."""
+    named = ("depth", "hidden_size", "num_heads", "patch_size", "mlp_ratio", "qk_norm")
+    kinds = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1, "readouts": ()}
+    settings = SiTSettings(**{name: model[name] for name in named}, **kinds)
+    return DiT(settings, model["input_size"], model["in_channels"], model["num_classes"])
+
+
+def network_of(state):
+    """Without SRA's head, which is no part of the network."""
+    return {name: array for name, array in state.items() if not name.startswith("ap_head.")}
+
+
+@pytest.fixture(scope="module")
+def golden(golden_dir):
+    """The model, the student's and the teacher's weights, and the compiled forward pass."""
+    vectors = Vectors(golden_dir, "dit_sra")
+    config = vectors.config
+    net = dit(config["model"])
+    taps = (config["block_out_s"], config["block_out_t"])
+    return SimpleNamespace(
+        vectors=vectors,
+        config=config,
+        net=net,
+        student=from_published(net, network_of(vectors.weights("_student"))),
+        teacher=from_published(net, network_of(vectors.weights("_teacher"))),
+        run=quick_jit(lambda *inputs: net(*inputs, taps=taps)),
+    )
+
+
+def times(steps: np.ndarray) -> jax.Array:
+    """Steps, from 0, in the time of `DDPM`."""
+    return jnp.asarray((steps + 1) / STEPS, jnp.float32)
+
+
+def with_halves_exchanged(net: DiT, params):
+    """A head that gives the variance where it gave the noise: the network then predicts it."""
+
+    def exchange(leaf):
+        halves = leaf.reshape(-1, net.settings.patch_size**2, 2, net.channels)
+        return halves[:, :, ::-1].reshape(leaf.shape)
+
+    head = params["final_layer"]
+    return {**params, "final_layer": {**head, "linear": jax.tree.map(exchange, head["linear"])}}
+
+
+# Forward pass.
+
+
+def test_the_noise_and_the_variance_beside_it_are_the_published_ones(golden):
+    v, net = golden.vectors, golden.net
+    inputs = channels_last(v["x"]), DDPM().condition_time(times(v["t_fwd"])), jnp.asarray(v["y"])
+    halves = (
+        golden.run(params, *inputs).pred
+        for params in (golden.student, with_halves_exchanged(net, golden.student))
+    )
+    v.assert_close("fwd_out", channels_first(jnp.concatenate([*halves], axis=-1)))
+
+
+def test_the_tokens_after_a_block_are_the_published_ones(golden):
+    v = golden.vectors
+    t = DDPM().condition_time(times(v["t_fwd"]))
+    out = golden.run(golden.student, channels_last(v["x"]), t, jnp.asarray(v["y"]))
+    v.assert_close("fwd_features", out.features[golden.config["block_out_t"]])
+
+
+def test_cfg_guides_the_first_three_channels_of_the_noise_as_published(golden):
+    v, config, z = golden.vectors, golden.config, channels_last(golden.vectors["z"])
+    guided = guidance.Guided(
+        net=golden.run,
+        params=golden.student,
+        process=DDPM(),
+        y=jnp.asarray(v["y_sample"]),
+        null_class=golden.net.num_classes,
+        scales={"cfg": config["cfg_scale"]},
+        channels={"cfg": 3},
+    )
+    t = times(np.array(config["fwd_cfg_t"]))
+    velocity = guided.velocity(frozenset({"cfg"}), z, t)
+    noise = process.noise_from_velocity(DDPM().coefficients(t), velocity, z)
+    labelled_half = v["fwd_cfg_out"][: len(z), : golden.net.channels]
+    assert_within("fwd_cfg_out", channels_first(noise), labelled_half, v.bound("fwd_cfg_out"))
+
+
+# Schedule and training.
+
+
+def test_the_schedule_meets_every_published_step(golden):
+    v = golden.vectors
+    np.testing.assert_allclose(BETAS, v["T1000__betas"], rtol=1e-11)
+    with jax.enable_x64(True):
+        c = DDPM().coefficients(jnp.asarray(np.arange(1, STEPS + 1) / STEPS))
+        alphas, sigmas = np.ravel(c.alpha), np.ravel(c.sigma)
+    np.testing.assert_allclose(alphas, v["T1000__sqrt_alphas_cumprod"], rtol=1e-11)
+    np.testing.assert_allclose(sigmas, v["T1000__sqrt_one_minus_alphas_cumprod"], rtol=1e-11)
+
+
+@pytest.fixture(scope="module")
+def training(golden):
+    """The student's pass over the training batch, under the process's and objective's own code."""
+    v, config = golden.vectors, golden.config
+    loss = Objective(
+        net=golden.run,
+        process=DDPM(),
+        terms={"flow": TERMS["flow"](weight=1.0)},
+        label_drop=config["model"]["class_dropout_prob"],
+        null_class=golden.net.num_classes,
+    )
+    draws = Draws(
+        time=jnp.asarray((v["train_t"] + 0.5) / STEPS, jnp.float32),
+        noise=channels_last(v["train_noise"]),
+        drop=jnp.asarray(v["train_drop_u"]),
+    )
+    x0, labels = channels_last(v["train_x0"]), jnp.asarray(v["train_labels"])
+    return loss.forward(golden.student, x0, labels, draws)
+
+
+def test_a_batch_is_noised_as_published(golden, training):
+    v = golden.vectors
+    np.testing.assert_array_equal(np.round(DDPM().condition_time(training.t)), v["train_t"])
+    v.assert_close("train_labels_after_drop", training.y)
+    v.assert_close("q_sample", channels_first(training.x_t))
+
+
+def test_the_squared_error_of_the_noise_is_the_published_one(golden, training):
+    golden.vectors.assert_close("train_mse", TERMS["flow"](weight=1.0)(training))
+
+
+def test_what_sra_compares_is_the_tokens_of_the_student_and_of_the_teacher(golden, training):
+    """The student's go through its head, written out here; the teacher sees less noise."""
+    v, config = golden.vectors, golden.config
+    head = v.weights("_student")
+    tokens = training.out.features[config["block_out_s"]]
+    hidden = tokens @ head["ap_head.linear1.weight"].T + head["ap_head.linear1.bias"][None, None]
+    features = jax.nn.silu(hidden) @ head["ap_head.linear2.weight"].T
+    v.assert_close("train_student_features", features + head["ap_head.linear2.bias"][None, None])
+
+    t = times(v["train_t_teacher"])
+    x_t = DDPM().perturb(training.x0, training.noise, t)
+    out = golden.run(golden.teacher, x_t, DDPM().condition_time(t), training.y)
+    v.assert_close("train_teacher_features", out.features[config["block_out_t"]])
