@@ -148,6 +148,11 @@ def run_page(page: str, place: Path) -> list[str]:
     return said
 
 
+def side(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as image:
+        return image.size
+
+
 @pytest.fixture(scope="module")
 def imagenet(place):
     return run_page("imagenet.md", place)
@@ -161,6 +166,7 @@ def test_the_way_from_pictures_to_samples_works(imagenet, place):
         with np.load(file) as samples:
             assert samples["arr_0"].shape == (2, SIDE, SIDE, 3)
             assert samples["arr_0"].dtype == np.uint8 and np.ptp(samples["arr_0"]) > 0
+        assert side(file.with_name("000001.png")) == (SIDE, SIDE)
     assert len(list((place / "data" / "latents-npy" / "vae-sd").rglob("*.npy"))) == 8
     assert (place / "data" / "latents-shards" / "latents_rank00_shard000.safetensors").exists()
 
@@ -169,7 +175,7 @@ def test_the_ways_of_published_checkpoints_work(imagenet, place):
     said = run_page("checkpoints.md", place)
     assert sum("sample it:" in text for text in said) == 5
     pictures = list((place / "runs").glob("*_official/samples/*/000000.png"))
-    assert len(pictures) == 2 and all(Image.open(p).size == (SIDE, SIDE) for p in pictures)
+    assert [side(picture) for picture in pictures] == [(SIDE, SIDE)] * 2
     assert (place / "ig_sit_xl.safetensors").exists()
 
 

@@ -1,4 +1,4 @@
-"""Pictures become latents on disk, whole or not at all, and runs train on them and sample.
+"""Pictures become latents on disk, whole or not at all, and training refuses those of others.
 
 The pictures are a made-up ImageNet: class folders of files of many sizes. The autoencoders are
 random and narrow.
@@ -21,7 +21,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from configs import imagenet, lightningdit_xl
+from configs import imagenet
 from ig_jax import config, prepare, prng, run
 from ig_jax.codecs.autoencoders import SdVae, VaVae
 from ig_jax.data import record
@@ -83,10 +83,8 @@ def settings(codec, source, path, weights="", **preparing):
     if "size" in c.data.source:
         c.data.source.size = SIDE
     c.model.patch_size = 1
-    c.train.update({"steps": 50, "batch_size": 8, "steps_per_dispatch": 10})
-    c.checkpoint.every_steps = c.log.every_steps = 50
-    c.sample.update({"num": 3, "batch_size": 4})
-    c.sample.sampler.num_steps = 2
+    c.train.update({"steps": 2, "batch_size": 8})
+    c.checkpoint.every_steps = c.log.every_steps = 2
     c.prepare.update({"batch_size": 16, "examples_per_file": 50, **preparing})
     return c
 
@@ -121,39 +119,11 @@ def everything(source) -> dict[str, np.ndarray]:
     return source.batch(np.arange(len(source)))
 
 
-# From pictures to pictures.
-
-
-def drawn(c, workdir) -> np.ndarray:
-    assert run.run(c, workdir=str(workdir)).finished
-    target = run.run(c, workdir=str(workdir), mode="sample")
-    assert sorted(file.name for file in target.glob("0*.png")) == [
-        f"00000{i}.png" for i in range(3)
-    ]
-    with np.load(target / "samples.npz") as file:
-        return file["arr_0"]
-
-
-def test_sit_trains_on_prepared_moments_and_its_samples_become_pictures(moments, weights, tmp_path):
-    images = drawn(settings("sd_vae", "array_record", moments, weights["sd_vae"]), tmp_path)
-    assert images.shape == (3, SIDE, SIDE, 3) and images.dtype == np.uint8 and np.ptp(images) > 0
-
-
-def test_lightningdit_trains_on_prepared_twins_and_its_samples_become_pictures(
-    twins, weights, tmp_path
-):
-    c = settings("va_vae", "array_record", twins, weights["va_vae"])
-    lightningdit_xl.lightningdit(c)
-    images = drawn(c, tmp_path)
-    assert images.shape == (3, SIDE, SIDE, 3) and images.dtype == np.uint8 and np.ptp(images) > 0
-
-
 @pytest.mark.parametrize("codec", KINDS)
 def test_a_run_encodes_pictures_itself_where_they_are_its_source(
     codec, pictures, twins, weights, tmp_path
 ):
     c = settings(codec, "image_folder", pictures, weights[codec])
-    c.train.steps = c.checkpoint.every_steps = c.log.every_steps = 2
     if codec == "va_vae":
         c.data.codec.statistics = str(twins / "latents_stats.pt")
     assert run.run(c, workdir=str(tmp_path)).finished
@@ -201,7 +171,7 @@ def test_what_is_encoded_in_a_step_is_what_would_have_been_stored(pictures, twin
     codec = VaVae(weights["va_vae"], statistics=str(twins / "latents_stats.pt"))
     key = jax.random.key(3)
     now = codec.latent(jnp.asarray(original), key, narrow.encoder(codec, SIDE))
-    np.testing.assert_allclose(now, codec.latent(jnp.asarray(stored), key), atol=1e-4)
+    np.testing.assert_allclose(now, codec.latent(jnp.asarray(stored), key), atol=1e-3)
 
 
 def test_draws_depend_on_the_example_and_not_on_its_batch():

@@ -1,9 +1,9 @@
 """What a published state dict is, from its names and shapes alone, turned into our terms.
 
-Known: SiT (official, with learned sigma), SiT + Internal Guidance, REPA SiT, SRA SiT, DiT (official,
-SRA), LightningDiT with and without Internal Guidance. What only training needed (projectors, SRA's
-head) is dropped, and so is the half of the official SiT's output that its sampler discards. DiT's
-second half, the learned variance, is kept.
+Known: SiT (official, with learned sigma), SiT + Internal Guidance, REPA SiT, SRA SiT, DiT (official
+and SRA), LightningDiT with and without Internal Guidance. What only training needed (projectors,
+SRA's head) is dropped, and so is the half of the official SiT's output that its sampler discards.
+DiT's second half, the learned variance, is kept.
 
 The official SiT counts time from noise to data: v(x, t) = -v_official(x, 1 - t). That is folded
 into two layers, exactly: with cos(f (1 - t)) and sin(f (1 - t)) expanded, the first time layer's
