@@ -146,12 +146,16 @@ class _LayOut:
     def __call__(self, part: str, arrays: dict[str, np.ndarray], like: Params) -> Params:
         """`arrays` of this part of the file as `like`; empties it, as an XL network is 2.7 GB."""
         try:
-            found = names.from_published(arrays, like)
+            leaves = tree.flatten(names.from_published(arrays, like))
         except ValueError as error:
             self.problems.append(f"{part}: {error}")
             return like
         arrays.clear()
-        return jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), found), self.placed)
+        placed = {}
+        for name in list(leaves):
+            # One by one, forgetting each: small ones are views, which keep the whole file mapped.
+            placed[name] = jax.device_put(np.array(leaves.pop(name), np.float32), self.placed)
+        return tree.unflatten(placed)
 
     def check(self, file: Path) -> None:
         """Raises a UserError if anything did not fit."""

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from safetensors import safe_open
 
 from configs import imagenet
 from ig_jax import config, prepare, prng, run
@@ -245,6 +246,26 @@ def test_a_published_layout_holds_the_same_and_converts_back_to_the_same_bytes(
         assert (again / "latents_stats.pt").read_bytes() == (
             original / "latents_stats.pt"
         ).read_bytes()
+
+
+def test_others_open_what_is_written(moments, twins, tmp_path):
+    """TFDS and the safetensors library; LightningDiT's loader uses the latter."""
+    import tensorflow_datasets as tfds
+
+    example = tfds.builder_from_directory(moments).as_data_source("train")[7]
+    mine = ArrayRecord(str(moments), "train", CLASSES)
+    stored = mine.batch(np.array([7]))["stored"][0]
+    np.testing.assert_array_equal(example["moments"].transpose(1, 2, 0), stored)
+    assert example["file_name"].decode() == mine.name(7) and example["label"] == 0
+
+    c = settings("va_vae", "array_record", twins, layout="safetensors_shards")
+    file = prepared(c, tmp_path / "shards") / "latents_rank00_shard001.safetensors"
+    with safe_open(file, "numpy") as shard:
+        assert shard.metadata() == {"total_size": "50", "dtype": "torch.float32", "device": "cpu"}
+        assert shard.get_slice("labels").get_shape() == [50]
+        latents = shard.get_tensor("latents")
+    stored = ArrayRecord(str(twins), "train", CLASSES).batch(np.arange(50, 100))["stored"]
+    np.testing.assert_array_equal(latents.transpose(0, 2, 3, 1), stored[..., :32])
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import jax
-import lively
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from configs import digits
 from ig_jax import build, config, describe, sample, train
 from ig_jax.data import SOURCES
-from ig_jax.interop import names
 from ig_jax.objectives import TERMS
 from ig_jax.samplers import SAMPLERS
 
@@ -28,55 +26,39 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def commands() -> list[str]:
+def shown() -> list[list[str]]:
+    """The words of every command."""
     lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.split("\n")]
-    return [line for line in lines if line]
+    return [shlex.split(line) for line in lines if line]
 
 
-def harmless(command: str) -> list[str]:
+def is_program(words: list[str]) -> bool:
+    return words[:2] == ["python", "main.py"]
+
+
+def harmless(words: list[str]) -> list[str]:
     """The command in the form that checks everything and computes nothing."""
-    words = shlex.split(command)
     if words[0] == "make":
         return ["make", "--dry-run", *words[1:]]
-    if words[:2] == ["python", "main.py"]:
-        return [sys.executable, *words[1:], "--dry_run"]
     if words[0] == "python" and words[1].startswith("benchmarks/"):
         return [sys.executable, *words[1:], "--help"]
-    raise ValueError(f"README.md shows {command!r}, which no rule here knows how to try")
+    raise ValueError(f"README.md shows {words!r}, which no rule here knows how to try")
 
 
-def on_files(command: str) -> bool:
-    """Whether the command needs files that only a run of the ones before it makes."""
-    return "ig_sit_xl" in command
+def test_the_programs_of_the_readme_parse_and_trace():
+    dry = [[*words[2:], "--dry_run"] for words in shown() if is_program(words)]
+    for words, (status, _, err) in zip(dry, commands.run(dry, ROOT), strict=True):
+        assert status == 0, f"{words}: {err}"
 
 
-def test_the_way_of_a_published_checkpoint_in_the_readme_works_on_a_small_one(tmp_path):
-    save_file(
-        names.to_published(lively.parameters(lively.make(qk_norm=True, readouts=(2,)))),
-        tmp_path / "ig_sit_xl.safetensors",
-    )
-    for command in filter(on_files, commands()):
-        words = shlex.split(command.replace("ig_sit_xl.pt", "ig_sit_xl.safetensors"))
-        words = [word.replace("readout_depth=8", "readout_depth=2") for word in words]
-        words = [word.replace("=runs/", f"={tmp_path}/runs/") for word in words]
-        words = [word.replace("=ig_sit_xl.s", f"={tmp_path}/ig_sit_xl.s") for word in words]
-        small = ["--config.sample.num=2", "--config.sample.sampler.num_steps=2"]
-        done = subprocess.run(
-            [sys.executable, *words[1:], *(small if "--mode=sample" in words else [])],
-            **{"cwd": ROOT, "capture_output": True, "text": True},
-        )
-        assert done.returncode == 0, done.stderr
-    assert "2 samples of step 0" in done.stdout or (tmp_path / "ig_sit_xl.json").exists()
-
-
-@pytest.mark.parametrize("command", [c for c in commands() if not on_files(c)])
-def test_command_of_the_readme_is_accepted(command):
-    done = subprocess.run(harmless(command), cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("words", [w for w in shown() if not is_program(w)], ids=" ".join)
+def test_command_of_the_readme_is_accepted(words):
+    done = subprocess.run(harmless(words), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_commands_are_found():
-    assert len(commands()) >= 10
+    assert len(shown()) >= 10 and sum(map(is_program, shown())) >= 8
 
 
 def example(name: str) -> type:
