@@ -11,6 +11,7 @@ that `--dry_run`, memory and speed are those of the real run. With one, as in
   safetensors_shards  latents as LightningDiT's tool writes them (va_vae)
   image_folder        pictures, one folder a class; encoded in every step, or by --mode=prepare
   tfds_images         pictures as TFDS keeps them, such as imagenet2012/5.1.0
+  no_data             none: to sample, and decode with data.codec.weights, where no data lie
 
 Pictures are cropped to 256 pixels.
 """
@@ -23,18 +24,26 @@ PICTURES = {
     "tfds_images": {"size": SIDE, "split": "train"},
 }
 LATENTS = {"array_record": {"split": "train"}, "npy_folder": {}, "safetensors_shards": {}}
-SOURCES = PICTURES | LATENTS
+SOURCES = (*PICTURES, *LATENTS, "no_data")
 
 
-def _source(name: str, path: str) -> ConfigDict:
+def _source(name: str, path: str, *, side: int, channels: int) -> ConfigDict:
+    """`side` and `channels`: of latents as they are stored."""
     if name not in SOURCES:
         raise ValueError(f"{name!r} is no source of ImageNet; known: {', '.join(SOURCES)}")
-    return ConfigDict({"name": name, "path": path, "num_classes": CLASSES, **SOURCES[name]})
+    if name == "no_data":
+        return ConfigDict(_synthetic(side, channels))
+    fields = (PICTURES | LATENTS)[name]
+    return ConfigDict({"name": name, "path": path, "num_classes": CLASSES, **fields})
+
+
+def _synthetic(side: int, channels: int) -> dict:
+    shape = {"side": side, "channels": channels, "num_classes": CLASSES, "size": IMAGES}
+    return {"name": "synthetic", **shape}
 
 
 def _made_up(side: int, channels: int) -> ConfigDict:
-    shape = {"side": side, "channels": channels, "num_classes": CLASSES, "size": IMAGES}
-    return ConfigDict({"source": {"name": "synthetic", **shape}, "codec": {"name": "as_stored"}})
+    return ConfigDict({"source": _synthetic(side, channels), "codec": {"name": "as_stored"}})
 
 
 def sd_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
@@ -49,7 +58,7 @@ def sd_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict
     if not source:
         return _made_up(32, 4)
     codec = {"name": "sd_vae", "weights": weights, "dtype": "float32"}
-    return ConfigDict({"source": _source(source, path), "codec": codec})
+    return ConfigDict({"source": _source(source, path, side=32, channels=8), "codec": codec})
 
 
 def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
@@ -61,7 +70,7 @@ def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict
     """
     if not source:
         return _made_up(16, 32)
-    data = ConfigDict({"source": _source(source, path)})
+    data = ConfigDict({"source": _source(source, path, side=16, channels=64)})
     codec = {"name": "va_vae", "weights": weights, "dtype": "float32", "statistics": ""}
     if source in LATENTS:
         # Follows the path wherever the command line moves it.

@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ig_jax import sharding
-from ig_jax.config import Config
+from ig_jax.checkpoint import Checkpoints
+from ig_jax.config import Config, parse
 from ig_jax.models import MODELS
+from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS
 from ig_jax.types import NetFn, Params
@@ -65,6 +68,19 @@ class Experiment:
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the network's parameters."""
         return jax.eval_shape(self.net.init, jax.random.key(0))
+
+
+def of_checkpoint(checkpoints: Checkpoints, step: int, devices: Any = None) -> Experiment:
+    """The run that made a checkpoint, without its data, which may lie on another machine.
+
+    What the network has to know of the data is read off its parameters.
+    """
+    raw = checkpoints.meta(step)["config"]
+    side, channels, classes = data_of(checkpoints.param_shapes(step))
+    shape = {"side": side, "channels": channels, "num_classes": classes, "size": 1}
+    source = {"name": "synthetic", **shape}
+    data = {"source": source, "codec": {"name": "as_stored"}}
+    return experiment(parse(ConfigDict(raw | {"data": data})), devices)
 
 
 def experiment(config: Config, devices: Any = None) -> Experiment:

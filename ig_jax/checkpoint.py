@@ -158,6 +158,10 @@ class Checkpoints:
         found = self.meta(step).get("imported", "")
         return {True: "weights", False: ""}.get(found, found)  # as it was written at first
 
+    def param_shapes(self, step: int) -> Params:
+        """The parameters of a checkpoint, abstract."""
+        return ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "params").tree
+
     def require(
         self,
         step: int,

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from ig_jax import build, checkpoint, sharding
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints
-from ig_jax.config import parse
 from ig_jax.errors import UserError
 from ig_jax.guidance import Worse
 
@@ -64,8 +61,7 @@ def load(exp: Experiment, wanted: bool | None = None) -> Worse | None:
         return None
     checkpoints, step = _open(exp)
     try:
-        raw = checkpoints.meta(step)["config"]
-        other = build.experiment(parse(ConfigDict(raw)), exp.mesh.devices.ravel().tolist())
+        other = build.of_checkpoint(checkpoints, step, exp.mesh.devices.ravel().tolist())
         _require_fit(exp, other)
         known = ("ema", "raw", *map(str, other.config.train.ema_decays))
         if s.guide.weights not in known:

@@ -10,7 +10,19 @@ from typing import Any
 import jax
 import ml_collections
 
-from ig_jax import build, config, convert, demo, describe, evaluate, prepare, sample, search, train
+from ig_jax import (
+    build,
+    config,
+    demo,
+    describe,
+    evaluate,
+    exporting,
+    importing,
+    prepare,
+    sample,
+    search,
+    train,
+)
 from ig_jax.errors import UserError
 
 MODES = ("train", "sample", "evaluate", "search", "demo", "prepare")
@@ -92,11 +104,11 @@ def run(
 def import_(
     file: str, workdir: str, bases: Mapping[str, ml_collections.ConfigDict], **told: Any
 ) -> None:
-    """--mode=import; `told`: see `convert.import_`."""
+    """--mode=import; `told`: see `importing.import_`."""
     _make_workdir(Path(workdir))
-    convert.import_(Path(file), Path(workdir), bases, **told)
+    importing.import_(Path(file), Path(workdir), bases, **told)
 
 
 def export(workdir: str, output: str, weights: str) -> None:
-    """--mode=export; see `convert.export`."""
-    convert.export(Path(workdir), Path(output), weights)
+    """--mode=export; see `exporting.export`."""
+    exporting.export(Path(workdir), Path(output), weights)

@@ -237,8 +237,8 @@ def settings(exp: Experiment, step: int) -> dict[str, Any]:
     s = exp.config.raw["sample"]
     decisive = ("seed", "labels", "weights", "sampler", "time_shift", "readout", *KINDS)
     model = {name: exp.config.raw[name] for name in ("model", "process")}
-    worse = {"guide": guide.record(exp)}
-    return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **worse, **model}
+    rest = {"guide": guide.record(exp), "codec": exp.config.raw["data"]["codec"]}
+    return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **rest, **model}
 
 
 def folder(workdir: Path, record: dict[str, Any]) -> Path:

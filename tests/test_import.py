@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from test_torch_file import tensor, write
 
 from configs import published
-from ig_jax import convert, run
+from ig_jax import exporting, importing, run
 from ig_jax.errors import UserError
 from ig_jax.interop import names
 from ig_jax.interop.recognise import recognise
@@ -195,7 +196,7 @@ def imported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("import")
     _, _, state = sit()
     save_file(state, folder / "published.safetensors")
-    convert.import_(
+    importing.import_(
         folder / "published.safetensors", folder / "run", published.bases(), readout_depth=2
     )
     return folder, state
@@ -211,13 +212,15 @@ def config_of(path: Path):
 
 def test_import_then_export_gives_the_same_bits(imported):
     folder, state = imported
-    convert.export(folder / "run", folder / "back.safetensors", "ema")
+    exporting.export(folder / "run", folder / "back.safetensors", "ema")
     back = load_file(folder / "back.safetensors")
     assert back.keys() == state.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)
-    card = json.loads((folder / "back.json").read_text())
-    assert card["step"] == 0 and card["config"]["model"]["readouts"] == [2]
+    card = (folder / "back.md").read_text()
+    assert card.startswith("---\nlibrary_name: ig-jax\n") and "imported from a published" in card
+    told = json.loads(re.search(r"```json\n(.*?)```", card, re.DOTALL)[1])
+    assert told["model"]["readouts"] == [2] and "--readout_depth=2" in card
 
 
 def test_an_imported_run_is_sampled_with_the_config_beside_it(imported):
@@ -232,7 +235,9 @@ def test_an_imported_run_is_sampled_with_the_config_beside_it(imported):
 def test_a_dit_is_imported_sampled_and_exported_again_with_the_same_bits(tmp_path):
     _, _, state = dit()
     save_file(state | SRA_HEAD, tmp_path / "sra.safetensors")
-    c = config_of(convert.import_(tmp_path / "sra.safetensors", tmp_path / "a", published.bases()))
+    c = config_of(
+        importing.import_(tmp_path / "sra.safetensors", tmp_path / "a", published.bases())
+    )
     assert c.process.to_dict() == {"name": "ddpm"}
     assert c.sample.cfg.channels == 3 and c.sample.ig.scale == 1
     assert c.sample.sampler.to_dict() == {"name": "heun", "num_steps": 125}
@@ -240,10 +245,10 @@ def test_a_dit_is_imported_sampled_and_exported_again_with_the_same_bits(tmp_pat
     target = run.run(c, workdir=str(tmp_path / "a"), mode="sample")
     with np.load(target / "samples.npz") as file:
         assert file["arr_0"].shape == (3, 4, 4, 3) and np.ptp(file["arr_0"]) > 0
-    convert.export(tmp_path / "a", tmp_path / "once.safetensors", "ema")
+    exporting.export(tmp_path / "a", tmp_path / "once.safetensors", "ema")
     told = {"family": "dit"}
-    convert.import_(tmp_path / "once.safetensors", tmp_path / "b", published.bases(), **told)
-    convert.export(tmp_path / "b", tmp_path / "twice.safetensors", "ema")
+    importing.import_(tmp_path / "once.safetensors", tmp_path / "b", published.bases(), **told)
+    exporting.export(tmp_path / "b", tmp_path / "twice.safetensors", "ema")
     for file in ("once", "twice"):
         back = load_file(tmp_path / f"{file}.safetensors")
         assert back.keys() == state.keys() and len(back["final_layer.linear.bias"]) == 24
@@ -254,7 +259,7 @@ def test_a_dit_is_imported_sampled_and_exported_again_with_the_same_bits(tmp_pat
 def test_an_imported_run_is_trained_on_from_its_weights_under_other_settings(imported, tmp_path):
     folder, state = imported
     workdir = tmp_path / "run"
-    path = convert.import_(
+    path = importing.import_(
         folder / "published.safetensors", workdir, published.bases(), readout_depth=2
     )
     c = config_of(path)
@@ -262,7 +267,7 @@ def test_an_imported_run_is_trained_on_from_its_weights_under_other_settings(imp
     c.optim.learning_rate = 1e-6
     c.log.samples_every_steps = 0
     assert run.run(c, workdir=str(workdir)).step == 2
-    convert.export(workdir, tmp_path / "trained.safetensors", "raw")
+    exporting.export(workdir, tmp_path / "trained.safetensors", "raw")
     trained = load_file(tmp_path / "trained.safetensors")
     moved = max(np.abs(trained[name] - array).max() for name, array in state.items())
     assert 0 < moved < 1e-5
@@ -275,19 +280,21 @@ def test_an_existing_run_is_not_overwritten_and_mistakes_name_the_file(imported,
     folder, state = imported
     fresh = tmp_path / "run"
     with pytest.raises(UserError, match="holds a run already"):
-        convert.import_(folder / "published.safetensors", folder / "run", published.bases())
+        importing.import_(folder / "published.safetensors", folder / "run", published.bases())
     with pytest.raises(UserError, match="nowhere.pt: no such file"):
-        convert.import_(tmp_path / "nowhere.pt", fresh, published.bases())
+        importing.import_(tmp_path / "nowhere.pt", fresh, published.bases())
     (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="broken.safetensors: no readable safetensors file"):
-        convert.import_(tmp_path / "broken.safetensors", fresh, published.bases())
+        importing.import_(tmp_path / "broken.safetensors", fresh, published.bases())
     lacking = {n: a for n, a in state.items() if n != "blocks.1.mlp.fc1.weight"}
     save_file(lacking | {"extra.bias": np.zeros(2)}, tmp_path / "lacking.safetensors")
     with pytest.raises(UserError, match="lacks 'blocks.1.mlp.fc1.weight'.*lacks: extra.bias"):
-        convert.import_(tmp_path / "lacking.safetensors", fresh, published.bases(), readout_depth=2)
+        importing.import_(
+            tmp_path / "lacking.safetensors", fresh, published.bases(), readout_depth=2
+        )
     assert not fresh.exists()
     with pytest.raises(UserError, match="must end in .safetensors"):
-        convert.export(folder / "run", tmp_path / "weights.bin", "ema")
+        exporting.export(folder / "run", tmp_path / "weights.bin", "ema")
 
 
 def test_a_training_file_of_pytorch_is_imported_from_its_averages(tmp_path):
@@ -296,8 +303,8 @@ def test_a_training_file_of_pytorch_is_imported_from_its_averages(tmp_path):
     average = {f"module.{name}": tensor(array) for name, array in state.items()}
     write(tmp_path / "step-10.pt", {"model": raw, "ema": average, "steps": 10})
     workdir = tmp_path / "run"
-    convert.import_(tmp_path / "step-10.pt", workdir, published.bases(), readout_depth=2)
-    convert.export(workdir, tmp_path / "back.safetensors", "ema")
+    importing.import_(tmp_path / "step-10.pt", workdir, published.bases(), readout_depth=2)
+    exporting.export(workdir, tmp_path / "back.safetensors", "ema")
     back = load_file(tmp_path / "back.safetensors")
     for name, array in state.items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)

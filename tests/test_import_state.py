@@ -21,7 +21,7 @@ from test_import import config_of, dit, sit
 from test_torch_file import tensor, write
 
 from configs import published
-from ig_jax import build, checkpoint, config, convert, run, train, tree
+from ig_jax import build, checkpoint, config, exporting, importing, run, train, tree
 from ig_jax.errors import UserError
 from ig_jax.interop import names, optimizer_state
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
@@ -118,7 +118,7 @@ def adamw_file(tmp_path_factory):
     opt = adamw_state(raw, first, second)
     content = {"model": tensors(raw), "ema": tensors(average), "opt": opt, "steps": 1234}
     write(folder / "step-1234.pt", content)
-    path = convert.import_(
+    path = importing.import_(
         *(folder / "step-1234.pt", folder / "run", published.bases()),
         readout_depth=2,
         training_state=True,
@@ -139,7 +139,7 @@ def muon_file(tmp_path_factory):
     second = squares(drawn(raw, 4, 1e-2))
     opt = muon_state(raw, momentum, first, second)
     write(folder / "0001234.pt", {"model": tensors(raw), "ema": tensors(average), "opt": opt})
-    path = convert.import_(
+    path = importing.import_(
         *(folder / "0001234.pt", folder / "run", published.bases()),
         readout_depth=2,
         training_state=True,
@@ -280,7 +280,7 @@ def test_counting_goes_on_for_adamw_and_begins_for_the_run_and_its_schedule(adam
 
 def test_the_length_of_the_published_run_is_told(adamw_file, muon_file, tmp_path, capsys):
     def told(file: Path) -> str:
-        convert.import_(
+        importing.import_(
             *(file, tmp_path / file.stem, published.bases()), readout_depth=2, training_state=True
         )
         return capsys.readouterr().out
@@ -296,7 +296,7 @@ def test_the_length_of_the_published_run_is_told(adamw_file, muon_file, tmp_path
 
 @pytest.mark.parametrize("which", ["raw", "ema"])
 def test_raw_and_averaged_weights_of_an_imported_state_are_told_apart(adamw_file, tmp_path, which):
-    convert.export(adamw_file.folder / "run", tmp_path / "back.safetensors", which)
+    exporting.export(adamw_file.folder / "run", tmp_path / "back.safetensors", which)
     expected = {"raw": adamw_file.raw, "ema": adamw_file.average}[which]
     same(load_file(tmp_path / "back.safetensors"), of_network(expected))
 
@@ -308,7 +308,7 @@ def test_sampling_reads_the_averages_or_the_raw_weights(adamw_file, tmp_path):
         workdir = tmp_path / weights
         save_file(of_network(state), tmp_path / f"{weights}.safetensors")
         alone = tmp_path / f"{weights}.safetensors"
-        convert.import_(alone, workdir, published.bases(), readout_depth=2)
+        importing.import_(alone, workdir, published.bases(), readout_depth=2)
         c = config_of(adamw_file.path)
         c.sample.num, c.sample.batch_size, c.sample.sampler.num_steps = 2, 2, 2
         c.sample.weights = weights
@@ -326,7 +326,7 @@ def test_sampling_reads_the_averages_or_the_raw_weights(adamw_file, tmp_path):
 
 def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
     workdir = tmp_path / "run"
-    path = convert.import_(
+    path = importing.import_(
         *(adamw_file.folder / "step-1234.pt", workdir, published.bases()),
         readout_depth=2,
         training_state=True,
@@ -342,7 +342,7 @@ def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
     checkpoints = checkpoint.of_run(workdir, "--workdir")
     assert {k: checkpoints.imported(k) for k in checkpoints.all_steps()} == {0: "state", 2: ""}
     checkpoints.close()
-    convert.export(workdir, tmp_path / "trained.safetensors", "raw")
+    exporting.export(workdir, tmp_path / "trained.safetensors", "raw")
     trained = load_file(tmp_path / "trained.safetensors")
     moved = max(np.abs(trained[n] - a).max() for n, a in of_network(adamw_file.raw).items())
     assert 0 < moved < 1e-5
@@ -372,7 +372,7 @@ def test_another_optimizer_than_that_of_the_state_is_refused(adamw_file, muon_fi
 
 def refusal(file: Path, workdir: Path, **told) -> str:
     with pytest.raises(UserError) as caught:
-        convert.import_(file, workdir, published.bases(), training_state=True, **told)
+        importing.import_(file, workdir, published.bases(), training_state=True, **told)
     message = str(caught.value)
     assert str(file) in message and "\n" not in message and not workdir.exists()
     return message

@@ -100,14 +100,21 @@ def test_a_run_that_diverges_says_what_is_accepted_next(tmp_path):
         train.run(tiny.experiment(short), tmp_path)
 
 
-def test_a_stop_signal_is_noted_once_and_then_obeyed():
-    previous = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def interruptible():
+    """A shell that starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_stop_signal_is_noted_once_and_then_obeyed(interruptible):
     with train.StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.received == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is previous
+    assert signal.getsignal(signal.SIGINT) is interruptible
 
 
 def test_a_stopped_run_saves_its_step_and_says_how_to_go_on(workdir, capsys, monkeypatch):

@@ -11,6 +11,7 @@ made of, and a network class, which may turn inputs and outputs into this code's
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,6 +97,14 @@ class TransformerSettings(ABC):
                 )
         if len(set(self.readouts)) < len(self.readouts):
             raise ValueError(f"readouts = {self.readouts}: name each depth once")
+
+
+def data_of(params: Params) -> tuple[int, int, int]:
+    """(side, channels, classes) of the latents that a network with such parameters is for."""
+    patch, _, channels, _ = params["x_embedder"]["proj"]["kernel"].shape
+    tokens = params["pos_embed"].shape[1]
+    rows = params["y_embedder"]["table"]["embedding"].shape[0]
+    return patch * math.isqrt(tokens), channels, rows - 1
 
 
 class _Shell(nnx.Module):

@@ -1,8 +1,7 @@
-"""--mode=import and --mode=export: published checkpoints in, safetensors under their names out."""
+"""--mode=import: a published checkpoint becomes a run of step 0."""
 
 from __future__ import annotations
 
-import json
 import pprint
 import re
 from collections.abc import Mapping
@@ -13,9 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
-from ig_jax import build, checkpoint, logs, sharding, tree
+from ig_jax import build, logs, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.config import parse
@@ -209,42 +207,3 @@ def _save(state: TrainState, c: ConfigDict, workdir: Path) -> None:
     checkpoints.save(state, {"next_index": 0}, c.to_dict(), imported)
     checkpoints.wait()
     checkpoints.close()
-
-
-def export(workdir: Path, output: Path, weights: str) -> None:
-    """Writes the newest checkpoint of a run as safetensors under the published names.
-
-    A model card (.json, same name) says which run and step it is, and its config.
-
-    Raises:
-      UserError: there is no checkpoint, no such average, or no published form of this network.
-    """
-    if output.suffix != ".safetensors":
-        raise UserError(f"--output={output}: must end in .safetensors")
-    checkpoints = checkpoint.of_run(workdir, "--workdir")
-    try:
-        step = checkpoints.latest_step()
-        meta = checkpoints.meta(step)
-        exp = build.experiment(parse(ConfigDict(meta["config"])), jax.devices()[:1])
-        if len(exp.config.model.readouts) > 1:
-            raise UserError(
-                f"model.readouts = {exp.config.model.readouts}: the published networks have one"
-            )
-        placed = sharding.replicated(exp.mesh)
-        params = checkpoints.weights(step, weights, exp.abstract_params, placed)
-    finally:
-        checkpoints.close()
-    state = names.to_published(jax.tree.map(np.asarray, params))
-    model = exp.config.model
-    if model.options.rotary:
-        tokens = exp.net.side // model.patch_size
-        state |= names.rotary_tables(tokens, model.hidden_size // model.num_heads)
-    card = {
-        "step": step,
-        "weights": weights,
-        "config": meta["config"],
-        "made_with": meta["versions"],
-    }
-    save_file(state, output, metadata={"format": "pt", "ig_jax": json.dumps(card)})
-    logs.write_json(output.with_suffix(".json"), card)
-    logs.say(f"{output}: {len(state)} arrays, {tree.num_bytes(state) / 2**20:,.1f} MiB")
