@@ -32,8 +32,8 @@ pipeline_tag: unconditional-image-generation
 
 # {title}
 
-{source}{readout}. {parameters:,} parameters, the `{weights}` weights of step {step:,}, under the names
-and in the layouts of the published PyTorch code.
+{source}{readout}. {parameters:,} parameters, the `{weights}` weights of step {step:,}, under the
+names and in the layouts of the published PyTorch code.
 
 | | |
 |---|---|

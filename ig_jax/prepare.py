@@ -147,12 +147,12 @@ class _Preparation:
         }
 
     def begin(self) -> None:
-        """Makes the folder, or sees that what is in it was begun in the same way."""
+        """Begins the empty folder, or sees that what is in it was begun in the same way."""
         file = self.folder / SETTINGS
         if not file.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
+            # What is hidden may be what a kill left of this very file.
+            if any(not found.name.startswith(".") for found in self.folder.iterdir()):
                 raise UserError(f"--workdir={self.folder}: holds other files; name an empty folder")
-            (self.folder / NOTES).mkdir(parents=True)
             return logs.write_json(file, self.made_of)
         different = tree.differences(json.loads(file.read_text()), self.made_of)
         if different:
@@ -211,6 +211,7 @@ class _Preparation:
             "first": first.tolist(),
             "second": second.tolist(),
         }
+        self.note(part.number).parent.mkdir(exist_ok=True)
         logs.write_json(self.note(part.number), note)
 
     def finish(self) -> Record:
@@ -220,8 +221,11 @@ class _Preparation:
         self.layout.finish(whole)
         made = self._record(whole, [reason for note in notes for reason in note["skipped"]])
         logs.write_text(self.layout.record_folder / record.FILE, record.dumps(made))
-        shutil.rmtree(self.folder / NOTES)
+        self.tidy()
         return made
+
+    def tidy(self) -> None:
+        shutil.rmtree(self.folder / NOTES, ignore_errors=True)
 
     def _record(self, whole: Whole, skipped: list[str]) -> Record:
         known = self.source.record() if isinstance(self.source, Encoded) else None
@@ -287,6 +291,8 @@ def _hash(file: Path) -> str:
 def run(exp: Experiment, folder: Path) -> Record:
     """Writes the latents of the config's source to `folder`; goes on where a run before stopped.
 
+    The folder exists, and is empty but for what such a run wrote.
+
     Raises:
       UserError: the folder holds something else; an example or the autoencoder cannot be read; the
         layout does not fit; the disk is full.
@@ -296,6 +302,7 @@ def run(exp: Experiment, folder: Path) -> Record:
     written = preparation.layout.record_folder
     made = record.read(written)
     if made is not None:
+        preparation.tidy()  # what a kill at the very end left
         logs.say(f"{folder} is prepared already: {made.examples:,} examples")
         return made
     left = [i for i in range(len(preparation.parts)) if not preparation.note(i).exists()]
