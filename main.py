@@ -1,7 +1,7 @@
 """Trains, samples and evaluates diffusion transformers with Internal Guidance.
 
   python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
-                 [--mode=train|sample|evaluate|search|demo] [--config.train.steps=1000 ...]
+                 [--mode=train|sample|evaluate|search|prepare|demo] [--config.train.steps=1000 ...]
 
   python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]
                  [--training_state]

@@ -139,10 +139,13 @@ class _Preparation:
     def made_of(self) -> dict[str, Any]:
         """Everything that decides what is written."""
         weights = self.codec.weights
+        how = dataclasses.asdict(self.settings)
+        # Whoever is stopped by a bad example may go on without it: all parts before had none.
+        del how["bad_examples"]
         return {
             "seed": self.exp.config.seed,
             "data": json.loads(json.dumps(self.exp.config.raw["data"])),
-            "prepare": dataclasses.asdict(self.settings),
+            "prepare": how,
             "autoencoder": _hash(Path(weights)) if weights else "",
         }
 
@@ -298,6 +301,8 @@ def run(exp: Experiment, folder: Path) -> Record:
         layout does not fit; the disk is full.
     """
     preparation = _Preparation(exp, folder)
+    # Before anything is written: the autoencoder may be missing.
+    encode = _as_they_are if isinstance(preparation.source, Encoded) else _Encoder(exp)
     preparation.begin()
     written = preparation.layout.record_folder
     made = record.read(written)
@@ -308,7 +313,6 @@ def run(exp: Experiment, folder: Path) -> Record:
     left = [i for i in range(len(preparation.parts)) if not preparation.note(i).exists()]
     total = len(preparation.source)
     done = total - sum(len(preparation.parts[i]) for i in left)
-    encode = _as_they_are if isinstance(preparation.source, Encoded) else _Encoder(exp)
     with (
         ThreadPoolExecutor(READERS) as readers,
         logs.progress(total, initial=done, unit="image", what="preparing") as bar,

@@ -164,9 +164,7 @@ def imagenet(place):
 def test_the_way_from_pictures_to_samples_works(imagenet, place):
     assert sum("examples are in data/latents" in said for said in imagenet) == 5
     archives = sorted((place / "runs").glob("*/samples/*/samples.npz"))
-    assert (
-        len(archives) == 3
-    )  # without data SiT's settings are the same, LightningDiT's file is not
+    assert len(archives) == 4
     for file in archives:
         with np.load(file) as samples:
             assert samples["arr_0"].shape == (2, SIDE, SIDE, 3)

@@ -374,6 +374,8 @@ def test_a_corrupt_picture_stops_the_preparation_and_is_named(damaged, weights, 
     c = settings("sd_vae", "image_folder", damaged, weights["sd_vae"])
     with pytest.raises(UserError, match="n0/p002.JPEG.*bad_examples=skip"):
         prepared(c, tmp_path / "latents")
+    c.prepare.bad_examples = "skip"
+    assert record.read(prepared(c, tmp_path / "latents")).examples == 22
 
 
 @pytest.mark.parametrize("layout", ["array_record", "npy_folder"])
@@ -410,6 +412,7 @@ def test_pictures_without_an_autoencoder_are_refused(pictures, tmp_path):
     c = settings("sd_vae", "image_folder", pictures)
     with pytest.raises(UserError, match="data.codec.weights = '': encoding pictures needs"):
         prepared(c, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # The record guards training.
