@@ -12,104 +12,28 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, logs, prng, sharding, tree
+from ig_jax import checkpoint, logs, tree
 from ig_jax.build import Experiment
 from ig_jax.codecs.autoencoders import INPUT_RANGE, Autoencoder
 from ig_jax.data import crop, record
 from ig_jax.data.record import Record
 from ig_jax.data.write import LAYOUTS, Layout, Part, Whole
-from ig_jax.errors import BadExample, UserError
-from ig_jax.types import Encoded, Params, Source
+from ig_jax.encode import Encode, Encoder, Example, Unreadable, as_they_are, read_batches
+from ig_jax.errors import UserError
+from ig_jax.types import Encoded
 
 SETTINGS, NOTES = "prepare.json", "parts"
 READERS = 16  # examples read at the same time; most of that is waiting for files
-AHEAD = 3  # batches being read while one is encoded
 LISTED = 10  # unreadable examples that are printed; the record lists all
-
-
-class _Example(NamedTuple):
-    index: int
-    row: np.ndarray
-    label: int
-    name: str
-
-
-class _Unreadable(NamedTuple):
-    reason: str
-
-
-Encode = Callable[[Iterator[list[_Example]]], Iterator[np.ndarray]]
-
-
-def _read(source: Source, index: int) -> _Example | _Unreadable:
-    try:
-        batch = source.batch(np.array([index]))
-    except BadExample as error:
-        return _Unreadable(str(error))
-    name = source.name(index) if hasattr(source, "name") else f"{index:08d}"
-    return _Example(index, batch["stored"][0], int(batch["label"][0]), name)
-
-
-def _batches(
-    source: Source, indices: range, size: int, readers: ThreadPoolExecutor
-) -> Iterator[list[_Example | _Unreadable]]:
-    """The examples in batches, some being read ahead."""
-    waiting = deque(indices[i : i + size] for i in range(0, len(indices), size))
-    reading: deque[list[Future]] = deque()
-    while waiting or reading:
-        while waiting and len(reading) <= AHEAD:
-            reading.append([readers.submit(_read, source, i) for i in waiting.popleft()])
-        yield [future.result() for future in reading.popleft()]
-
-
-def _as_they_are(batches: Iterator[list[_Example]]) -> Iterator[np.ndarray]:
-    """Latents need no encoding."""
-    for examples in batches:
-        yield np.stack([x.row for x in examples])
-
-
-class _Encoder:
-    """Batches of pictures -> float32 [n, h, w, c] as the data set will hold them."""
-
-    def __init__(self, exp: Experiment):
-        self._mesh, self._size = exp.mesh, exp.config.prepare.batch_size
-        whole, rows = sharding.replicated(exp.mesh), sharding.over_batch(exp.mesh)
-        self._weights = jax.device_put(exp.encoder_weights, whole)
-
-        def encode(batch: dict[str, jax.Array], weights: Params) -> jax.Array:
-            keys = prng.keys(exp.config.seed, "prepare", batch["index"])
-            return exp.config.data.codec.to_store(batch["picture"], weights, keys)
-
-        self._program = jax.jit(encode, in_shardings=(rows, whole), out_shardings=rows)
-
-    def _start(self, examples: list[_Example]) -> jax.Array:
-        """Sets the devices to work."""
-        # Padded, so that one program does them all.
-        filled = examples + examples[-1:] * (self._size - len(examples))
-        batch = {"picture": np.stack([x.row for x in filled])}
-        batch["index"] = np.array([x.index for x in filled], np.int32)
-        return self._program(sharding.to_global(batch, self._mesh), self._weights)
-
-    def __call__(self, batches: Iterator[list[_Example]]) -> Iterator[np.ndarray]:
-        """One batch behind, so that the devices need not wait for the next."""
-        previous = None
-        for examples in batches:
-            started = self._start(examples), len(examples)
-            if previous:
-                yield sharding.to_host(previous[0])[: previous[1]]
-            previous = started
-        if previous:
-            yield sharding.to_host(previous[0])[: previous[1]]
 
 
 class _Preparation:
@@ -169,17 +93,17 @@ class _Preparation:
 
     def make(self, number: int, encode: Encode, readers: ThreadPoolExecutor, bar: Any) -> None:
         """Reads, encodes, writes and notes one part."""
-        good: list[_Example] = []
+        good: list[Example] = []
         skipped: list[str] = []
 
-        def readable() -> Iterator[list[_Example]]:
+        def readable() -> Iterator[list[Example]]:
             size = self.settings.batch_size
-            for batch in _batches(self.source, self.parts[number], size, readers):
-                reasons = [x.reason for x in batch if isinstance(x, _Unreadable)]
+            for batch in read_batches(self.source, self.parts[number], size, readers):
+                reasons = [x.reason for x in batch if isinstance(x, Unreadable)]
                 if reasons and self.settings.bad_examples == "stop":
                     raise UserError(f"{reasons[0]}, or pass --config.prepare.bad_examples=skip")
                 skipped.extend(reasons)
-                examples = [x for x in batch if isinstance(x, _Example)]
+                examples = [x for x in batch if isinstance(x, Example)]
                 good.extend(x._replace(row=None) for x in examples)
                 bar.update(len(batch))
                 if examples:
@@ -302,7 +226,7 @@ def run(exp: Experiment, folder: Path) -> Record:
     """
     preparation = _Preparation(exp, folder)
     # Before anything is written: the autoencoder may be missing.
-    encode = _as_they_are if isinstance(preparation.source, Encoded) else _Encoder(exp)
+    encode = as_they_are if isinstance(preparation.source, Encoded) else Encoder(exp)
     preparation.begin()
     written = preparation.layout.record_folder
     made = record.read(written)

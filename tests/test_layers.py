@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {
     *("train", "sample", "evaluate", "demo", "run", "preview", "describe"),
     *("search", "density", "guide"),
-    *("prepare", "probe", "visualize", "importing", "exporting"),
+    *("prepare", "encode", "probe", "visualize", "importing", "exporting"),
 }
 LAYERS = (
     # The root __init__ runs before every other module, so it may import none of them.
