@@ -165,6 +165,16 @@ class VaVae(Autoencoder):
     def channels(self) -> int:
         return self._statistics[0].size if self.statistics else 32
 
+    def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        latents = len(stored_shape) == 3 and not is_pictures(stored_shape)
+        if self.statistics and latents and stored_shape[-1] != 2 * self.channels:
+            raise ValueError(
+                f"codec.statistics = {self.statistics!r}: are of {self.channels} channels, but the "
+                f"source holds {list(stored_shape)}, two latents of {stored_shape[-1] // 2}; name "
+                "the latents_stats.pt of these latents"
+            )
+        return super().latent_shape(stored_shape)
+
     def from_published(self, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return va_vae.from_published(state)
 

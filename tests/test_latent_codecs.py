@@ -52,15 +52,11 @@ def shards(tmp_path_factory):
     return root
 
 
-def settings(data, **model):
+def settings(data):
     c = tiny.settings()
     c.data = data
     c.data.source.num_classes = 2
     c.model.patch_size = 1
-    c.model.update(model)
-    c.train.update({"steps": 4, "batch_size": 8, "steps_per_dispatch": 2})
-    c.sample.update({"num": 3, "batch_size": 4})
-    c.sample.sampler.num_steps = 2
     return c
 
 
@@ -94,6 +90,15 @@ def test_latents_of_the_other_autoencoder_are_refused_in_one_sentence(moments, s
         UserError, match=f"data.codec.name = '{which}': the latents .*choose that codec"
     ):
         build.experiment(config.parse(settings(data), jax.device_count()))
+
+
+def test_statistics_of_another_length_are_named(shards, tmp_path):
+    ones = np.ones((1, 16, 1, 1))
+    torch_writer.save(tmp_path / "short.pt", {"mean": ones, "std": ones})
+    data = imagenet.va_vae("safetensors_shards", str(shards))
+    data.codec.statistics = str(tmp_path / "short.pt")
+    with pytest.raises(UserError, match="data.codec.statistics = .*short.pt': are of 16 channels"):
+        config.parse(settings(data), jax.device_count())
 
 
 def test_mistakes_name_the_file(moments, shards, tmp_path):
