@@ -16,11 +16,10 @@ from ig_jax.errors import UserError
 from ig_jax.interop import names
 from ig_jax.types import Params
 
-FAMILIES = {"sit": "SiT", "dit": "DiT", "lightningdit": "LightningDiT"}
-SOURCES = {
-    "sit": "SiT (arXiv 2401.08740)",
-    "dit": "DiT (arXiv 2212.09748)",
-    "lightningdit": "LightningDiT (arXiv 2501.01423)",
+PAPERS = {  # of each family
+    "sit": ("SiT", "arXiv 2401.08740"),
+    "dit": ("DiT", "arXiv 2212.09748"),
+    "lightningdit": ("LightningDiT", "arXiv 2501.01423"),
 }
 IG = "Internal Guidance (arXiv 2512.24176)"
 
@@ -74,12 +73,12 @@ def _trained(meta: dict[str, Any]) -> str:
 
 def _card(exp: Experiment, meta: dict[str, Any], params: Params, weights: str, file: Path) -> str:
     model, name = exp.config.model, meta["config"]["model"]["name"]
-    readouts = model.readouts
+    (family, paper), readouts = PAPERS[name], model.readouts
     told = f" --readout_depth={readouts[0]}" if readouts else ""
     side, _, channels = exp.net.latent_shape
     return CARD.format(
-        title=f"{FAMILIES[name]}{' + Internal Guidance' if readouts else ''}",
-        source=SOURCES[name],
+        title=f"{family}{' + Internal Guidance' if readouts else ''}",
+        source=f"{family} ({paper})",
         readout=f" with a readout at depth {readouts[0]} for {IG}" if readouts else "",
         parameters=tree.count(params),
         **{n: getattr(model, n) for n in ("depth", "hidden_size", "num_heads", "patch_size")},

@@ -238,7 +238,8 @@ class Trainer:
         self.dispatch = make_dispatch(exp)
         self.encoder = jax.device_put(exp.encoder_weights, sharding.replicated(exp.mesh))
         self.writer = logs.MetricWriter(workdir, resumed_at=self.step)
-        self.preview = preview.Preview(exp, workdir)
+        if c.log.samples_every_steps:  # otherwise its decoder would be read for nothing
+            self.preview = preview.Preview(exp, workdir)
         self.window = _Window()
         self.pending: tuple[int, History] | None = None
         self.seconds = {"compile": 0.0, "train": 0.0}

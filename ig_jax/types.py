@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -25,6 +26,8 @@ Key = jax.Array  # a typed PRNG key, or an array of them
 
 # In a pytree, a place may also hold what JAX puts there while it looks at structure alone.
 Abstract = Any
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of compute, as settings name them
 
 Params = Mapping[str, Any]  # nested dict of arrays
 NONE: Params = MappingProxyType({})  # no parameters

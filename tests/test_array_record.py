@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from sources import refuses, use
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ig_jax.data import record, tfds_files, tfds_split
 from ig_jax.data.array_record import ArrayRecord
-from ig_jax.errors import BadExample, UserError
+from ig_jax.errors import BadExample
 from ig_jax.types import Encoded
 
 IMAGES = 10
@@ -75,20 +76,6 @@ def latents(tmp_path):
 
 def source_of(folder, split="train", num_classes=CLASSES):
     return ArrayRecord(str(folder), split, num_classes)
-
-
-def use(source):
-    return source.batch(np.arange(len(source)))
-
-
-def refuses(source, *words, error=UserError):
-    """Using it fails with one sentence that has all these words."""
-    with pytest.raises(error) as caught:
-        use(source)
-    message = str(caught.value)
-    for word in words:
-        assert word in message
-    assert "\n" not in message and not message.endswith(".")
 
 
 def test_a_shard_is_named_as_tfds_names_it():

@@ -10,8 +10,9 @@ import zipfile
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from sources import refuses, use
 
-from ig_jax.data import npy_folder, record
+from ig_jax.data import reading, record
 from ig_jax.data.npy_folder import NpyFolder
 from ig_jax.data.safetensors_shards import SafetensorsShards
 from ig_jax.errors import BadExample, UserError
@@ -58,10 +59,6 @@ def zipped(folder, compression=zipfile.ZIP_STORED):
 
 def npy(path, num_classes=CLASSES):
     return NpyFolder(str(path), num_classes)
-
-
-def use(source):
-    return source.batch(np.arange(len(source)))
 
 
 def test_a_folder_gives_mean_and_std_channels_last_in_the_order_of_names(latents):
@@ -120,7 +117,7 @@ def test_a_record_beside_shards_tells_the_codec(shards):
 def test_one_thread_reads_what_many_read(latents, monkeypatch, count):
     indices = np.random.default_rng(count).integers(0, IMAGES, count)
     many = npy(latents).batch(indices)
-    monkeypatch.setattr(npy_folder, "THREADS", 1)
+    monkeypatch.setattr(reading, "THREADS", 1)
     one = npy(latents).batch(indices)
     np.testing.assert_array_equal(many["stored"], one["stored"])
     np.testing.assert_array_equal(many["label"], one["label"])
@@ -146,17 +143,6 @@ def test_nothing_is_read_at_construction(tmp_path):
 def test_settings_that_no_data_set_has_are_refused(cls, settings):
     with pytest.raises(ValueError, match="^(path = ''|num_classes = 0): must "):
         cls(*settings)
-
-
-def refuses(source, *words, error=UserError):
-    """Using it fails with one sentence that has all these words."""
-    with pytest.raises(UserError) as caught:
-        use(source)
-    assert caught.type is error
-    message = str(caught.value)
-    for word in words:
-        assert word in message
-    assert "\n" not in message and not message.endswith(".")
 
 
 def test_a_folder_without_latents_is_refused(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from sources import refuses, use
 
 from ig_jax.data import crop, tfds_files
 from ig_jax.data.crop import center_crop
@@ -171,27 +172,12 @@ def folder_source(path, size=SIZE, num_classes=CLASSES):
     return ImageFolder(str(path), size, num_classes)
 
 
-def use(source):
-    return source.batch(np.arange(len(source)))
-
-
 def expected_pictures(names=FILES):
     found = [Image.open(io.BytesIO(contents()[name])) for name in names]
     return np.stack([center_crop(image, SIZE) for image in found])
 
 
-def refuses(source, *words, error=UserError):
-    """Using it fails with one sentence that has all these words."""
-    with pytest.raises(error) as caught:
-        use(source)
-    message = str(caught.value)
-    for word in words:
-        assert word in message
-    assert "\n" not in message and not message.endswith(".")
-
-
-def test_a_folder_gives_cropped_pictures_and_the_number_of_their_folder(pictures):
-    source = folder_source(pictures)
+def gives_the_pictures(source):
     assert isinstance(source, Source)
     assert len(source) == 5 and source.held_out() is None
     batch = use(source)
@@ -199,6 +185,10 @@ def test_a_folder_gives_cropped_pictures_and_the_number_of_their_folder(pictures
     np.testing.assert_array_equal(batch["stored"], expected_pictures())
     np.testing.assert_array_equal(batch["label"], LABELS)
     assert [source.name(index) for index in range(5)] == FILES
+
+
+def test_a_folder_gives_cropped_pictures_and_the_number_of_their_folder(pictures):
+    gives_the_pictures(folder_source(pictures))
 
 
 def test_shape_and_dtype_are_known_before_anything_is_read(tmp_path):
@@ -358,14 +348,7 @@ def tfds_source(folder, split="validation", num_classes=CLASSES):
 
 
 def test_a_data_set_of_tfds_gives_cropped_pictures_and_labels(tmp_path):
-    source = tfds_source(write_tfds(tmp_path))
-    assert isinstance(source, Source)
-    assert len(source) == 5 and source.held_out() is None
-    batch = use(source)
-    assert batch["stored"].dtype == np.uint8 and batch["label"].dtype == np.int32
-    np.testing.assert_array_equal(batch["stored"], expected_pictures())
-    np.testing.assert_array_equal(batch["label"], LABELS)
-    assert [source.name(index) for index in range(5)] == FILES
+    gives_the_pictures(tfds_source(write_tfds(tmp_path)))
 
 
 def test_tfds_reads_the_same_pictures(tmp_path):

@@ -26,10 +26,9 @@ from jaxtyping import Array, Float, UInt8
 from ig_jax.codecs import pixels, sd_vae, va_vae
 from ig_jax.errors import UserError
 from ig_jax.formats import state_dict, torch_file
-from ig_jax.types import NONE, Images, Key, Latents, Params
+from ig_jax.types import DTYPES, NONE, Images, Key, Latents, Params
 
 INPUT_RANGE = (-1.0, 1.0)  # of pixels, as both autoencoders see them
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ENCODER, DECODER = ("encoder", "quant_conv"), ("post_quant_conv", "decoder")
 
 

@@ -11,16 +11,14 @@ import contextlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from ig_jax.data import record, tfds_files, tfds_split
-from ig_jax.data.record import Record
-from ig_jax.data.tfds_split import Example, Split
+from ig_jax.data import tfds_files
+from ig_jax.data.record import Recorded
+from ig_jax.data.tfds_split import Example, OfSplit, Split
 from ig_jax.errors import BadExample, UserError
 
 ARRAYS = {"sd_vae": ("moments",), "va_vae": ("latents", "latents_flip")}  # codec -> features
@@ -28,7 +26,7 @@ MOMENTS = 8  # channels: mean, standard deviation
 
 
 @dataclass(frozen=True)
-class ArrayRecord:
+class ArrayRecord(OfSplit, Recorded):
     """float32 [h, w, 8], mean and standard deviation; or [h, w, 2c], a latent and then its twin.
 
     `path` is the folder that holds dataset_info.json. Nothing is read before the first use, which
@@ -47,48 +45,42 @@ class ArrayRecord:
     stored_dtype = np.float32
 
     def __post_init__(self):
-        if not self.path:
-            raise ValueError(f"path = '': must name the folder that holds {tfds_files.INFO}")
-        if not self.split:
-            raise ValueError("split = '': must name a split of the data set, such as train")
+        super().__post_init__()
         if self.num_classes < 1:
             raise ValueError(f"num_classes = {self.num_classes}: must be at least 1")
 
-    @cached_property
-    def _opened(self) -> Split:
-        opened = tfds_split.open_split(Path(self.path), self.split)
-        _check_features(self.path, opened.features)
-        return opened
-
-    @cached_property
-    def _record(self) -> Record | None:
-        return record.read(Path(self.path))
-
     @property
     def _arrays(self) -> tuple[str, ...]:
-        return ARRAYS[_kind(self._opened.features)]
+        return ARRAYS[self._codec_of_layout]
 
     @property
-    def codec(self) -> str:
-        return self._record.codec if self._record else _kind(self._opened.features)
-
-    def record(self) -> Record | None:
-        return self._record
+    def _codec_of_layout(self) -> str:
+        return _kind(self._opened.features)
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
         channels, height, width = self._opened.features[self._arrays[0]].shape
         return height, width, channels * len(self._arrays)
 
-    def __len__(self) -> int:
-        return len(self._opened)
-
-    def name(self, index: int) -> str:
-        """The file of the picture where the data set has it, else the shard and record."""
-        return self._opened.file_name(*self._opened.read(np.array([index])), index)
-
-    def held_out(self) -> None:
-        return None  # another split is a source of its own
+    def _check_features(self, features: Mapping[str, Any]) -> None:
+        file, kind = f"{self.path}/{tfds_files.FEATURES}", _kind(features)
+        if not kind or "label" not in features:
+            raise UserError(
+                f"{file}: names {', '.join(sorted(features))}; latents need label, and moments or "
+                "both latents and latents_flip"
+            )
+        channels = MOMENTS if kind == "sd_vae" else "channels"
+        for name in ARRAYS[kind]:
+            if not _is_latent(features[name], kind):
+                raise UserError(
+                    f"{file}: {name} is {features[name]}, must be Tensor(shape=({channels}, "
+                    "height, width), dtype=float32); write the data set again"
+                )
+        if len({features[name].shape for name in ARRAYS[kind]}) > 1:
+            raise UserError(
+                f"{file}: latents {features['latents'].shape} and latents_flip "
+                f"{features['latents_flip'].shape} must be alike; write the data set again"
+            )
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         opened, names = self._opened, self._arrays
@@ -120,27 +112,6 @@ def _array(opened: Split, example: Example, index: int, name: str) -> Float32[np
 def _kind(features: Mapping[str, Any]) -> str:
     """The codec that reads what these features hold; '' where they are no latents."""
     return next((c for c, names in ARRAYS.items() if all(n in features for n in names)), "")
-
-
-def _check_features(path: str, features: Mapping[str, Any]) -> None:
-    file, kind = f"{path}/{tfds_files.FEATURES}", _kind(features)
-    if not kind or "label" not in features:
-        raise UserError(
-            f"{file}: names {', '.join(sorted(features))}; latents need label, and moments or both "
-            "latents and latents_flip"
-        )
-    channels = MOMENTS if kind == "sd_vae" else "channels"
-    for name in ARRAYS[kind]:
-        if not _is_latent(features[name], kind):
-            raise UserError(
-                f"{file}: {name} is {features[name]}, must be Tensor(shape=({channels}, height, "
-                "width), dtype=float32); write the data set again"
-            )
-    if len({features[name].shape for name in ARRAYS[kind]}) > 1:
-        raise UserError(
-            f"{file}: latents {features['latents'].shape} and latents_flip "
-            f"{features['latents_flip'].shape} must be alike; write the data set again"
-        )
 
 
 def _is_latent(feature: Any, kind: str) -> bool:

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -56,6 +60,37 @@ def decode(content: bytes, size: int, name: str) -> UInt8[np.ndarray, "{size} {s
             f"{name}: cannot be decoded ({_reason(error)}); replace the picture or remove it"
         ) from error
     return center_crop(picture, size)
+
+
+class Cropped:
+    """What sources of cropped pictures share: uint8 [size, size, 3], decoded in threads."""
+
+    size: int  # side of the cropped pictures
+    num_classes: int
+
+    stored_dtype = np.uint8
+
+    def __post_init__(self):
+        for name in ("size", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        return self.size, self.size, 3
+
+    @cached_property
+    def _decoders(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(THREADS)
+
+    def _stacked(
+        self, picture: Callable[..., np.ndarray], *arguments: Sequence[Any]
+    ) -> UInt8[np.ndarray, "n {self.size} {self.size} 3"]:
+        """`picture` of each row of the arguments."""
+        stored = np.empty((len(arguments[0]), *self.stored_shape), self.stored_dtype)
+        for row, found in enumerate(self._decoders.map(picture, *arguments)):
+            stored[row] = found
+        return stored
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,6 @@ Examples are in the order of their file names, as in the published tools.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ig_jax.data import crop, file_tree, labels
+from ig_jax.data.crop import Cropped
 from ig_jax.data.file_tree import FileTree
 from ig_jax.errors import UserError
 
@@ -33,7 +33,7 @@ class _Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(Cropped):
     """uint8 [size, size, 3]: pictures cropped by `crop.center_crop`, with their classes.
 
     `path` is the folder or zip of the pictures. Nothing is read before the first use, which lists
@@ -48,14 +48,10 @@ class ImageFolder:
     size: int  # side of the cropped pictures
     num_classes: int
 
-    stored_dtype = np.uint8
-
     def __post_init__(self):
         if not self.path:
             raise ValueError("path = '': must name the folder or zip of the pictures")
-        for name in ("size", "num_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        super().__post_init__()
 
     @cached_property
     def _opened(self) -> _Opened:
@@ -72,14 +68,6 @@ class ImageFolder:
             return _Opened(tree, names, labels.read(tree, names, self.num_classes))
         return _Opened(tree, names, _number_of_folder(self.path, names, self.num_classes))
 
-    @cached_property
-    def _decoders(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(crop.THREADS)
-
-    @property
-    def stored_shape(self) -> tuple[int, int, int]:
-        return self.size, self.size, 3
-
     def __len__(self) -> int:
         return len(self._opened.names)
 
@@ -91,9 +79,7 @@ class ImageFolder:
         return None  # the layout has a folder per split, and each is a source of its own
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        stored = np.empty((len(indices), *self.stored_shape), self.stored_dtype)
-        for row, picture in enumerate(self._decoders.map(self._picture, indices.tolist())):
-            stored[row] = picture
+        stored = self._stacked(self._picture, indices.tolist())
         return {"stored": stored, "label": self._opened.labels[indices]}
 
     def _picture(self, index: int) -> np.ndarray:

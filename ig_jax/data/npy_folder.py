@@ -12,9 +12,7 @@ Examples are in the order of their file names, as in the published loader.
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +23,13 @@ from jaxtyping import Float32
 
 from ig_jax.data import file_tree, labels, record
 from ig_jax.data.file_tree import FileTree
-from ig_jax.data.record import Record
+from ig_jax.data.reading import Readers
+from ig_jax.data.record import Record, Recorded
 from ig_jax.errors import BadExample, UserError
 
 ROOT = "vae-sd"
 CODEC = "sd_vae"  # whose layout this is
 CHANNELS = 8  # mean, standard deviation
-THREADS = 8  # they hide the latency of a disk or network, more than there are cores
 
 
 class _Header(NamedTuple):
@@ -48,7 +46,7 @@ class _Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NpyFolder:
+class NpyFolder(Recorded):
     """float32 [h, w, 8]: mean (4 channels) and standard deviation (4) of an image's latent.
 
     `path` is the folder that holds `vae-sd`, `vae-sd` itself, or a zip of either. Nothing is read
@@ -63,6 +61,7 @@ class NpyFolder:
     num_classes: int
 
     stored_dtype = np.float32
+    _codec_of_layout = CODEC
 
     def __post_init__(self):
         if not self.path:
@@ -92,8 +91,8 @@ class NpyFolder:
         return _Opened(tree, names, classes, header, _record(tree, files))
 
     @cached_property
-    def _readers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(THREADS)
+    def _readers(self) -> Readers:
+        return Readers()
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
@@ -104,11 +103,8 @@ class NpyFolder:
         return len(self._opened.names)
 
     @property
-    def codec(self) -> str:
-        return self._opened.record.codec if self._opened.record else CODEC
-
-    def record(self) -> Record | None:
-        return self._opened.record
+    def _record(self) -> Record | None:
+        return self._opened.record  # inside of the tree, which may be a zip
 
     def name(self, index: int) -> str:
         """The file below `vae-sd`, with forward slashes."""
@@ -131,12 +127,8 @@ class NpyFolder:
     def _read(self, indices: np.ndarray) -> Iterator[bytes]:
         # The threads only wait for files: decoding in them, too, is slower, as they then take turns
         # at the interpreter.
-        def files(part: np.ndarray) -> list[bytes]:
-            return [tree.read(names[index]) for index in part.tolist()]
-
         tree, names = self._opened[:2]
-        parts = self._readers.map(files, np.array_split(indices, THREADS))
-        return itertools.chain.from_iterable(parts)
+        return self._readers.each(lambda index: tree.read(names[index]), indices)
 
 
 def _record(tree: FileTree, files: Collection[str]) -> Record | None:

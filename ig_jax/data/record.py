@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,28 @@ class Record:
     std: tuple[float, ...]
     source: dict[str, Any]  # the config section of where they come from
     versions: dict[str, str]  # of the software
+
+
+class Recorded(ABC):
+    """What sources of latents share: the record in the folder `path`, and the codec it tells."""
+
+    path: str
+
+    @property
+    @abstractmethod
+    def _codec_of_layout(self) -> str:
+        """Whose latents these are where no record tells it."""
+
+    @cached_property
+    def _record(self) -> Record | None:
+        return read(Path(self.path))
+
+    @property
+    def codec(self) -> str:
+        return self._record.codec if self._record else self._codec_of_layout
+
+    def record(self) -> Record | None:
+        return self._record
 
 
 def parse(content: bytes | str, file: str) -> Record:

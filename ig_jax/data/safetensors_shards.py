@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ig_jax.data import record
-from ig_jax.data.record import Record
+from ig_jax.data.record import Recorded
 from ig_jax.errors import BadExample, UserError
 
 CODEC = "va_vae"  # whose layout this is
@@ -48,7 +47,7 @@ class _Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SafetensorsShards:
+class SafetensorsShards(Recorded):
     """float32 [h, w, 2c]: the latent (c channels) and then its mirrored twin (c).
 
     `path` is the folder of the shards. Nothing is read before the first use, which maps all shards
@@ -64,6 +63,7 @@ class SafetensorsShards:
     num_classes: int
 
     stored_dtype = np.float32
+    _codec_of_layout = CODEC
 
     def __post_init__(self):
         if not self.path:
@@ -88,17 +88,6 @@ class SafetensorsShards:
 
     def __len__(self) -> int:
         return len(self._opened.labels)
-
-    @cached_property
-    def _record(self) -> Record | None:
-        return record.read(Path(self.path))
-
-    @property
-    def codec(self) -> str:
-        return self._record.codec if self._record else CODEC
-
-    def record(self) -> Record | None:
-        return self._record
 
     def name(self, index: int) -> str:
         """'latents_rank00_shard000.safetensors:17', the shard and the place in it."""

@@ -9,21 +9,19 @@ bit what Pillow makes of the original files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ig_jax.data import crop, tfds_files, tfds_split
-from ig_jax.data.tfds_split import Example, Split
+from ig_jax.data import crop, tfds_files
+from ig_jax.data.crop import Cropped
+from ig_jax.data.tfds_split import Example, OfSplit
 from ig_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class TfdsImages:
+class TfdsImages(OfSplit, Cropped):
     """uint8 [size, size, 3]: pictures cropped by `crop.center_crop`, with their classes.
 
     `path` is the folder that holds dataset_info.json, such as imagenet2012/5.1.0. Nothing is read
@@ -40,65 +38,31 @@ class TfdsImages:
     size: int  # side of the cropped pictures
     num_classes: int
 
-    stored_dtype = np.uint8
-
     def __post_init__(self):
-        if not self.path:
-            raise ValueError(f"path = '': must name the folder that holds {tfds_files.INFO}")
-        if not self.split:
-            raise ValueError("split = '': must name a split of the data set, such as train")
-        for name in ("size", "num_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        OfSplit.__post_init__(self)
+        Cropped.__post_init__(self)
 
-    @cached_property
-    def _opened(self) -> Split:
-        opened = tfds_split.open_split(Path(self.path), self.split)
-        _check_features(self.path, opened.features)
-        return opened
+    def _check_features(self, features: Mapping[str, Any]) -> None:
+        from tensorflow_datasets.core.features import Image
 
-    @cached_property
-    def _decoders(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(crop.THREADS)
-
-    @property
-    def stored_shape(self) -> tuple[int, int, int]:
-        return self.size, self.size, 3
-
-    def __len__(self) -> int:
-        return len(self._opened)
-
-    def name(self, index: int) -> str:
-        """The file of the picture where the data set has it, else the shard and record."""
-        return self._opened.file_name(*self._opened.read(np.array([index])), index)
-
-    def held_out(self) -> None:
-        return None  # another split is a source of its own
+        image = features.get("image")
+        # Images of other dtypes are packed into PNG files that are no pictures.
+        if not isinstance(image, Image) or image.np_dtype != np.uint8 or "label" not in features:
+            found = ", ".join(f"{name} {features[name]}" for name in sorted(features))
+            raise UserError(
+                f"{self.path}/{tfds_files.FEATURES}: pictures need image of uint8 and label, but "
+                f"it names {found}; name another data set"
+            )
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         opened, numbers = self._opened, indices.tolist()
         examples = opened.read(indices)
         pairs = zip(examples, numbers, strict=True)
         label = [opened.label(example, index, self.num_classes) for example, index in pairs]
-        stored = np.empty((len(indices), *self.stored_shape), self.stored_dtype)
-        for row, picture in enumerate(self._decoders.map(self._picture, examples, numbers)):
-            stored[row] = picture
+        stored = self._stacked(self._picture, examples, numbers)
         return {"stored": stored, "label": np.asarray(label, np.int32)}
 
     def _picture(self, example: Example, index: int) -> np.ndarray:
         content = b"".join(example["image"].bytes_list.value)  # one, or none at all
         name = f"{self._opened.place(index)} ({self._opened.file_name(example, index)})"
         return crop.decode(content, self.size, name)
-
-
-def _check_features(path: str, features: Mapping[str, Any]) -> None:
-    from tensorflow_datasets.core.features import Image
-
-    image = features.get("image")
-    # Images of other dtypes are packed into PNG files that are no pictures.
-    if not isinstance(image, Image) or image.np_dtype != np.uint8 or "label" not in features:
-        found = ", ".join(f"{name} {features[name]}" for name in sorted(features))
-        raise UserError(
-            f"{path}/{tfds_files.FEATURES}: pictures need image of uint8 and label, but it names "
-            f"{found}; name another data set"
-        )

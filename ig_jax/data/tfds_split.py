@@ -5,8 +5,8 @@ Examples come as tf.train.Example has them; what their features hold is for the 
 
 from __future__ import annotations
 
-import itertools
 import resource
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ig_jax.data.reading import THREADS, Readers
 from ig_jax.data.tfds_files import FEATURES, FORMAT, INFO
 from ig_jax.errors import BadExample, UserError
 
 # Without reading ahead, as examples are read in random order.
 READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
-THREADS = 8  # they hide the latency of a disk or network, more than there are cores
 
 Example = Mapping[str, Any]  # feature name -> tf.train.Feature
 
@@ -45,8 +45,8 @@ class Split:
         return np.cumsum([shard.take for shard in self.shards])
 
     @cached_property
-    def _readers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(THREADS)
+    def _readers(self) -> Readers:
+        return Readers()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -57,13 +57,8 @@ class Split:
         Raises:
           BadExample: one of them is corrupt; names its shard and record.
         """
-
-        def examples(part: np.ndarray) -> list[Example]:
-            return [self._example(index) for index in part.tolist()]
-
         # Not by TFDS, which takes three times as long to parse an example.
-        parts = self._readers.map(examples, np.array_split(indices, THREADS))
-        return list(itertools.chain.from_iterable(parts))
+        return list(self._readers.each(self._example, indices))
 
     def name(self, index: int) -> str:
         """'imagenet2012-train.array_record-00000-of-01024:17', the shard and its record."""
@@ -114,6 +109,39 @@ class Split:
             raise BadExample(
                 f"{self.place(index)} cannot be read ({_reason(error)}); copy the file again"
             ) from error
+
+
+class OfSplit(ABC):
+    """What sources share that are a split of a data set: `path`, `split`, and access to both."""
+
+    path: str
+    split: str
+
+    def __post_init__(self):
+        if not self.path:
+            raise ValueError(f"path = '': must name the folder that holds {INFO}")
+        if not self.split:
+            raise ValueError("split = '': must name a split of the data set, such as train")
+
+    @abstractmethod
+    def _check_features(self, features: Mapping[str, Any]) -> None:
+        """Raises UserError unless the examples hold what the source reads."""
+
+    @cached_property
+    def _opened(self) -> Split:
+        opened = open_split(Path(self.path), self.split)
+        self._check_features(opened.features)
+        return opened
+
+    def __len__(self) -> int:
+        return len(self._opened)
+
+    def name(self, index: int) -> str:
+        """The file of the picture where the data set has it, else the shard and record."""
+        return self._opened.file_name(*self._opened.read(np.array([index])), index)
+
+    def held_out(self) -> None:
+        return None  # another split is a source of its own
 
 
 def open_split(path: Path, split: str) -> Split:

@@ -39,7 +39,8 @@ STORAGES = {
 RESAVE = "re-save it in PyTorch 1.6 or newer with torch.save(torch.load(f), f)"
 COPY_AGAIN = "download or copy it again"
 
-# What reading a damaged zip or pickle may raise.
+# What reading a damaged zip or pickle may raise; zipfile raises NotImplementedError for a way of
+# compressing that it does not know.
 DAMAGE = (
     *(ValueError, TypeError, LookupError, OverflowError, EOFError, NotImplementedError),
     *(struct.error, zipfile.BadZipFile),

@@ -23,9 +23,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from ig_jax.models import embed, layers, trunk
-from ig_jax.types import Key, Labels, Latents, NetOutput, Params, Tokens
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from ig_jax.types import DTYPES, Key, Labels, Latents, NetOutput, Params, Tokens
 
 
 @dataclass(frozen=True)
