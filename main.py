@@ -2,6 +2,7 @@
 
   python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
                  [--mode=train|sample|evaluate|search|prepare|demo] [--config.train.steps=1000 ...]
+                 [--coordinator=host:port --num_processes=N --process_id=i]
 
   python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]
                  [--training_state]
@@ -12,6 +13,7 @@ Running the same command again resumes. Kept short on purpose: everything else i
 
 import sys
 import time
+import traceback
 
 STARTED = time.perf_counter()  # before the imports, which it measures
 
@@ -19,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import published
-from ig_jax import run
+from ig_jax import distributed, run
 from ig_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -33,12 +35,15 @@ flags.DEFINE_bool("training_state", False, "import: also what its training goes 
 flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
 flags.DEFINE_string("weights", "ema", "export: ema (the first decay), raw, or a decay.")
 flags.DEFINE_bool("dry_run", False, "Only parse, build and describe; nothing is computed.")
+flags.DEFINE_string("coordinator", None, "Several processes: host:port on which process 0 listens.")
+flags.DEFINE_integer("num_processes", None, "Several processes: how many, on all hosts together.")
+flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
 
 
-def fail(message: str) -> None:
-    """Says one sentence and ends with status 2."""
+def fail(message: str, status: int = 2) -> None:
+    """Says one sentence and ends."""
     sys.stderr.write(f"error: {message}\n")
-    sys.exit(2)
+    distributed.leave(status)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -81,6 +86,7 @@ def main(argv: list[str]) -> None:
             return convert_files()
         if FLAGS.mode == "prepare" and FLAGS.workdir is None:
             fail("--workdir is missing: --mode=prepare writes the data set there")
+        distributed.start({flag: FLAGS[flag].value for flag in distributed.VARIABLES})
         location = FLAGS["config"].config_filename
         run.run(
             FLAGS.config,
@@ -93,7 +99,14 @@ def main(argv: list[str]) -> None:
         fail(str(error))
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: run the same command again to go on\n")
-        sys.exit(130)  # what shells expect of a program ended by Ctrl-C
+        distributed.leave(130)  # what shells expect of a program ended by Ctrl-C
+    except Exception as error:
+        if not distributed.several():
+            raise
+        if distributed.is_loss(error):
+            fail(distributed.lost(str(error).split("\n")[0]), distributed.LOST)
+        traceback.print_exc()
+        distributed.leave(1)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 Nothing is computed and no weights are made: the step of a config (with its optimizer and averages)
 is lowered on abstract arrays and compiled for this machine's devices. XLA's own count is taken from
 the step before it is compiled, with the blocks unrolled, because it counts a loop's body once; it
-is compared with the count on paper: 2 FLOPs for every weight of a matrix and token (or image), the
-two products of attention, twice that again for the gradient, and `newton_schulz_flops` for Muon.
+is compared with the counts on paper: `flops.train_step` for the gradient, `newton_schulz_flops` for
+Muon.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ig_jax import build, config, train, tree
+from ig_jax import build, config, flops, train
 from ig_jax.build import Experiment
 from ig_jax.optim.muon import newton_schulz_flops
 
@@ -54,18 +54,6 @@ def lower(exp: Experiment, images: int) -> jax.stages.Lowered:
     state = jax.eval_shape(lambda: train.init_state(exp))
     step = jax.jit(lambda s, b: train.train_step(s, b, exp=exp), donate_argnums=0)
     return step.lower(state, abstract_batch(exp, images))
-
-
-def forward_flops(exp: Experiment) -> int:
-    """Of one image, on paper."""
-    s, leaves = exp.net.settings, tree.flatten(exp.abstract_params)
-    tokens = (exp.net.side // s.patch_size) ** 2
-    total = 4 * s.depth * tokens**2 * s.hidden_size  # q k^T and attention times v
-    for path, leaf in leaves.items():
-        if path.endswith("kernel"):
-            once = "modulation" in path or "t_embedder" in path  # for an image, not for a token
-            total += 2 * tree.count(leaf) * (1 if once else tokens)
-    return total
 
 
 def optimizer_flops(exp: Experiment) -> float:
@@ -96,6 +84,7 @@ def main() -> None:
         optimizer_flops(exp),
     )
     model = (counted - of_optimizer) / args.batch
+    paper = flops.train_step(exp.net, exp.abstract_params, batch_size=1)
     report = {
         **dataclasses.asdict(exp.config.model),
         "batch": args.batch,
@@ -104,14 +93,14 @@ def main() -> None:
         "stablehlo_lines": lowered.as_text().count("\n"),
         "temporaries_gib": round(memory.temp_size_in_bytes / 2**30, 2),
         "arguments_gib": round(memory.argument_size_in_bytes / 2**30, 2),
-        "model_gflop_an_image": {"xla": round(model / 1e9, 1), "paper": forward_flops(exp) * 3e-9},
+        "model_gflop_an_image": {"xla": round(model / 1e9, 3), "paper": round(paper / 1e9, 3)},
         "optimizer_tflop_a_step": {"xla": round(of_optimizer / 1e12, 3)},
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
     if exp.config.raw["optim"]["name"] == "muon":
-        paper = newton_schulz_flops(exp.abstract_params, exp.config.optim.ns_steps)
-        report["optimizer_tflop_a_step"]["paper"] = round(paper / 1e12, 3)
+        of_muon = newton_schulz_flops(exp.abstract_params, exp.config.optim.ns_steps)
+        report["optimizer_tflop_a_step"]["paper"] = round(of_muon / 1e12, 3)
     print(json.dumps(report, indent=2))
 
 

@@ -63,6 +63,11 @@ def get_config() -> ConfigDict:
     c.optim.warmup_steps = 0
     c.optim.schedule = "constant"  # after warm-up: constant, cosine, linear
 
+    c.mesh = ConfigDict()  # of devices; -1: the rest. The product is their number
+    c.mesh.data = -1  # split the batch; share out optimizer and averages
+    c.mesh.fsdp = 1  # split the batch and all weights, gathered a block at a time
+    c.mesh.tensor = 1  # split heads and MLPs: for models too wide for one device
+
     c.train = ConfigDict()
     c.train.steps = (
         0  # length of the run: exactly one of steps, images, epochs; 0 means not this one
@@ -75,6 +80,9 @@ def get_config() -> ConfigDict:
         1  # steps per call of the compiled program; more helps small models
     )
     c.train.ema_decays = (0.9999,)  # of the averaged weights; sampling uses the first
+    c.train.spike_factor = (
+        0.0  # skips updates whose gradient norm is so many times the running median; 0 skips none
+    )
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 10_000
@@ -84,6 +92,11 @@ def get_config() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every_steps = 100
     c.log.samples_every_steps = 10_000  # grids of samples while training; 0 draws none
+    c.log.peak_tflops = 0.0  # of one device, for MFU; 0: by the table of known chips
+
+    c.profile = ConfigDict()  # a trace for TensorBoard and Perfetto: docs/profiling.md
+    c.profile.start = 20  # first step of it, counted from where this process begins
+    c.profile.steps = 0  # 0 traces nothing
 
     c.sample = ConfigDict()
     c.sample.num = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +17,11 @@ from ig_jax.config import Config, parse
 from ig_jax.models import MODELS
 from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
-from ig_jax.optim import OPTIMIZERS
-from ig_jax.types import NetFn, Params
+from ig_jax.optim import OPTIMIZERS, skip_spikes
+from ig_jax.sharding import collectives
+from ig_jax.types import DTYPES, NetFn, Params
+
+ALONG_DATA = {"data": -1, "fsdp": 1, "tensor": 1}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Experiment:
 
     config: Config
     mesh: Mesh
+
+    @cached_property
+    def own_mesh(self) -> Mesh:
+        """This process's devices side by side: for what needs no other process."""
+        return sharding.own_mesh(self.mesh)
 
     @cached_property
     def net(self) -> NetFn:
@@ -41,6 +49,7 @@ class Experiment:
 
     @cached_property
     def objective(self) -> Objective:
+        """Of the network as it is; inside `collectives.over_devices` use `split_objective`."""
         return Objective(
             net=self.net,
             process=self.config.process,
@@ -48,6 +57,13 @@ class Experiment:
             label_drop=self.config.objective.label_drop,
             null_class=self.num_classes,
         )
+
+    @cached_property
+    def split_objective(self) -> Objective:
+        """As `objective`, for parameters that devices share."""
+        dtype = DTYPES[self.config.model.dtype]
+        gather = collectives.gather(self.mesh, self.abstract_params, dtype)
+        return replace(self.objective, net=replace(self.net, gather=gather))
 
     @cached_property
     def encoder_weights(self) -> Params:
@@ -62,12 +78,23 @@ class Experiment:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         _, build = OPTIMIZERS[self.config.raw["optim"]["name"]]
-        return build(self.config.optim, self.total_steps)
+        share = collectives.share_out(self.mesh)
+        optimizer = build(self.config.optim, self.total_steps, share)
+        factor = self.config.train.spike_factor
+        return skip_spikes(optimizer, factor) if factor else optimizer
 
     @cached_property
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the network's parameters."""
         return jax.eval_shape(self.net.init, jax.random.key(0))
+
+    @property
+    def weights_here(self) -> Params:
+        """As `abstract_params`, whole on every device of `mesh`: to be read from a checkpoint."""
+        placed = sharding.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), self.abstract_params
+        )
 
 
 def of_checkpoint(checkpoints: Checkpoints, step: int, devices: Any = None) -> Experiment:
@@ -80,9 +107,10 @@ def of_checkpoint(checkpoints: Checkpoints, step: int, devices: Any = None) -> E
     shape = {"side": side, "channels": channels, "num_classes": classes, "size": 1}
     source = {"name": "synthetic", **shape}
     data = {"source": source, "codec": {"name": "as_stored"}}
-    return experiment(parse(ConfigDict(raw | {"data": data})), devices)
+    return experiment(parse(ConfigDict({**raw, "data": data, "mesh": ALONG_DATA})), devices)
 
 
 def experiment(config: Config, devices: Any = None) -> Experiment:
     """The run of `config` on all devices, or on the given ones."""
-    return Experiment(config, sharding.make_mesh(devices))
+    devices = list(jax.devices() if devices is None else devices)
+    return Experiment(config, sharding.make_mesh(devices, config.mesh.shape(len(devices))))

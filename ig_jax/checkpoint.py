@@ -19,7 +19,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import struct
-from jax.sharding import NamedSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from ig_jax import tree
@@ -176,32 +175,30 @@ class Checkpoints:
                 f"{self.directory} holds a run with other settings ({'; '.join(different)}): {mend}"
             )
 
-    def _read(self, step: int, like: Mapping[str, Any], placed: NamedSharding) -> Mapping[str, Any]:
-        def target(leaf):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
-
-        items = {
-            name: ocp.args.StandardRestore(jax.tree.map(target, item))
-            for name, item in like.items()
-        }
+    def _read(self, step: int, like: Mapping[str, Any]) -> Mapping[str, Any]:
+        items = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-    def restore(self, step: int, like: TrainState, placed: NamedSharding) -> TrainState:
-        """The state at `step`, placed; `like` has its shapes and may be abstract.
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at `step`; `like` is abstract, its leaves say where each is to be.
 
-        A part of `like` that is None is not read.
+        Every device reads its own shards, however many devices wrote them. A part of `like` that is
+        None is not read.
         """
         items = {"params": like.params, "opt_state": like.opt_state, "ema": like.ema}
-        found = self._read(step, {n: x for n, x in items.items() if x is not None}, placed)
-        count = jax.device_put(np.int32(step), placed)
+        found = self._read(step, {n: x for n, x in items.items() if x is not None})
+        count = jax.device_put(np.int32(step), like.step.sharding)
         return TrainState(count, *(found.get(name) for name in items))
 
-    def weights(self, step: int, which: str, params: Params, placed: NamedSharding) -> Params:
-        """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or a decay."""
+    def weights(self, step: int, which: str, like: Params) -> Params:
+        """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or a decay.
+
+        Leaves of `like` are abstract, and say where each is to be.
+        """
         if which == "raw" or self.imported(step) == "weights":
-            return self._read(step, {"params": params}, placed)["params"]
+            return self._read(step, {"params": like})["params"]
         decays = [str(d) for d in self.meta(step)["config"]["train"]["ema_decays"]]
-        found = self._read(step, {"ema": {decay: params for decay in decays}}, placed)["ema"]
+        found = self._read(step, {"ema": {decay: like for decay in decays}})["ema"]
         if which != "ema" and which not in found:
             raise CheckpointError(
                 f"sample.weights = {which!r}: {self.directory} holds raw and the averages "

@@ -28,8 +28,10 @@ from ig_jax.settings import (
     Data,
     Evaluate,
     Log,
+    MeshSettings,
     ObjectiveSettings,
     Prepare,
+    ProfileSettings,
     Sample,
     SearchSettings,
     Train,
@@ -53,8 +55,10 @@ class Config:
     model: Any = named({name: settings for name, (settings, _) in MODELS.items()})
     process: Process = named(PROCESSES)
     optim: Any = named({name: settings for name, (settings, _) in OPTIMIZERS.items()})
-    # Configs of runs that are older than --mode=prepare lack it.
+    # Configs of runs older than these lack them.
     prepare: Prepare = Prepare("array_record", 64, 10_000, "stop")
+    mesh: MeshSettings = MeshSettings(-1, 1, 1)
+    profile: ProfileSettings = ProfileSettings(0, 0)
     # The plain dict this was parsed from: what is written to the workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -168,11 +172,17 @@ def _check_sampling(c: Config) -> None:
 
 
 def check_devices(c: Config, devices: int) -> None:
-    """Raises ConfigError where a batch does not divide over `devices`."""
-    parts = devices * c.train.accumulation
+    """Raises ConfigError where the mesh or a batch does not divide over `devices`."""
+    data, fsdp, _ = c.mesh.shape(devices)
+    if fsdp > 1 and c.model.remat == "none":
+        raise ConfigError(
+            f"model.remat = 'none': would keep every weight that mesh.fsdp = {fsdp} devices "
+            "gather until the backward pass; use dots or full"
+        )
+    parts = data * fsdp * c.train.accumulation
     if c.train.batch_size % parts:
         raise ConfigError(
-            f"train.batch_size = {c.train.batch_size}: must divide over {devices} devices x "
+            f"train.batch_size = {c.train.batch_size}: must divide over {data * fsdp} devices x "
             f"{c.train.accumulation} accumulation steps = {parts}; the next that does: "
             f"{-(-c.train.batch_size // parts) * parts}"
         )

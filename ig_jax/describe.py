@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from ig_jax import guidance, guide, sample, train, tree
+from ig_jax import guidance, guide, sample, sharding, train, tree
 from ig_jax.build import Experiment
-from ig_jax.objectives.base import BY_TIME
 from ig_jax.samplers.base import Sampler
+from ig_jax.sharding import placement
 
 MIB = 2**20
 
@@ -34,7 +33,7 @@ def _modules(exp: Experiment) -> list[str]:
 def _training(exp: Experiment) -> list[str]:
     """Shape-checks a training step; says what its state takes."""
     c = exp.config
-    state = jax.eval_shape(lambda: train.init_state(exp))
+    state = train.abstract_state(exp)
     n = c.train.batch_size
     batches = {
         "stored": jax.ShapeDtypeStruct(
@@ -43,13 +42,18 @@ def _training(exp: Experiment) -> list[str]:
         "label": jax.ShapeDtypeStruct((1, n), jnp.int32),
     }
     _, metrics = jax.eval_shape(train.make_dispatch(exp), state, batches, exp.encoder_weights)
-    size = tree.num_bytes(state) / MIB
-    return [
-        f"training: {exp.total_steps:,} steps of {n} images on {exp.mesh.size} devices; "
-        f"parameters, optimizer and averages take {size:,.1f} MiB",
-        f"metrics: {', '.join(name for name in metrics if not name.startswith(BY_TIME))}",
-        f"batches: {PartitionSpec('data')} over {dict(exp.mesh.shape)}; everything else replicated",
+    size, each = tree.num_bytes(state) / MIB, sharding.bytes_each(state) / MIB
+    mesh = " x ".join(f"{name} {size}" for name, size in exp.mesh.shape.items())
+    lines = [
+        f"training: {exp.total_steps:,} steps of {n} images; parameters, optimizer and averages "
+        f"take {size:,.1f} MiB",
+        f"metrics: {', '.join(name for name in metrics if not train.is_sum(name))}",
+        f"mesh: {mesh}; of the state, each device holds {each:,.1f} MiB",
     ]
+    whole = placement.kept_whole(exp.mesh, exp.abstract_params)
+    if whole:
+        lines.append(f"not divisible over data, so whole on each device: {', '.join(whole)}")
+    return lines
 
 
 def _sampling(exp: Experiment) -> list[str]:

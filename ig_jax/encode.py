@@ -64,8 +64,8 @@ class Encoder:
     """Batches of pictures -> float32 [n, h, w, c] as the data set will hold them."""
 
     def __init__(self, exp: Experiment):
-        self._mesh, self._size = exp.mesh, exp.config.prepare.batch_size
-        whole, rows = sharding.replicated(exp.mesh), sharding.over_batch(exp.mesh)
+        self._mesh, self._size = exp.own_mesh, exp.config.prepare.batch_size
+        whole, rows = sharding.replicated(self._mesh), sharding.over_batch(self._mesh)
         self._weights = jax.device_put(exp.encoder_weights, whole)
 
         def encode(batch: dict[str, jax.Array], weights: Params) -> jax.Array:
@@ -80,7 +80,7 @@ class Encoder:
         filled = examples + examples[-1:] * (self._size - len(examples))
         batch = {"picture": np.stack([x.row for x in filled])}
         batch["index"] = np.array([x.index for x in filled], np.int32)
-        return self._program(sharding.to_global(batch, self._mesh), self._weights)
+        return self._program(sharding.to_global(batch, self._mesh, self._size), self._weights)
 
     def __call__(self, batches: Iterator[list[Example]]) -> Iterator[np.ndarray]:
         """One batch behind, so that the devices need not wait for the next."""

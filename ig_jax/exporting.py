@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from ig_jax import build, checkpoint, logs, sharding, tree
+from ig_jax import build, checkpoint, logs, tree
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
 from ig_jax.interop import names
@@ -112,8 +112,7 @@ def export(workdir: Path, output: Path, weights: str) -> None:
             raise UserError(
                 f"model.readouts = {exp.config.model.readouts}: the published networks have one"
             )
-        placed = sharding.replicated(exp.mesh)
-        params = checkpoints.weights(step, weights, exp.abstract_params, placed)
+        params = checkpoints.weights(step, weights, exp.weights_here)
     finally:
         checkpoints.close()
     state = names.to_published(jax.tree.map(np.asarray, params))

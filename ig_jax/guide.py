@@ -68,8 +68,7 @@ def load(exp: Experiment, wanted: bool | None = None) -> Worse | None:
             raise UserError(
                 f"sample.guide.weights = {s.guide.weights!r}: must be one of {', '.join(known)}"
             )
-        placed = sharding.replicated(exp.mesh)
-        params = checkpoints.weights(step, s.guide.weights, other.abstract_params, placed)
-        return Worse(other.net, other.config.process, params)
+        params = checkpoints.weights(step, s.guide.weights, other.weights_here)
+        return Worse(other.net, other.config.process, sharding.whole_on(other.mesh, params))
     finally:
         checkpoints.close()

@@ -99,7 +99,7 @@ def import_(
         optimizer = _optimizer(training, found, file)
         c.optim = ConfigDict({name: c.optim[name] for name in UNTOLD} | optimizer.settings)
         notes = [*notes, _trained_for(training, optimizer, file)]
-    exp = build.experiment(parse(c, jax.device_count()))
+    exp = build.experiment(parse(c), jax.devices()[:1])
     state.clear()
     lay_out = _LayOut(sharding.replicated(exp.mesh))
     params = lay_out(key, found.state, exp.abstract_params)

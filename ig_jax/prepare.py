@@ -202,9 +202,10 @@ def _check(exp: Experiment) -> None:
             f"prepare.layout = {layout!r}: holds latents of {', '.join(LAYOUTS[layout].codecs)}, "
             f"not of {name!r}; array_record holds both"
         )
-    if c.prepare.batch_size % exp.mesh.size:
+    if c.prepare.batch_size % exp.own_mesh.size:
         raise UserError(
-            f"prepare.batch_size = {c.prepare.batch_size}: must divide over {exp.mesh.size} devices"
+            f"prepare.batch_size = {c.prepare.batch_size}: must divide over the "
+            f"{exp.own_mesh.size} devices of a process"
         )
     if jax.process_count() > 1:
         raise UserError("--mode=prepare: runs in one process, on all devices of its machine")

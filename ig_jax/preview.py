@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ig_jax import guidance, logs, pictures, sample
@@ -24,7 +23,7 @@ class Preview:
         s = replace(
             exp.config.sample,
             labels=",".join(map(str, range(columns))),
-            batch_size=-(-ROWS * columns // exp.mesh.size) * exp.mesh.size,
+            batch_size=-(-ROWS * columns // exp.own_mesh.size) * exp.mesh.size,
         )
         self.columns = columns
         self.exp = replace(exp, config=replace(exp.config, sample=s))
@@ -46,9 +45,8 @@ class Preview:
             [(_, images, _)] = drawn
             named[name] = pictures.grid(images, self.columns)
         picture = pictures.panels(named)
-        if jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            path = self.directory / f"step_{step:08d}.png"
-            pictures.save(path, picture)
-            logs.say(f"step {step}: {path}")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"step_{step:08d}.png"
+        pictures.save(path, picture)
+        logs.say(f"step {step}: {path}")
         return picture

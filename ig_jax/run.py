@@ -19,13 +19,15 @@ from ig_jax import (
     exporting,
     importing,
     prepare,
+    replay,
     sample,
     search,
     train,
 )
 from ig_jax.errors import UserError
 
-MODES = ("train", "sample", "evaluate", "search", "demo", "prepare")
+MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "replay")
+ALONE = ("search", "demo", "replay")  # in one process
 CONVERSIONS = ("import", "export")  # of files; without a config
 
 
@@ -60,8 +62,9 @@ def explain_flags(error: Exception, argv: list[str]) -> str:
 def _make_workdir(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").touch()
-        (workdir / ".writable").unlink()
+        probe = workdir / f".writable-{jax.process_index()}"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: cannot be written to ({error.strerror}); name another"
@@ -81,6 +84,8 @@ def run(
     Raises:
       UserError: a mistake in the config, the workdir or the data, told in one sentence.
     """
+    if mode in ALONE and jax.process_count() > 1:
+        raise UserError(f"--mode={mode}: runs in one process, on all devices of its machine")
     parsed = config.parse(settings, devices=jax.device_count())
     exp = build.experiment(parsed)
     if dry_run:
@@ -98,6 +103,8 @@ def run(
         return prepare.run(exp, folder)
     if mode == "search":
         return search.run(exp, folder)
+    if mode == "replay":
+        return replay.run(exp, folder)
     return demo.run(exp, folder, import_seconds)
 
 

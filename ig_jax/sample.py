@@ -91,7 +91,7 @@ class Generator:
         self.exp, self.worse = exp, worse
         codec = exp.config.data.codec
         self._decode = codec.decode if decode is None else lambda x, weights: decode(x)
-        whole, rows = sharding.replicated(exp.mesh), sharding.over_batch(exp.mesh)
+        whole, rows = sharding.replicated(exp.own_mesh), sharding.over_batch(exp.own_mesh)
         weights = codec.decoder_weights() if decode is None else {}
         self._codec_weights = jax.device_put(weights, whole)
         self._program = jax.jit(
@@ -189,12 +189,13 @@ def batches(
       UserError: a sample is not finite.
     """
     exp = generator.exp
-    size = exp.config.sample.batch_size
+    size = exp.config.sample.batch_size * exp.own_mesh.size // exp.mesh.size
     for start in range(0, len(indices), size):
         taken = indices[start : start + size]
         padded = np.resize(taken, size)
         labels = labels_of(exp.config, seed, padded)
-        rows = sharding.to_global({"i": padded.astype(np.int32), "y": labels}, exp.mesh)
+        host = {"i": padded.astype(np.int32), "y": labels}
+        rows = sharding.to_global(host, exp.own_mesh, size)
         drawn = generator(params, np.uint32(seed), rows["i"], rows["y"], **chosen)
         images, finite = map(sharding.to_host, drawn)
         failed = taken[~finite[: len(taken)]]
@@ -225,9 +226,9 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
     try:
         step = checkpoints.latest_step()
         checkpoints.require(step, exp.config.raw, checkpoint.SAMPLES)
-        placed = sharding.replicated(exp.mesh)
         which = exp.config.sample.weights
-        return step, checkpoints.weights(step, which, exp.abstract_params, placed)
+        found = checkpoints.weights(step, which, exp.weights_here)
+        return step, sharding.whole_on(exp.mesh, found)
     finally:
         checkpoints.close()
 

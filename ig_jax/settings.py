@@ -5,6 +5,7 @@ Documentation of the fields lives in `configs/base.py`, which also gives every d
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +44,44 @@ class ObjectiveSettings:
 
 
 @dataclass(frozen=True)
+class MeshSettings:
+    """Devices along each axis of the mesh; -1 is what the others leave."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+    def __post_init__(self):
+        for name, size in self._sizes.items():
+            require(size >= 1 or size == -1, name, size, "must be at least 1, or -1 for the rest")
+        if list(self._sizes.values()).count(-1) > 1:
+            raise ConfigError(f"{self._told}: only one of them may be -1 (the rest)")
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+    @property
+    def _told(self) -> str:
+        return ", ".join(f"{name} = {size}" for name, size in self._sizes.items())
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) for so many devices.
+
+        Raises:
+          ConfigError: they do not come out even.
+        """
+        given = math.prod(size for size in self._sizes.values() if size != -1)
+        sizes = tuple(devices // given if size == -1 else size for size in self._sizes.values())
+        if math.prod(sizes) != devices:
+            raise ConfigError(
+                f"mesh: {self._told} cannot be made of {devices} devices; their product must be "
+                f"{devices} (-1 is what the others leave)"
+            )
+        return sizes
+
+
+@dataclass(frozen=True)
 class Train:
     steps: int
     images: int
@@ -51,10 +90,14 @@ class Train:
     accumulation: int
     steps_per_dispatch: int
     ema_decays: tuple[float, ...]
+    spike_factor: float
 
     def __post_init__(self):
         for name in ("batch_size", "accumulation", "steps_per_dispatch"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        factor = self.spike_factor
+        rule = "must be above 1, or 0 to skip no update; 10 is careful"
+        require(factor == 0 or factor > 1, "spike_factor", factor, rule)
         given = {n: getattr(self, n) for n in ("steps", "images", "epochs") if getattr(self, n)}
         if len(given) != 1 or min(given.values()) < 0:
             raise ConfigError(
@@ -96,6 +139,7 @@ class CheckpointSettings:
 class Log:
     every_steps: int
     samples_every_steps: int
+    peak_tflops: float
 
     def __post_init__(self):
         require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
@@ -105,6 +149,17 @@ class Log:
             self.samples_every_steps,
             "must not be negative (0 draws none)",
         )
+        require(self.peak_tflops >= 0, "peak_tflops", self.peak_tflops, "must not be negative")
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    start: int
+    steps: int
+
+    def __post_init__(self):
+        for name in ("start", "steps"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,13 @@ number alone, so that a resumed run computes bit for bit what an unbroken one do
 
 from __future__ import annotations
 
-import math
-import signal
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,55 +23,77 @@ from clu import parameter_overview
 from jax import lax
 from jaxtyping import Array, Float
 
-from ig_jax import checkpoint, ema, logs, optim, preview, prng, sharding, tree
+from ig_jax import checkpoint, ema, logs, meters, optim, preview, prng, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.data import loader
-from ig_jax.errors import UserError
-from ig_jax.objectives.base import BY_TIME, Draws, Objective, mean_by_time
-from ig_jax.types import NONE, Batch, Labels, Latents, Params
+from ig_jax.meters import NonFiniteLoss
+from ig_jax.objectives.base import BY_TIME, Draws, Objective
+from ig_jax.sharding import collectives, placement
+from ig_jax.stopping import StopSignal
+from ig_jax.types import NONE, Abstract, Batch, Labels, Latents, Params
 
 Metrics = Mapping[str, Array]
 History = Mapping[str, Float[Array, "k ..."]]  # of k steps
 
 
-class NonFiniteLoss(UserError):
-    """The loss stopped being a number; the last good checkpoint is kept."""
+FAILURE = "not_finite.json"  # the step at which a loss was no number
+
+
+class Noised(NamedTuple):
+    """What the loss of a batch depends on, beside parameters; rows of examples."""
+
+    x0: Latents | Abstract
+    labels: Labels | Abstract
+    draws: Draws | Abstract
+
+
+# (parameters, batch, averaged parameters) -> gradients of the mean loss, and metrics
+Gradients = Callable[[Params, Noised, Params], tuple[Params, Metrics]]
+
+
+def _initial(exp: Experiment) -> TrainState:
+    params = exp.net.init(prng.key(exp.config.seed, "init"))
+    averages = ema.init(params, exp.config.train.ema_decays)
+    return TrainState(jnp.int32(0), params, exp.optimizer.init(params), averages)
+
+
+def abstract_state(exp: Experiment) -> TrainState:
+    """Shapes and places of everything that a step changes.
+
+    Raises:
+      UserError: a parameter cannot be split as the mesh asks.
+    """
+    return placement.abstract(exp.mesh, jax.eval_shape(partial(_initial, exp)))
 
 
 def init_state(exp: Experiment) -> TrainState:
-    """A fresh state, made on the devices where it stays."""
-
-    def init() -> TrainState:
-        params = exp.net.init(prng.key(exp.config.seed, "init"))
-        averages = ema.init(params, exp.config.train.ema_decays)
-        return TrainState(jnp.int32(0), params, exp.optimizer.init(params), averages)
-
-    return jax.jit(init, out_shardings=sharding.replicated(exp.mesh))()
+    """A fresh state, made in shards on the devices where they stay: nowhere is it whole."""
+    placed = jax.tree.map(lambda x: x.sharding, abstract_state(exp))
+    return jax.jit(partial(_initial, exp), out_shardings=placed)()
 
 
 def gradients(
     params: Params,
-    x0: Latents,
-    labels: Labels,
-    draws: Draws,
-    objective: Objective,
-    parts: int,
+    batch: Noised,
     teacher: Params | None = None,
+    *,
+    objective: Objective,
+    parts: int = 1,
 ) -> tuple[Params, Metrics]:
     """Gradient of the mean loss over a batch, in `parts` passes one after the other."""
 
-    def grad(piece: tuple) -> tuple[Params, Metrics]:
+    def grad(piece: Noised) -> tuple[Params, Metrics]:
         (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, *piece, teacher)
         return grads, metrics
 
     if parts == 1:
-        return grad((x0, labels, draws))
+        return grad(batch)
 
-    def add(total: Any, piece: tuple) -> tuple[Any, None]:
+    def add(total: Any, piece: Noised) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, grad(piece)), None
 
-    pieces = tree.cut((x0, labels, draws), parts)
+    pieces = tree.cut(batch, parts)
     shapes = jax.eval_shape(grad, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = lax.scan(add, zeros, pieces)
@@ -82,24 +102,25 @@ def gradients(
 
 def update(
     state: TrainState,
-    x0: Latents,
-    labels: Labels,
-    draws: Draws,
+    batch: Noised,
     *,
-    objective: Objective,
+    gradients: Gradients,
     optimizer: optax.GradientTransformation,
-    parts: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on latents x0 with given randomness: gradient, clip, update, averages.
+    """One optimizer step on a batch with its randomness: gradient, clip, update, averages.
 
     The first average, which sampling uses too, is the teacher of the terms that want one.
     """
     teacher = next(iter(state.ema.values()))
-    grads, metrics = gradients(state.params, x0, labels, draws, objective, parts, teacher)
+    grads, metrics = gradients(state.params, batch, teacher)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     averages = ema.update(state.ema, params)
     metrics = {**metrics, "grad_norm": optim.gradient_norm(grads)}
+    if isinstance(opt_state, optim.SpikeState):
+        made = opt_state.skipped == state.opt_state.skipped
+        averages = jax.tree.map(lambda new, old: jnp.where(made, new, old), averages, state.ema)
+        metrics[meters.SKIPPED] = (~made).astype(jnp.int32)
     return TrainState(state.step + 1, params, opt_state, averages), metrics
 
 
@@ -113,15 +134,18 @@ def train_step(
     c = exp.config
     x0 = c.data.codec.latent(batch["stored"], prng.key(c.seed, "codec", state.step), encoder)
     draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
+    of_rows = partial(gradients, objective=exp.split_objective, parts=c.train.accumulation)
     return update(
         state,
-        x0,
-        batch["label"],
-        draws,
-        objective=exp.objective,
+        Noised(x0, batch["label"], draws),
+        gradients=collectives.over_devices(of_rows, exp.mesh, sums=is_sum),
         optimizer=exp.optimizer,
-        parts=c.train.accumulation,
     )
+
+
+def is_sum(metric: str) -> bool:
+    """Whether a metric is a sum over examples; the others are means."""
+    return metric.startswith(BY_TIME)
 
 
 def make_dispatch(
@@ -133,10 +157,11 @@ def make_dispatch(
         return lax.scan(lambda s, b: train_step(s, b, encoder, exp=exp), state, batches)
 
     whole = sharding.replicated(exp.mesh)
+    placed = jax.tree.map(lambda x: x.sharding, abstract_state(exp))
     return jax.jit(
         dispatch,
-        in_shardings=(whole, sharding.over_batch(exp.mesh, axis=1), whole),
-        out_shardings=(whole, whole),
+        in_shardings=(placed, sharding.over_batch(exp.mesh, axis=1), whole),
+        out_shardings=(placed, whole),
         donate_argnums=0,
     )
 
@@ -154,58 +179,6 @@ def steps_until(step: int, per_dispatch: int, *events: int) -> int:
 
 def _next_multiple(step: int, every: int) -> int:
     return (step // every + 1) * every
-
-
-class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a flag, so that the loop can save; a second one is obeyed."""
-
-    def __init__(self):
-        self.received: str | None = None
-
-    def __enter__(self) -> StopSignal:
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number).name
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-
-@dataclass
-class _Window:
-    """Metrics since the last line of metrics.jsonl."""
-
-    since: float = field(default_factory=time.perf_counter)
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, first_step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Metrics [k] of steps first_step + 1, ...; raises at the first loss that is not finite."""
-        for offset, loss in enumerate(metrics["loss"].tolist()):
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(
-                    f"the loss is {loss} at step {first_step + offset + 1}: stopped; lower "
-                    "optim.learning_rate and train in another --workdir; the last good checkpoint "
-                    "is kept"
-                )
-        for name, values in metrics.items():
-            self.values[name].extend(values.tolist())
-
-    def summary(self, batch_size: int) -> dict[str, float]:
-        steps, seconds = len(self.values["loss"]), time.perf_counter() - self.since
-        rates = {
-            "steps_per_second": steps / seconds,
-            "images_per_second": steps * batch_size / seconds,
-        }
-        sums = {n: np.sum(v, axis=0) for n, v in self.values.items() if n.startswith(BY_TIME)}
-        means = {n: float(np.mean(v)) for n, v in self.values.items() if n not in sums}
-        return means | rates | mean_by_time(sums)
 
 
 @dataclass(frozen=True)
@@ -231,16 +204,22 @@ class Trainer:
             keep_every_steps=c.checkpoint.keep_every_steps,
         )
         self.step, self.state = self._begin()
+        self._began_at = self.step
         self._record()
         self.data = loader.batches(
-            c.data.source, c.train.batch_size, c.seed, start=self._data_start
+            c.data.source,
+            c.train.batch_size,
+            c.seed,
+            start=self._data_start,
+            rows=sharding.rows_here(exp.mesh, c.train.batch_size),
         )
         self.dispatch = make_dispatch(exp)
         self.encoder = jax.device_put(exp.encoder_weights, sharding.replicated(exp.mesh))
         self.writer = logs.MetricWriter(workdir, resumed_at=self.step)
         if c.log.samples_every_steps:  # otherwise its decoder would be read for nothing
             self.preview = preview.Preview(exp, workdir)
-        self.window = _Window()
+        self.rates, self.window = meters.Rates(exp), meters.Window()
+        self.profile = meters.Profile(c.profile, workdir / "profile", self.step)
         self.pending: tuple[int, History] | None = None
         self.seconds = {"compile": 0.0, "train": 0.0}
         self._compiled: set[int] = set()
@@ -252,13 +231,13 @@ class Trainer:
             self._data_start = 0
             state = init_state(self.exp)
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-            logs.write_text(self.workdir / "parameters.txt", overview + "\n")
+            if jax.process_index() == 0:
+                logs.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
         if step == 0:
             return 0, self._from_import()
         self.checkpoints.require(step, self.exp.config.raw, checkpoint.CONTINUES)
-        like = jax.eval_shape(lambda: init_state(self.exp))
-        state = self.checkpoints.restore(step, like, sharding.replicated(self.exp.mesh))
+        state = self.checkpoints.restore(step, abstract_state(self.exp))
         self._data_start = self.checkpoints.meta(step)["data"]["next_index"]
         logs.say(f"resuming {self.workdir} at step {step}")
         return step, state
@@ -270,19 +249,18 @@ class Trainer:
         with an optimizer's state all but what that depends on. Each average starts from the
         imported one.
         """
-        c, placed = self.exp.config, sharding.replicated(self.exp.mesh)
+        c, like = self.exp.config, abstract_state(self.exp)
         self.checkpoints.require(0, c.raw, checkpoint.SAMPLES)
         self._data_start = 0
-        average = self.checkpoints.weights(0, "ema", self.exp.abstract_params, placed)
+        average = self.checkpoints.weights(0, "ema", like.params)
         averages = ema.init(average, c.train.ema_decays)
         if self.checkpoints.imported(0) != "state":
             logs.say(f"starting from the weights in {self.workdir}")
             return init_state(self.exp).replace(params=average, ema=averages)
         mend = "use those of its optimizer, or import the weights without --training_state"
         self.checkpoints.require(0, c.raw, checkpoint.UPDATES, mend)
-        like = jax.eval_shape(lambda: init_state(self.exp)).replace(ema=None)
         logs.say(f"starting from the weights and the optimizer's state in {self.workdir}")
-        return self.checkpoints.restore(0, like, placed).replace(ema=averages)
+        return self.checkpoints.restore(0, like.replace(ema=None)).replace(ema=averages)
 
     def _record(self) -> None:
         """What makes this run: resolved config, versions, command line."""
@@ -297,9 +275,11 @@ class Trainer:
     def _advance(self, steps: int, bar: Any) -> None:
         """Dispatches `steps` steps, then takes in the metrics of the dispatch before."""
         started = time.perf_counter()
-        rows = [next(self.data) for _ in range(steps)]
-        stacked = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
-        batches = sharding.to_global(stacked, self.exp.mesh, axis=1)
+        with self.window.measure("data"):
+            rows = [next(self.data) for _ in range(steps)]
+            stacked = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+        size = self.exp.config.train.batch_size
+        batches = sharding.to_global(stacked, self.exp.mesh, size, axis=1)
         before = self.step
         with jax.transfer_guard("disallow"):
             self.state, metrics = self.dispatch(self.state, batches, self.encoder)
@@ -308,6 +288,7 @@ class Trainer:
             self._compiled.add(steps)
             seconds = time.perf_counter() - started
             self.seconds["compile"] += seconds
+            self.window.leave_out(seconds)
             logs.leave_out(bar, seconds)
         self._settle()
         self.pending = (before, metrics)
@@ -321,16 +302,28 @@ class Trainer:
 
     def _save(self) -> None:
         self._settle()  # a state with a loss that is not finite is never saved
-        if self.step != self.checkpoints.latest_step():
+        if self.step == self.checkpoints.latest_step():
+            return
+        with self.window.measure("checkpoint"):
             self.checkpoints.save(self.state, self.data.get_state(), self.exp.config.raw)
 
     def _log(self, bar: Any) -> None:
         self._settle()
         batch_size = self.exp.config.train.batch_size
-        summary = self.window.summary(batch_size)
+        summary = self.window.summary(batch_size, self.rates)
         self.writer.scalars(self.step, {"images": self.step * batch_size, **summary})
-        bar.set_postfix(loss=f"{summary['loss']:.4f}", refresh=False)
-        self.window = _Window()
+        bar.set_postfix(self._shown(summary), refresh=False)
+        skipped = summary.get(meters.SKIPPED)
+        if skipped:
+            logs.say(f"step {self.step}: {skipped} updates skipped, their gradients were spikes")
+        self.window = meters.Window()
+
+    def _shown(self, summary: Mapping[str, Any]) -> dict[str, str]:
+        """What stands beside the bar."""
+        told = {"loss": f"{summary['loss']:.4f}", "img/s": f"{summary['images_per_second']:,.0f}"}
+        if "mfu" in summary:
+            told["MFU"] = f"{summary['mfu']:.0%}"
+        return told | {"GiB": f"{summary['memory_gib']:.1f}"}
 
     def _events(self) -> dict[str, int]:
         """What happens every how many steps."""
@@ -346,11 +339,12 @@ class Trainer:
         if "save" in due:
             self._save()
         if "preview" in due:
-            weights = self.state.ema[str(self.exp.config.train.ema_decays[0])]
             started = time.perf_counter()
-            picture = self.preview.draw(weights, self.step)
-            self.writer.images(self.step, "samples", picture)
-            self.window.since = time.perf_counter()
+            averaged = self.state.ema[str(self.exp.config.train.ema_decays[0])]
+            weights = sharding.whole_on(self.exp.mesh, averaged)
+            if jax.process_index() == 0:
+                self.writer.images(self.step, "samples", self.preview.draw(weights, self.step))
+            self.window.leave_out(time.perf_counter() - started)
             logs.leave_out(bar, time.perf_counter() - started)
 
     def run(self) -> Outcome:
@@ -361,7 +355,8 @@ class Trainer:
             StopSignal() as stop,
             logs.progress(total, initial=self.step, unit="step", what="training") as bar,
         ):
-            while self.step < total and not stop.received:
+            while self.step < total and not stop.before(self.step):
+                self.profile.before(self.step)
                 holds = [_next_multiple(self.step, n) for n in events.values()]
                 per_dispatch = self.exp.config.train.steps_per_dispatch
                 steps = steps_until(self.step, per_dispatch, total, *holds)
@@ -370,8 +365,19 @@ class Trainer:
                 self._handle({what for what, n in events.items() if self.step % n == 0}, bar)
             self._save()
             self.checkpoints.wait()
+        self.profile.close()
         self.seconds["train"] = time.perf_counter() - started - self.seconds["compile"]
         return Outcome(self.state, self.step, self.step >= total, stop.received, self.seconds)
+
+    def note_failure(self, error: NonFiniteLoss) -> None:
+        """Writes down which step and which examples --mode=replay has to look at."""
+        c = self.exp.config
+        number = self._data_start + error.step - 1 - self._began_at
+        examples = loader.indices(c.data.source, c.train.batch_size, c.seed, number)
+        record = {"step": error.step, "loss": str(error.loss), "batch": number}
+        if jax.process_index() == 0:
+            record["examples"] = examples.tolist()
+            logs.write_json(self.workdir / FAILURE, record)
 
     def close(self) -> None:
         self.writer.close()
@@ -388,6 +394,9 @@ def run(exp: Experiment, workdir: Path) -> Outcome:
     trainer = Trainer(exp, workdir)
     try:
         outcome = trainer.run()
+    except NonFiniteLoss as error:
+        trainer.note_failure(error)
+        raise
     finally:
         trainer.close()
     if outcome.finished:

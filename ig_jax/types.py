@@ -53,6 +53,29 @@ class NetFn(Protocol):
 
 
 @runtime_checkable
+class Gather(Protocol):
+    """Makes parameters whole that several devices share, on each as it needs them."""
+
+    def once(self, params: Params) -> Params:
+        """All parameters; those of the blocks may stay split until `block`."""
+        ...
+
+    def block(self, params: Params) -> Params:
+        """One block's parameters."""
+        ...
+
+
+class Whole:
+    """The `Gather` of parameters that are whole."""
+
+    def once(self, params: Params) -> Params:
+        return params
+
+    def block(self, params: Params) -> Params:
+        return params
+
+
+@runtime_checkable
 class Process(Protocol):
     """How data becomes noise, and what the network predicts on the way (`diffusion/`)."""
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import checkpoint, describe, evaluate, guide, sample, sharding, train
+from ig_jax import checkpoint, describe, evaluate, guide, sample, train
 from ig_jax.data import SOURCES
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
@@ -107,8 +107,7 @@ def test_an_earlier_checkpoint_of_the_same_run_guides():
     worse = guide.load(tiny.experiment(guided_by(run, step=18)))
     checkpoints = checkpoint.Checkpoints(run)
     exp = tiny.trained().exp
-    placed = sharding.replicated(exp.mesh)
-    expected = checkpoints.weights(18, "ema", exp.abstract_params, placed)
+    expected = checkpoints.weights(18, "ema", exp.weights_here)
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, worse.params, expected)
     assert worse.net == exp.net and worse.process == exp.config.process

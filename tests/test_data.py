@@ -39,9 +39,9 @@ class Numbers:
         return None
 
 
-def labels(count: int, batch_size: int, seed: int = 0, size: int = 10, start: int = 0):
-    """Labels [count, rows] of the first batches, or of those from `start` on."""
-    iterator = loader.batches(Numbers(size), batch_size, seed, start=start)
+def labels(count: int, batch_size: int, seed: int = 0, size: int = 10, **chosen):
+    """Labels [count, rows] of batches; `chosen`: which, as for the loader."""
+    iterator = loader.batches(Numbers(size), batch_size, seed, **chosen)
     return np.stack([next(iterator)["label"] for _ in range(count)])
 
 
@@ -75,13 +75,14 @@ def test_the_state_after_n_batches_is_n():
     assert iterator.get_state()["next_index"] == 5
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_rows_of_all_processes_interleave_to_the_global_batch(monkeypatch, processes):
-    whole = labels(5, 8)
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
-    for process in range(processes):
-        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        np.testing.assert_array_equal(labels(5, 8), whole[:, process::processes])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 6]])
+def test_some_rows_of_a_batch_are_those_of_the_whole_one(rows):
+    np.testing.assert_array_equal(labels(5, 8, rows=np.array(rows)), labels(5, 8)[:, rows])
+
+
+def test_the_examples_of_a_batch_are_known_without_reading_it():
+    for number, batch in enumerate(labels(5, 8)):
+        np.testing.assert_array_equal(loader.indices(Numbers(10), 8, 0, number), batch)
 
 
 def test_a_batch_larger_than_the_source_is_refused_with_both_numbers():

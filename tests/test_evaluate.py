@@ -161,7 +161,7 @@ class Bar:
 
 
 def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
-    params, bar = tiny.trained().outcome.state.params, Bar()
+    params, bar = tiny.trained().weights(), Bar()
     generator = sample.Generator(exp)
     first, second = (evaluate.draw(generator, params, 20, seed, bar) for seed in (0, 1))
     assert bar.total == 40
@@ -184,7 +184,7 @@ def test_a_run_writes_the_spread_over_seeds_beside_the_floor(exp, judged, tmp_pa
     assert set(record) == {"floor", "samples", "settings"}
     assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
     assert set(record["samples"]) == OF_IMAGES
-    generator, average = sample.Generator(exp), trained.outcome.state.ema["0.9"]
+    generator, average = sample.Generator(exp), trained.weights("0.9")
     drawn = [evaluate.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
     assert record["samples"] == evaluate.spread([judged[0].measure(*part) for part in drawn])
     assert record["samples"]["fd"]["std"] > 0

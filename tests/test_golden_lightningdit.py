@@ -176,7 +176,9 @@ def outcome(loss, request):
         drop=jnp.asarray(vectors[f"{times}__drop_u"]),
     )
     p = objective.forward(loss.params, loss.x0, loss.labels, draws)
-    grads, metrics = train.gradients(loss.params, loss.x0, loss.labels, draws, objective, parts=1)
+    grads, metrics = train.gradients(
+        loss.params, train.Noised(loss.x0, loss.labels, draws), objective=objective
+    )
     each = {name: term(p) for name, term in terms.items()}
     return SimpleNamespace(
         times=times, vectors=vectors, p=p, each=each, grads=grads, metrics=metrics

@@ -170,7 +170,9 @@ def outcome(loss, combo):
     )
 
     p = ig_loss.forward(loss.params, loss.x0, loss.labels, draws)
-    grads, metrics = train.gradients(loss.params, loss.x0, loss.labels, draws, ig_loss, parts=1)
+    grads, metrics = train.gradients(
+        loss.params, train.Noised(loss.x0, loss.labels, draws), objective=ig_loss
+    )
     return SimpleNamespace(
         passed=p,
         x_t=ig_loss.process.perturb(loss.x0, draws.noise, p.t),

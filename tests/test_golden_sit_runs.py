@@ -70,7 +70,11 @@ def training(golden_dir):
     process = Flow(config["path_type"], "uniform")
     loss = objective(net, process, model, aux_weight=0.5)
     optimizer = optim.adamw(optimizer_settings(config), config["steps"])
-    step = quick_jit(partial(train.update, objective=loss, optimizer=optimizer))
+    step = quick_jit(
+        partial(
+            train.update, gradients=partial(train.gradients, objective=loss), optimizer=optimizer
+        )
+    )
     params = from_published(net, vectors.weights("_init"))
     averages = ema.init(params, (config["ema_decay"], config["ema_fast_decay"]))
     state = TrainState(jnp.int32(0), params, optimizer.init(params), averages)
@@ -82,7 +86,7 @@ def training(golden_dir):
             drop=jnp.asarray(vectors["drop_u"][i]),
         )
         x0, labels = channels_last(vectors["latents"][i]), jnp.asarray(vectors["labels"][i])
-        state, logged = step(state, x0, labels, draws)
+        state, logged = step(state, train.Noised(x0, labels, draws))
         metrics.append(logged)
     return SimpleNamespace(
         vectors=vectors,

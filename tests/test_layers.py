@@ -17,13 +17,23 @@ PROGRAMS = {
     *("train", "sample", "evaluate", "demo", "run", "preview", "describe"),
     *("search", "density", "guide"),
     *("prepare", "encode", "probe", "visualize", "importing", "exporting"),
+    *("stopping", "meters", "replay"),
 }
 LAYERS = (
     # The root __init__ runs before every other module, so it may import none of them.
-    {"__init__", "types", "errors", "prng", "tree", "logs", "formats", "figures"},
+    {"__init__", "types", "errors", "prng", "tree", "logs", "formats", "figures", "chips"},
     {"models", "diffusion", "codecs", "data", "metrics", "optim", "ema"},
-    {"guidance", "objectives", "samplers"},
-    {"sharding", "checkpoint", "interop", "pictures", "panel", "halving", "sections"},
+    {"guidance", "objectives", "samplers", "flops"},
+    {
+        "sharding",
+        "checkpoint",
+        "interop",
+        "pictures",
+        "panel",
+        "halving",
+        "sections",
+        "distributed",
+    },
     {"settings", "config", "build"},
     PROGRAMS,
 )

@@ -328,7 +328,10 @@ def test_means_by_time_weigh_every_example_alike_and_leave_out_empty_buckets():
 def test_a_batch_in_parts_has_the_same_sums_by_time_up_to_the_number_of_parts():
     params = parameters(2)
     whole, halves = (
-        train.gradients(params, *batch(), objective(**TWO_TERMS), parts)[1] for parts in (1, 2)
+        train.gradients(
+            params, train.Noised(*batch()), objective=objective(**TWO_TERMS), parts=parts
+        )[1]
+        for parts in (1, 2)
     )
     assert set(whole) == set(halves)
     for name in whole:

@@ -202,9 +202,9 @@ def test_a_batch_in_parts_has_the_gradient_and_the_losses_of_the_whole(parts):
     params = {"w": jnp.float32(0.7), "labels": jnp.array([0.1, -0.2, 0.3, 0.4])}
     x0 = jax.random.normal(jax.random.key(0), (8, 2, 2, 1))
     labels = jnp.arange(8) % 3
-    batch = (x0, labels, objective.draw(jax.random.key(1), x0))
+    batch = train.Noised(x0, labels, objective.draw(jax.random.key(1), x0))
     whole, pieces = (
-        jax.jit(functools.partial(train.gradients, objective=objective, parts=n))(params, *batch)
+        jax.jit(functools.partial(train.gradients, objective=objective, parts=n))(params, batch)
         for n in (1, parts)
     )
     terms = ("flow", "internal_guidance")

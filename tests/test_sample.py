@@ -342,7 +342,7 @@ def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
     """Scale 1 compiles a program without guidance; it must be the limit of the others."""
     given = trained.exp.config.sample.guidances
     generator = sample.Generator(trained.exp, decode=lambda x: x)
-    weights, indices = trained.outcome.state.params, jnp.arange(NUM, dtype=jnp.int32)
+    weights, indices = trained.weights(), jnp.arange(NUM, dtype=jnp.int32)
 
     def latents(**scales):
         guidances = {k: replace(given[k], scale=w) for k, w in scales.items()}

@@ -15,7 +15,10 @@ from ig_jax import checkpoint, preview, sharding, train
 from ig_jax.data import loader
 from ig_jax.objectives.base import BY_TIME
 
-RATES = {"steps_per_second", "images_per_second"}
+RATES = {
+    *("steps_per_second", "images_per_second", "model_tflops_per_device", "memory_gib"),
+    *("seconds/step", "seconds/data", "seconds/checkpoint"),
+}
 TERMS = ("flow", "internal_guidance")
 
 
@@ -51,7 +54,7 @@ def four_steps(changes=None, devices=None, done=0):
     data = loader.batches(c.data.source, c.train.batch_size, c.seed)
     rows = [next(data) for _ in range(4)]
     stacked = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
-    batches = sharding.to_global(stacked, exp.mesh, axis=1)
+    batches = sharding.to_global(stacked, exp.mesh, c.train.batch_size, axis=1)
     state = train.init_state(exp)
     state = state.replace(step=state.step + done)
     state, found = train.make_dispatch(exp)(state, batches, {})
@@ -173,8 +176,9 @@ def test_the_first_average_is_the_teacher_of_the_accelerated_term(unbroken):
     x0 = exp.config.data.codec.latent(jnp.asarray(data["stored"]), jax.random.key(0))
     labels = jnp.asarray(data["label"])
     draws = objective.draw(jax.random.key(0), x0)
-    update = quick_jit(partial(train.update, objective=objective, optimizer=exp.optimizer, parts=2))
-    _, found = update(state, x0, labels, draws)
+    gradients = partial(train.gradients, objective=objective, parts=2)
+    update = quick_jit(partial(train.update, gradients=gradients, optimizer=exp.optimizer))
+    _, found = update(state, train.Noised(x0, labels, draws))
     loss = quick_jit(lambda teacher: objective(state.params, x0, labels, draws, teacher)[0])
     losses = [float(loss(w)) for w in (*state.ema.values(), state.params)]
     assert list(state.ema) == ["0.9", "0.99"] and len(set(losses)) == 3
@@ -207,9 +211,8 @@ def test_stopping_and_going_on_gives_the_bits_of_an_unbroken_run(unbroken, resum
 
 def test_what_is_on_disk_after_going_on_has_the_bits_of_an_unbroken_run(unbroken, resumed):
     workdir, _, _ = resumed
-    like = jax.eval_shape(lambda: train.init_state(unbroken.exp))
     checkpoints = checkpoint.Checkpoints(workdir)
-    restored = checkpoints.restore(24, like, sharding.replicated(unbroken.exp.mesh))
+    restored = checkpoints.restore(24, train.abstract_state(unbroken.exp))
     assert checkpoints.meta(24)["data"]["next_index"] == 24
     checkpoints.close()
     assert_same_bits(restored, unbroken.outcome.state)
@@ -238,7 +241,8 @@ def test_previews_show_both_ways_of_sampling_and_change_from_step_to_step(resume
 
 def test_previews_are_drawn_with_the_first_average(resumed, tmp_path):
     workdir, outcome, trainer = resumed
-    drawn = preview.Preview(trainer.exp, tmp_path).draw(outcome.state.ema["0.9"], 24)
+    weights = sharding.whole_on(trainer.exp.mesh, outcome.state.ema["0.9"])
+    drawn = preview.Preview(trainer.exp, tmp_path).draw(weights, 24)
     written = Image.open(workdir / "previews" / "step_00000024.png")
     np.testing.assert_array_equal(drawn, np.asarray(written))
 

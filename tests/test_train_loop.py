@@ -10,7 +10,8 @@ import tiny
 
 from ig_jax import logs, train
 from ig_jax.checkpoint import CheckpointError
-from ig_jax.train import NonFiniteLoss
+from ig_jax.meters import NonFiniteLoss
+from ig_jax.stopping import StopSignal
 
 
 def boundaries(start: int, per_dispatch: int, every: list[int], total: int) -> list[int]:
@@ -109,7 +110,7 @@ def interruptible():
 
 
 def test_a_stop_signal_is_noted_once_and_then_obeyed(interruptible):
-    with train.StopSignal() as stop:
+    with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.received == "SIGINT"
         with pytest.raises(KeyboardInterrupt):

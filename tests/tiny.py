@@ -20,8 +20,9 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import digits
-from ig_jax import build, config, run, train
+from ig_jax import build, config, run, sharding, train
 from ig_jax.build import Experiment
+from ig_jax.types import Params
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -88,6 +89,11 @@ class Trained:
     exp: Experiment
     workdir: Path
     outcome: train.Outcome
+
+    def weights(self, decay: str | None = None) -> Params:
+        """The raw weights, or an average, whole on every device, as sampling wants them."""
+        state = self.outcome.state
+        return sharding.whole_on(self.exp.mesh, state.ema[decay] if decay else state.params)
 
     def copy(self, workdir: Path) -> Path:
         return Path(shutil.copytree(self.workdir, workdir, dirs_exist_ok=True))

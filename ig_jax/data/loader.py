@@ -11,22 +11,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import grain
-import jax
+import numpy as np
 
 from ig_jax.errors import UserError
 from ig_jax.types import Source
 
 
 def batches(
-    source: Source, batch_size: int, seed: int, *, start: int = 0, threads: int = 2
+    source: Source,
+    batch_size: int,
+    seed: int,
+    *,
+    start: int = 0,
+    rows: np.ndarray | None = None,
+    threads: int = 2,
 ) -> grain.DatasetIterator:
-    """This process's rows of every global batch, from batch number `start` on.
+    """Some rows of every global batch, from batch number `start` on.
 
     Args:
       source: where examples come from.
-      batch_size: global; a multiple of the number of processes, at most the size of the source.
+      batch_size: global, at most the size of the source.
       seed: with the epoch, decides the order.
       start: batches to skip without reading them.
+      rows: which rows of a batch, those of this process; None: all.
       threads: that gather ahead.
 
     Raises:
@@ -37,14 +44,24 @@ def batches(
             f"train.batch_size = {batch_size}: must not exceed the {len(source)} examples that the "
             "data set holds"
         )
-    process, processes = jax.process_index(), jax.process_count()
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    rows = order.batch(batch_size).map(lambda index: source.batch(index[process::processes]))
+    taken = slice(None) if rows is None else rows
+    read = _order(source, batch_size, seed).map(lambda index: source.batch(index[taken]))
     # The default options would read hundreds of whole batches ahead.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    iterator = iter(rows.to_iter_dataset(options))
+    iterator = iter(read.to_iter_dataset(options))
     iterator.set_state(_state_at(iterator, start))
     return iterator
+
+
+def indices(source: Source, batch_size: int, seed: int, number: int) -> np.ndarray:
+    """Which examples [batch_size] make up the global batch of this number."""
+    return _order(source, batch_size, seed)[number]
+
+
+def _order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
+    """Batch number -> indices of its examples; every epoch has an order of its own."""
+    shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    return shuffled.batch(batch_size)
 
 
 def _state_at(iterator: Iterator, start: int) -> dict[str, Any]:

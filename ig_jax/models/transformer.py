@@ -23,7 +23,17 @@ from flax import nnx
 from jaxtyping import Array
 
 from ig_jax.models import embed, layers, trunk
-from ig_jax.types import DTYPES, Key, Labels, Latents, NetOutput, Params, Tokens
+from ig_jax.types import (
+    DTYPES,
+    Gather,
+    Key,
+    Labels,
+    Latents,
+    NetOutput,
+    Params,
+    Tokens,
+    Whole,
+)
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,7 @@ class Transformer:
     side: int
     channels: int
     num_classes: int
+    gather: Gather = Whole()  # inside a program whose devices share the parameters
 
     readout_init: ClassVar[nnx.Initializer]  # of both matrices of an early head
     outputs: ClassVar[int] = 1  # values of a head for each channel; the first is the prediction
@@ -217,11 +228,12 @@ class Transformer:
         """
         s = self.settings
         shell_graph, block_graph = self._graphs
+        params = self.gather.once(params)
         rest = {name: leaf for name, leaf in params.items() if name != "blocks"}
         shell = nnx.merge(shell_graph, rest)
         c = shell.condition(t, y)
         tokens, exits = trunk.run_blocks(
-            lambda p, tokens: nnx.merge(block_graph, p)(tokens, c),
+            lambda p, tokens: nnx.merge(block_graph, self.gather.block(p))(tokens, c),
             params["blocks"],
             shell.tokens(x),
             exits=s.readouts + taps,

@@ -5,18 +5,21 @@ from ig_jax.optim.assembly import gradient_norm
 from ig_jax.optim.leaves import is_fixed
 from ig_jax.optim.muon import MuonSettings, muon
 from ig_jax.optim.schedules import SCHEDULES, learning_rate
+from ig_jax.optim.spikes import SpikeState, skip_spikes
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "AdamWSettings",
     "MuonSettings",
+    "SpikeState",
     "adamw",
     "gradient_norm",
     "is_fixed",
     "learning_rate",
     "muon",
+    "skip_spikes",
 ]
 
-# Name -> (settings, what builds the transformation from them and the total number of steps).
+# Name -> (settings, what builds the transformation from them, the number of steps, and a `Share`).
 OPTIMIZERS = {"adamw": (AdamWSettings, adamw), "muon": (MuonSettings, muon)}

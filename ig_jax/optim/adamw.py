@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import optax
 
 from ig_jax.optim import assembly, schedules
+from ig_jax.optim.assembly import Share, alone
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,9 @@ class AdamWSettings(schedules.Settings):
     """AdamW with clipping by the norm over all trained parameters."""
 
 
-def adamw(s: AdamWSettings, total_steps: int) -> optax.GradientTransformation:
-    """AdamW on every trained leaf; fixed ones get no update."""
+def adamw(s: AdamWSettings, total_steps: int, share: Share = alone) -> optax.GradientTransformation:
+    """AdamW on every trained leaf; fixed ones get no update. It needs no leaf whole."""
+    del share
     optimizer = optax.adamw(
         schedules.learning_rate(s, total_steps),
         b1=s.b1,

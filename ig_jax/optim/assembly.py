@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import optax
+from jaxtyping import Array
 
 from ig_jax import tree
 from ig_jax.optim import leaves
 from ig_jax.types import Params, Scalar
+
+# (name, leaf, fn) -> fn(leaf), where fn treats the matrices of a stack one by one: whoever has
+# several devices can share them out.
+Share = Callable[[str, Array, Callable[[Array], Array]], Array]
+
+
+def alone(path: str, leaf: Array, fn: Callable[[Array], Array]) -> Array:
+    """The `Share` of one device."""
+    return fn(leaf)
 
 
 def trained_only(

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from ig_jax import tree
 from ig_jax.optim import assembly, leaves, schedules
+from ig_jax.optim.assembly import Share, alone
 from ig_jax.types import Params
 
 NS_DTYPES = ("bfloat16", "float32")
@@ -105,7 +106,9 @@ class MuonState(NamedTuple):
     momentum: Params  # of every matrix, in the shape of its leaf
 
 
-def scale_by_muon(momentum: float, ns_steps: int, ns_dtype: str) -> optax.GradientTransformation:
+def scale_by_muon(
+    momentum: float, ns_steps: int, ns_dtype: str, share: Share = alone
+) -> optax.GradientTransformation:
     """Gradients -> 0.2 sqrt(max(A, B)) u of the module's formula; every leaf must be a matrix."""
 
     def init(params: Params) -> MuonState:
@@ -115,9 +118,12 @@ def scale_by_muon(momentum: float, ns_steps: int, ns_dtype: str) -> optax.Gradie
         return jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, old, new)
 
     def direction(path: str, leaf: Array) -> Array:
-        matrix = leaves.matrix_of(path, leaf.shape)
-        scale = RMS * sqrt(max(matrix.published) * max(1, matrix.rows / matrix.cols))
-        return matrix.restore(scale * newton_schulz(matrix.flatten(leaf), ns_steps, ns_dtype))
+        def of_whole(leaf: Array) -> Array:
+            matrix = leaves.matrix_of(path, leaf.shape)
+            scale = RMS * sqrt(max(matrix.published) * max(1, matrix.rows / matrix.cols))
+            return matrix.restore(scale * newton_schulz(matrix.flatten(leaf), ns_steps, ns_dtype))
+
+        return share(path, leaf, of_whole)
 
     def update(grads: Params, state: MuonState, params: Params | None = None):
         average = mix(state.momentum, grads)
@@ -127,15 +133,16 @@ def scale_by_muon(momentum: float, ns_steps: int, ns_dtype: str) -> optax.Gradie
     return optax.GradientTransformation(init, update)
 
 
-def muon(s: MuonSettings, total_steps: int) -> optax.GradientTransformation:
+def muon(s: MuonSettings, total_steps: int, share: Share = alone) -> optax.GradientTransformation:
     """Muon on the leaves that `leaves.matrix_of` calls a matrix, AdamW on the other trained ones.
 
-    Each update costs `newton_schulz_flops` on top of the gradient.
+    Each update costs `newton_schulz_flops` on top of the gradient, shared out over devices by
+    `share`.
     """
     rate = schedules.learning_rate(s, total_steps)
     groups = {
         "muon": optax.chain(
-            scale_by_muon(s.momentum, s.ns_steps, s.ns_dtype),
+            scale_by_muon(s.momentum, s.ns_steps, s.ns_dtype, share),
             optax.add_decayed_weights(s.weight_decay),
             optax.scale_by_learning_rate(rate),
         ),

@@ -1,0 +1,114 @@
+"""--mode=replay: the step at which a loss stopped being a number, again, operation by operation.
+
+From the newest checkpoint before it, steps are computed as training did; the step itself without
+compilation, so that the first operation that gives no number can be named.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ig_jax import checkpoint, logs, prng, sharding, train, tree
+from ig_jax.build import Experiment
+from ig_jax.checkpoint import TrainState
+from ig_jax.data import loader
+from ig_jax.errors import UserError
+
+PACKAGE = str(Path(__file__).parent)
+
+
+def _failure(workdir: Path) -> dict[str, Any]:
+    file = workdir / train.FAILURE
+    if not file.exists():
+        raise UserError(f"--workdir={workdir}: holds no {train.FAILURE}; nothing failed here")
+    return json.loads(file.read_text())
+
+
+def _state_before(exp: Experiment, workdir: Path, step: int) -> tuple[TrainState, int, int]:
+    """The newest state before `step`, its step and the number of its next batch."""
+    checkpoints = checkpoint.Checkpoints(workdir)
+    try:
+        older = [found for found in checkpoints.all_steps() if 0 < found < step]
+        if not older:
+            return train.init_state(exp), 0, 0
+        checkpoints.require(older[-1], exp.config.raw, checkpoint.CONTINUES)
+        state = checkpoints.restore(older[-1], train.abstract_state(exp))
+        return state, older[-1], checkpoints.meta(older[-1])["data"]["next_index"]
+    finally:
+        checkpoints.close()
+
+
+def _advance(exp: Experiment, state: TrainState, data: Any, steps: int) -> TrainState:
+    """So many steps as training computes them."""
+    encoder = jax.device_put(exp.encoder_weights, sharding.replicated(exp.mesh))
+    dispatch, size = train.make_dispatch(exp), exp.config.train.batch_size
+    with logs.progress(steps, unit="step", what="replaying") as bar:
+        for _ in range(steps):
+            rows = {name: array[None] for name, array in next(data).items()}
+            state, _ = dispatch(state, sharding.to_global(rows, exp.mesh, size, axis=1), encoder)
+            bar.update(1)
+    return state
+
+
+def _not_finite(params: Any) -> list[str]:
+    return [name for name, x in tree.flatten(params).items() if not np.all(np.isfinite(x))]
+
+
+def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray], infinite: bool) -> str:
+    """Computes loss and gradients eagerly on one device; tells what is not a number first."""
+    c = exp.config
+    with (
+        jax.disable_jit(),
+        jax.debug_nans(True),
+        jax.debug_infs(True) if infinite else nullcontext(),
+    ):
+        try:
+            key = prng.key(c.seed, "codec", state.step)
+            x0 = c.data.codec.latent(jax.numpy.asarray(batch["stored"]), key, exp.encoder_weights)
+            draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
+            noised = train.Noised(x0, jax.numpy.asarray(batch["label"]), draws)
+            gradients = partial(train.gradients, objective=exp.objective)
+            teacher = next(iter(state.ema.values()))
+            _, metrics = gradients(state.params, noised, teacher)
+        except FloatingPointError as error:
+            return _where(error)
+    return f"every operation of it gives numbers here, and the loss is {float(metrics['loss'])}"
+
+
+def _where(error: FloatingPointError) -> str:
+    ours = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(PACKAGE)]
+    place = f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}, {ours[-1].line}"
+    return f"{str(error).splitlines()[0]} (called from ig_jax/{place})"
+
+
+def run(exp: Experiment, workdir: Path) -> str:
+    """Says what went wrong at the step that `workdir` noted; changes nothing there.
+
+    Raises:
+      UserError: no failure is noted; the checkpoint is another model's.
+    """
+    failure = _failure(workdir)
+    step, c = failure["step"], exp.config
+    state, done, start = _state_before(exp, workdir, step)
+    data = loader.batches(c.data.source, c.train.batch_size, c.seed, start=start)
+    logs.say(f"step {step}, loss {failure['loss']}: going there from step {done}")
+    state = _advance(exp, state, data, step - 1 - done)
+    state = jax.tree.map(lambda x: x.addressable_data(0), sharding.whole_on(exp.mesh, state))
+    broken = _not_finite(state.params)
+    if broken:
+        found = (
+            f"{len(broken)} parameters are not finite before it, {broken[0]} among them: the "
+            f"update of step {step - 1} was too large; lower optim.learning_rate"
+        )
+    else:
+        found = _look(exp, state, next(data), failure["loss"] != "nan")
+    logs.say(f"step {step}: {found}")
+    return found

@@ -1,0 +1,426 @@
+"""Kills a training run again and again; it must end with the bits of one that was left alone.
+
+  python tests/chaos.py [--kills=100] [--config=tests/tiny.py]     # 6 minutes on two CPU cores
+  python tests/chaos.py --minutes=120 --every=60                   # a soak
+
+Starts main.py, waits a random time, kills one of its processes with SIGKILL, and starts the same
+command again. Waiting times are exponential, so every moment of a run's life is as likely as any
+other: reading, compiling, steps; every third kill waits for the next save and falls into it. In
+the end SIGINT and SIGTERM each stop the run once, and an unbroken run of as many steps follows.
+
+A soak goes on for a time, whatever its steps, and tells how memory and open files changed over the
+longest stretches without a kill, the unbroken run's among them. Its learning rate must not depend
+on train.steps, for the unbroken run has fewer.
+
+Every run is forked from this process, which imports what they need once and never starts jax
+before the last of them has ended: each is what a shell would have run but for those seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import runpy
+import shutil
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+# ruff: noqa: E402, it finds ig_jax beside its folder
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import commands
+import jax
+import numpy as np
+import sklearn.datasets  # noqa: F401, before the first fork, as is tensorboardX
+import tensorboardX  # noqa: F401
+from ml_collections import ConfigDict
+
+import main  # noqa: F401, before the first fork
+from ig_jax import build, checkpoint, config, logs, train
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+PATIENCE = 600.0  # seconds until the next save
+ALONE = 120.0  # seconds in which the others end when one process of a run was killed
+SHARE = 3  # one kill of so many falls into a save
+SAVES_PER_KILL = 2
+SETTLING, SAMPLING = 60.0, 5.0  # seconds
+MACHINE = ("second", "memory", "flops", "mfu")  # in names of metrics that are no result
+ENDLESS = 10**9  # steps
+
+
+@dataclass
+class Process:
+    """One process of a run, its logs, and what was seen of it: seconds, MiB, open files."""
+
+    pid: int
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+    seen: list[tuple[float, float, int]] = field(default_factory=list)
+    status: int | None = None
+
+    def ended(self) -> bool:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status is not None
+
+    def watch(self) -> None:
+        """Looks at memory and open files, now and then."""
+        seconds = time.monotonic() - self.started
+        if seconds < len(self.seen) * SAMPLING:
+            return
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        resident = [int(line.split()[1]) for line in lines if line.startswith("VmRSS:")]
+        if resident:  # it has just ended otherwise
+            files = len(os.listdir(f"/proc/{self.pid}/fd"))
+            self.seen.append((seconds, resident[0] / 1024, files))
+
+    def said(self, stream: str) -> str:
+        return self.log.with_suffix(f".{stream}").read_text()
+
+
+class Run:
+    """One command of main.py in one workdir, started as often as it takes."""
+
+    def __init__(self, words: list[str], workdir: Path, processes: int):
+        self.words = [*words, f"--workdir={workdir}"]
+        self.workdir, self.count = workdir, processes
+        self.logs = workdir.with_name(f"{workdir.name}_logs")
+        self.logs.mkdir(parents=True)
+        self.past: list[Process] = []
+
+    def saved(self) -> int:
+        """The newest finished checkpoint's step."""
+        folder = self.workdir / "checkpoints"
+        return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
+
+    def saving(self) -> bool:
+        return any((self.workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+
+    def told(self) -> int:
+        """The step of the newest line of metrics.jsonl."""
+        return max((m["step"] for m in logs.read_metrics(self.workdir)), default=0)
+
+    def _lines(self) -> int | None:
+        """Which file metrics.jsonl is: every start writes another."""
+        file = self.workdir / logs.METRICS
+        return file.stat().st_ino if file.exists() else None
+
+    def stepping(self) -> bool:
+        """Whether steps have been done since the start."""
+        return self._lines() != self._lines_at_start and self.told() > self.resumed_at
+
+    def start(self) -> None:
+        self.resumed_at, self._lines_at_start = self.saved(), self._lines()
+        words, self.processes = self.words, []
+        if self.count > 1:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = free.getsockname()[1]
+            words = [*words, f"--coordinator=localhost:{port}", f"--num_processes={self.count}"]
+        for i in range(self.count):
+            number = len(self.past)
+            flags = [f"--process_id={i}"] if self.count > 1 else []
+            pid = os.fork()
+            if not pid:
+                commands._become([*words, *flags], self.logs, number)
+            self.processes.append(Process(pid, self.logs / str(number)))
+            self.past.append(self.processes[-1])
+
+    def wait(self, condition: Callable[[], bool], within: float = math.inf) -> None:
+        """Returns as soon as the condition holds; no process may end before."""
+        deadline = time.monotonic() + within
+        while not condition():
+            for process in self.processes:
+                if process.ended():
+                    self.fail(f"a process ended with status {process.status} by itself")
+                process.watch()
+            if time.monotonic() > deadline:
+                self.fail(f"nothing was saved within {within:.0f} seconds")
+            time.sleep(0.002)
+
+    def fail(self, what: str) -> None:
+        for process in self.processes:
+            if not process.ended():
+                os.kill(process.pid, signal.SIGKILL)
+        said = "\n".join(process.said("err")[-2000:] for process in self.processes)
+        raise RuntimeError(f"{self.workdir}: {what}:\n{said}")
+
+    def kill(self, victim: Process) -> None:
+        os.kill(victim.pid, signal.SIGKILL)
+        while not victim.ended():
+            time.sleep(0.001)
+        if victim.status != -signal.SIGKILL:
+            self.fail("it ended before it was killed")
+
+    def end(self) -> float:
+        """Waits until all processes have ended; the seconds it took."""
+        since = time.monotonic()
+        while not all([process.ended() for process in self.processes]):
+            for process in self.processes:
+                if not process.ended():
+                    process.watch()
+            time.sleep(0.01)
+        return time.monotonic() - since
+
+    def finish(self, sentence: str) -> None:
+        """Waits for the end, which must be a good one: `sentence`, {step} being the step saved."""
+        self.end()
+        out = self.processes[0].said("out").splitlines()
+        if any(process.status for process in self.processes):
+            self.fail(f"it ended with statuses {[process.status for process in self.processes]}")
+        resuming = f"resuming {self.workdir} at step {self.resumed_at}"
+        expected = [resuming] * (self.resumed_at > 0) + [sentence.format(step=self.saved())]
+        if out != expected or self.saving():
+            self.fail(f"it ended well but said {out}, not {expected}, or left half a save")
+
+
+@dataclass
+class Tally:
+    """What happened. Steps repeated are those told of since the last finished save."""
+
+    kills: int = 0
+    inside_a_save: int = 0
+    before_the_first_save: int = 0
+    before_the_first_step: int = 0  # of that start
+    most_steps_repeated: int = 0
+    slowest_to_follow: float | None = None  # seconds until the other processes had ended
+
+    def count(self, run: Run) -> None:
+        self.kills += 1
+        self.inside_a_save += run.saving() and run.stepping()
+        self.before_the_first_save += run.saved() == 0
+        self.before_the_first_step += not run.stepping()
+        self.most_steps_repeated = max(self.most_steps_repeated, run.told() - run.saved())
+
+
+def hold_inside_a_save(run: Run, victim: Process, moment: random.Random) -> None:
+    """Stops the victim while a save is half written."""
+    while True:
+        # What an earlier kill left behind is cleared before the first step.
+        run.wait(lambda: run.saving() and run.stepping(), PATIENCE)
+        time.sleep(moment.uniform(0, 0.1))
+        os.kill(victim.pid, signal.SIGSTOP)
+        if run.saving():
+            return
+        os.kill(victim.pid, signal.SIGCONT)
+
+
+def kill_once(run: Run, moment: random.Random, every: float, saves: float, tally: Tally) -> None:
+    """Starts the run and kills it at a random moment, or soon after so many steps of saves."""
+    run.start()
+    victim = moment.choice(run.processes)
+    later = time.monotonic() + moment.expovariate(1 / every)
+    latest, slip = run.resumed_at + saves, moment.uniform(0, 0.3)
+    if tally.kills == 0:  # before any save
+        run.wait(run.stepping, PATIENCE)
+    else:
+        run.wait(lambda: time.monotonic() >= later or run.saved() >= latest)
+        if run.saved() >= latest:
+            time.sleep(slip)
+    if tally.kills % SHARE == 1:
+        hold_inside_a_save(run, victim, moment)
+    run.kill(victim)
+    follow(run, tally)
+    tally.count(run)
+
+
+def follow(run: Run, tally: Tally) -> None:
+    """The others of a run must notice by themselves, end, and say why."""
+    others = [process for process in run.processes if not process.ended()]
+    since = time.monotonic()
+    while not all([process.ended() for process in others]):
+        if time.monotonic() - since > ALONE:
+            run.fail(f"one process was killed, and others still ran {ALONE:.0f} seconds later")
+        time.sleep(0.01)
+    for process in others:
+        if process.status == 0 or "error: " not in process.said("err"):
+            run.fail(f"one process was killed; another ended with {process.status} and no error")
+        seconds = time.monotonic() - since
+        tally.slowest_to_follow = max(seconds, tally.slowest_to_follow or 0.0)
+
+
+def stop(run: Run, number: signal.Signals, moment: random.Random, steps: int) -> None:
+    """Goes on to the next save, and asks the run to stop soon after."""
+    run.start()
+    run.wait(lambda: run.saved() > run.resumed_at, PATIENCE)
+    os.kill(moment.choice(run.processes).pid, number)
+    run.finish(
+        f"{number.name}: saved step {{step}} of {steps} in {run.workdir}; "
+        "run the same command again to go on"
+    )
+
+
+def finish(run: Run, steps: int) -> None:
+    run.start()
+    run.finish(f"trained: step {steps} of {steps} is saved in {run.workdir}")
+
+
+def final_state(workdir: Path, settings: ConfigDict) -> tuple:
+    """Every array of the newest checkpoint, where its data go on, and the checkpoints there are."""
+    exp = build.experiment(config.parse(settings, devices=jax.device_count()))
+    checkpoints = checkpoint.Checkpoints(workdir, keep_last=settings.checkpoint.keep_last)
+    step = checkpoints.latest_step()
+    state = checkpoints.restore(step, train.abstract_state(exp))
+    data = checkpoints.meta(step)["data"]
+    checkpoints.close()
+    return jax.device_get(jax.tree.leaves(state)), data, set(os.listdir(workdir / "checkpoints"))
+
+
+def told(workdir: Path) -> list[dict]:
+    """The metrics but for what the machine adds: rates, times, memory."""
+    lines = logs.read_metrics(workdir)
+    return [{k: v for k, v in m.items() if not any(w in k for w in MACHINE)} for m in lines]
+
+
+def equal(ours: Path, theirs: Path, settings: ConfigDict) -> bool:
+    """Whether two runs ended with the same bits, having told the same."""
+    (a, *rest), (b, *same) = final_state(ours, settings), final_state(theirs, settings)
+    bits = all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+    found = {
+        "bits": bits,
+        "data and checkpoints": rest == same,
+        "metrics": told(ours) == told(theirs),
+    }
+    print("".join(f"{what} differ\n" for what, good in found.items() if not good), end="")
+    for x, y in zip(told(ours), told(theirs), strict=False):
+        if x != y:
+            print(f"metrics at first: {sorted(set(x.items()) ^ set(y.items()), key=str)}")
+            break
+    return all(found.values())
+
+
+def stretch(process: Process) -> dict[str, float] | None:
+    """How memory and open files changed after the first minute; None if too little was seen."""
+    seen = np.array([s for s in process.seen if s[0] > SETTLING])
+    a_minute = int(60 / SAMPLING)
+    if len(seen) < a_minute:
+        return None
+    seconds, resident, files = seen.T
+    change = statistics.median(files[-a_minute:]) - statistics.median(files[:a_minute])
+    return {
+        "minutes": round((seconds[-1] - seconds[0]) / 60, 1),
+        "mib": round(resident[-1], 1),
+        "mib_per_hour": round(np.polyfit(seconds / 3600, resident, 1)[0], 2),
+        "open_files_more": change,
+    }
+
+
+def stretches(runs: list[Run]) -> list[dict[str, float]]:
+    """The three longest."""
+    found = [stretch(process) for run in runs for process in run.past]
+    return sorted(filter(None, found), key=lambda s: -s["minutes"])[:3]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=0.0, help="a soak: kill for so long")
+    parser.add_argument("--every", type=float, default=5.0, help="mean seconds to a kill")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--workdir", type=Path, help="a new folder, kept; otherwise a temporary one"
+    )
+    parser.add_argument("--config", default=str(ROOT / "configs/digits.py"))
+    parser.add_argument("--no_compare", action="store_true", help="leave out the unbroken run")
+    args = parser.parse_args()
+    if args.workdir and args.workdir.exists():
+        parser.error(f"--workdir={args.workdir}: is there already; name a new folder")
+    return args
+
+
+def overrides(settings: ConfigDict, steps: int) -> dict[str, int]:
+    """Two programs of steps between saves: metrics are told more often than saved."""
+    programs = settings.train.steps_per_dispatch
+    return {
+        "train.steps": steps,
+        "checkpoint.every_steps": 2 * programs,
+        "log.every_steps": programs,
+    }
+
+
+def torment(run: Run, args: argparse.Namespace, steps: int, save_every: int) -> Tally:
+    """Kills the run as often, or for as long, as asked; then stops it, and lets it finish."""
+    tally, moment, begun = Tally(), random.Random(args.seed), time.monotonic()
+    saves = math.inf if args.minutes else save_every
+
+    def over() -> bool:
+        if args.minutes:
+            return time.monotonic() - begun > 60 * args.minutes
+        return tally.kills >= args.kills
+
+    while not over():
+        kill_once(run, moment, args.every, saves, tally)
+        minutes = (time.monotonic() - begun) / 60
+        print(
+            f"{tally.kills} kills in {minutes:.1f} minutes: step {run.saved()} is saved", flush=True
+        )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stop(run, number, moment, steps)
+    if not args.minutes:
+        finish(run, steps)
+    return tally
+
+
+def chaos(args: argparse.Namespace, place: Path) -> bool:
+    """All of it, in the folder `place`; whether the runs were equal."""
+    begun = time.monotonic()
+    # A kill may fall into the writing of a compiled program, too: jax compiles such a one again.
+    os.environ.setdefault(CACHE, str(place / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    file, *variant = args.config.split(":")
+    settings = runpy.run_path(file)["get_config"](*variant)
+    save_every = overrides(settings, 1)["checkpoint.every_steps"]
+    steps = ENDLESS if args.minutes else SAVES_PER_KILL * save_every * (args.kills + 3)
+
+    def run(name: str, steps: int) -> Run:
+        flags = [f"--config.{n}={value}" for n, value in overrides(settings, steps).items()]
+        return Run([f"--config={args.config}", *flags], place / name, args.processes)
+
+    runs = [run("killed", steps)]
+    tally = torment(runs[0], args, steps, save_every)
+    starts, reached = len(runs[0].past) // args.processes, runs[0].saved()
+    same = None
+    if not args.no_compare:
+        runs.append(run("unbroken", reached))
+        finish(runs[1], reached)
+        same = equal(runs[0].workdir, runs[1].workdir, settings)
+    report = asdict(tally) | {
+        "save_every": save_every,
+        "steps": reached,
+        "starts": starts,
+        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "equal": same,
+        "jax": jax.__version__,
+        "longest_stretches": stretches(runs),
+    }
+    print(json.dumps(report))
+    compared = {True: "equals", False: "DIFFERS FROM", None: "was not compared with"}[same]
+    print(
+        f"{reached} steps with {tally.kills} kills ({tally.inside_a_save} inside a save) and "
+        f"{starts} starts: the end {compared} that of an unbroken run"
+    )
+    return same is not False
+
+
+if __name__ == "__main__":
+    args = parse()
+    # Not a context: a forked run would leave it, too.
+    place = args.workdir.absolute() if args.workdir else Path(tempfile.mkdtemp(prefix="chaos_"))
+    if not chaos(args, place):
+        sys.exit(f"look into {place}")
+    if not args.workdir:
+        shutil.rmtree(place)
