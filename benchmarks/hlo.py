@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
@@ -108,3 +108,30 @@ def collectives(text: str) -> Counter[Sent]:
 
     visit(entry, False)
     return found
+
+
+def report(text: str) -> list[dict[str, Any]]:
+    """`collectives` for a record: those in loops first, of them the largest."""
+    found = sorted(collectives(text).items(), key=lambda x: (-x[0].in_loop, -x[0].bytes))
+    return [
+        {
+            "kind": sent.kind,
+            "in_loop": sent.in_loop,
+            "count": count,
+            "mib_each": round(sent.bytes / 2**20, 3),
+            "arrays": sent.arrays,
+        }
+        for sent, count in found
+    ]
+
+
+def summary(reported: Sequence[Mapping[str, Any]], *, in_loop: bool) -> str:
+    """`10 all-gather bf16 98 MiB, ...` of what `report` has in loops, or of the rest."""
+    totals: dict[tuple[str, str], tuple[int, float]] = {}
+    for each in reported:
+        if each["in_loop"] == in_loop:
+            key = each["kind"], each["arrays"][0].partition("[")[0]
+            count, mib = totals.get(key, (0, 0.0))
+            totals[key] = count + each["count"], mib + each["count"] * each["mib_each"]
+    words = [f"{n} {kind} {dtype} {mib:.0f} MiB" for (kind, dtype), (n, mib) in totals.items()]
+    return ", ".join(words) or "none"

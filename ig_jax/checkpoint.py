@@ -2,16 +2,22 @@
 
 A checkpoint is one orbax step directory with four items: `params`, `opt_state`, `ema` (so that
 sampling reads only what it uses) and `meta` (step, data position, resolved config, versions). A
-save that was cut short leaves a temporary directory which is never mistaken for a checkpoint.
+save that was cut short leaves a temporary directory which is never mistaken for a checkpoint. One
+that cannot be read is left out, and a save that a full disk refuses stops nothing before `wait`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import platform
-from collections.abc import Mapping
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax
 import jax
@@ -19,11 +25,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import struct
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ig_jax import tree
+from ig_jax import logs, tree
 from ig_jax.ema import Averages
 from ig_jax.errors import UserError
+from ig_jax.formats import orbax_step
 from ig_jax.types import Abstract, Params
 
 # What must be the same for a run to be continued, and for its weights to be sampled from.
@@ -61,9 +69,19 @@ FREE_OF_STATE = (
     "optim.ns_dtype",
 )
 
+# The items that hold arrays: all of them, and those that sampling may want.
+ARRAYS = ("params", "opt_state", "ema")
+WEIGHTS = ("params", "ema")
+
+T = TypeVar("T")
+
 
 class CheckpointError(UserError):
     """A workdir that cannot be used as asked."""
+
+
+class SaveFailed(UserError):
+    """There was no room for a checkpoint."""
 
 
 @struct.dataclass
@@ -102,25 +120,58 @@ def mismatches(
     return tree.differences(chosen(_plain(old)), chosen(_plain(new)))
 
 
-class Checkpoints:
-    """The checkpoints of one workdir."""
+# As it was written at first.
+_IMPORTED = {True: "weights", False: ""}
 
-    def __init__(self, workdir: Path, *, keep_last: int = 1, keep_every_steps: int = 0):
+
+def _no_room(error: Exception) -> int | None:
+    """The system's number of the error if a save failed for want of space; else None.
+
+    Orbax writes some files itself, and most through tensorstore, which has the number in its text.
+    """
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    return number if number in logs.NO_ROOM else None
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    With `reading`, another program may be writing them: nothing is saved, moved or removed.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep_last: int = 1,
+        keep_every_steps: int = 0,
+        reading: bool = False,
+    ):
         policies = [keep.LatestN(keep_last)]
         if keep_every_steps:
             policies.append(keep.EveryNSteps(keep_every_steps))
+        self._policy = keep.AnyPreservationPolicy(policies)
+        self._reading = reading
         self.directory = (workdir / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(
+        self._manager = self._open()
+        self._asked: int | None = None  # the step of the newest save
+        self._failure = ""  # why that is not on disk
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
-            item_names=("params", "opt_state", "ema", "meta"),
+            item_names=(*ARRAYS, "meta"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
-                create=True,
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=not self._reading,
+                create=not self._reading,
+                read_only=self._reading,
             ),
         )
 
     def latest_step(self) -> int | None:
+        """The newest checkpoint, or the save that is under way."""
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
@@ -135,8 +186,10 @@ class Checkpoints:
     ) -> None:
         """Starts writing; returns when the state has been copied and may be donated.
 
+        A full disk is told of, here or when the next save starts, and stops nothing.
         `imported`: what came from elsewhere, 'weights' alone or the whole 'state'; '': nothing.
         """
+        self._settle()
         step = int(jax.device_get(state.step))
         meta = {"step": step, "data": data, "config": _plain(config), "versions": versions()}
         meta["imported"] = imported
@@ -144,7 +197,138 @@ class Checkpoints:
         arrays = {
             name: ocp.args.StandardSave(item) for name, item in items.items() if item is not None
         }
-        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+        items = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
+        self._asked, self._failure = step, ""
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:
+            self._give_up(error)
+
+    def _settle(self) -> None:
+        """Waits for the save that is under way; gives it up if there was no room for it."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Removes what there is of the newest save, and says so; raises any other error.
+
+        Raises:
+          SaveFailed: there are other processes, which still wait for this one in the same save.
+        """
+        number = _no_room(error)
+        if number is None:
+            raise error
+        why = f"step {self._asked} is not saved: {os.strerror(number)}"
+        if jax.process_count() > 1:
+            raise SaveFailed(f"{why} ({logs.room(self.directory)}); {self._mend()}") from error
+        self._abandon()
+        self._failure = f"{why} ({logs.room(self.directory)})"
+        logs.say(f"{self._failure}; the next save is tried all the same")
+
+    def _abandon(self) -> None:
+        """Starts over with what is on disk: after a failure the manager's list is wrong.
+
+        It then names a save that is not there, or has forgotten older ones.
+        """
+        for _ in range(3):  # each part of a save may have an error of its own, and raises it once
+            try:
+                self._manager.close()
+                break
+            except Exception as error:
+                if _no_room(error) is None:
+                    raise
+        self._remove_partial_saves()
+        self._manager = self._open()
+
+    def _remove_partial_saves(self) -> None:
+        for _ in range(100):  # writes that orbax dropped may still put a file there
+            for partial in self.directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(partial, ignore_errors=True)
+            time.sleep(0.05)
+            if not any(self.directory.glob("*.orbax-checkpoint-tmp")):
+                return
+
+    def _mend(self) -> str:
+        there = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+        newest = f"step {there[-1]} is the newest one that is" if there else "no other one is"
+        return f"{newest}; make room and run the same command again"
+
+    def newest(
+        self, read: Callable[[int], T] = lambda step: step, arrays: tuple[str, ...] = ARRAYS
+    ) -> tuple[int, T]:
+        """The newest checkpoint that can be read: its step, and what `read` makes of it.
+
+        Newer ones are named with what is wrong with them; unless `reading`, they are put aside, so
+        that their steps can be saved again. Process 0 looks, and all go by what it finds.
+
+        Args:
+          read: from a step.
+          arrays: the items that `read` needs, beside `meta`.
+
+        Raises:
+          CheckpointError: none can be read.
+        """
+        faults: dict[int, str] = {}
+        for step in reversed(self.all_steps()):
+            fault = self._damage(step, arrays)
+            if not fault:
+                try:
+                    found = read(step)
+                except Exception as error:
+                    if jax.process_count() > 1 or not orbax_step.is_undecodable(error):
+                        raise
+                    fault = "an array is garbled"
+            if not fault:
+                self._leave_out(faults, step)
+                return step, found
+            faults[step] = fault
+        told = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
+        raise CheckpointError(
+            f"{self.directory}: holds no checkpoint that can be read ({told}); put back copies of "
+            "its files, or train anew in another --workdir"
+        )
+
+    def _damage(self, step: int, arrays: tuple[str, ...]) -> str:
+        """What is wrong with a checkpoint's files; '': nothing."""
+        fault = self._look(step, arrays) if jax.process_index() == 0 else ""
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.bool_(fault)):
+            return fault or "process 0 cannot read it"
+        return fault
+
+    def _look(self, step: int, arrays: tuple[str, ...]) -> str:
+        folder = self.directory / str(step)
+        fault = orbax_step.damage(folder, ["meta"], [])
+        if fault:
+            return fault
+        imported = json.loads((folder / "meta" / "metadata").read_bytes()).get("imported")
+        weights_alone = _IMPORTED.get(imported, imported) == "weights"
+        return orbax_step.damage(folder, [], ["params"] if weights_alone else arrays)
+
+    def _leave_out(self, faults: Mapping[int, str], used: int) -> None:
+        """Says which checkpoints cannot be read, and makes way for new ones of the same steps."""
+        for step, fault in faults.items():
+            folder, where = self.directory / str(step), "left out"
+            if not self._reading:
+                aside = self._aside(step)
+                where = f"put aside as {aside}"
+                if jax.process_index() == 0:
+                    aside.parent.mkdir(exist_ok=True)
+                    folder.rename(aside)
+            logs.say(f"{folder} cannot be read ({fault}): {where}; step {used} is used")
+        if faults and not self._reading:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("unreadable checkpoints are put aside")
+            self._manager.reload()
+
+    def _aside(self, step: int) -> Path:
+        names = itertools.chain([f"{step}"], (f"{step}-{n}" for n in itertools.count(2)))
+        return next(
+            path
+            for name in names
+            if not (path := self.directory.parent / "unreadable" / name).exists()
+        )
 
     def meta(self, step: int) -> dict[str, Any]:
         """{'step', 'data', 'config', 'versions', 'imported'} of a checkpoint."""
@@ -155,7 +339,7 @@ class Checkpoints:
     def imported(self, step: int) -> str:
         """What of a checkpoint was imported: 'weights', 'state', or '' for nothing."""
         found = self.meta(step).get("imported", "")
-        return {True: "weights", False: ""}.get(found, found)  # as it was written at first
+        return _IMPORTED.get(found, found)
 
     def param_shapes(self, step: int) -> Params:
         """The parameters of a checkpoint, abstract."""
@@ -207,15 +391,24 @@ class Checkpoints:
         return found[decays[0] if which == "ema" else which]
 
     def wait(self) -> None:
-        """Returns when everything asked for is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything asked for is on disk.
+
+        Raises:
+          SaveFailed: there was no room for the newest save.
+        """
+        self._settle()
+        if self._failure:
+            raise SaveFailed(f"{self._failure}; {self._mend()}")
 
     def close(self) -> None:
+        self._settle()
         self._manager.close()
 
 
 def of_run(workdir: Path, field: str) -> Checkpoints:
-    """The checkpoints of a run that has at least one, to be closed; `field` names the workdir.
+    """The checkpoints of a run that has at least one, to be read and closed.
+
+    `field` names the workdir.
 
     Raises:
       UserError: there is none.
@@ -225,7 +418,7 @@ def of_run(workdir: Path, field: str) -> Checkpoints:
             f"{field}={workdir}: holds no checkpoint; train there first (--mode=train), or name "
             "another run"
         )
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, reading=True)
     if checkpoints.latest_step() is None:
         checkpoints.close()
         raise UserError(f"{field}={workdir}: holds no finished checkpoint; train on (--mode=train)")

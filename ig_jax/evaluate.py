@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
-from ig_jax import guidance, guide, logs, pictures, sample
+from ig_jax import guidance, guide, logs, pictures, sample, sharding
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR, DensityJudge
 from ig_jax.errors import UserError
@@ -178,10 +179,11 @@ def draw(
     `chosen` may name guidances and a sampler, as for `Generator`.
     """
     parts = []
-    for part in sample.batches(generator, params, seed, np.arange(num), **chosen):
+    for part in sample.batches(generator, params, seed, sharding.mine(np.arange(num)), **chosen):
         parts.append(part)
-        bar.update(len(part[0]))
-    return np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
+        bar.update(len(part[0]) * jax.process_count())
+    images, labels = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
+    return sharding.everybodys(images, num), sharding.everybodys(labels, num)
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -209,5 +211,6 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any]:
     results = {"floor": spread([floor]), "samples": spread(measured)}
     logs.say(table({FLOOR: results["floor"], "samples": results["samples"]}))
     record = {**results, "settings": {**sample.settings(exp, step), **c.raw["evaluate"]}}
-    logs.write_json(workdir / "evaluation.json", record)
+    if jax.process_index() == 0:
+        logs.write_json(workdir / "evaluation.json", record)
     return record

@@ -105,7 +105,7 @@ def export(workdir: Path, output: Path, weights: str) -> None:
         raise UserError(f"--output={output}: must end in .safetensors")
     checkpoints = checkpoint.of_run(workdir, "--workdir")
     try:
-        step = checkpoints.latest_step()
+        step, _ = checkpoints.newest(arrays=checkpoint.WEIGHTS)
         meta = checkpoints.meta(step)
         exp = build.of_checkpoint(checkpoints, step, jax.devices()[:1])
         if len(exp.config.model.readouts) > 1:

@@ -16,7 +16,7 @@ def _open(exp: Experiment) -> tuple[Checkpoints, int]:
     """The checkpoints of `sample.guide.workdir`, to be closed, and the step that is meant."""
     s = exp.config.sample.guide
     checkpoints = checkpoint.of_run(Path(s.workdir), "sample.guide.workdir")
-    step = s.step or checkpoints.latest_step()
+    step = s.step or checkpoints.newest(arrays=checkpoint.WEIGHTS)[0]
     if step not in checkpoints.all_steps():
         known = ", ".join(map(str, checkpoints.all_steps()))
         checkpoints.close()

@@ -51,12 +51,16 @@ def memory_gib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
-def of_every_process(values: Mapping[str, float]) -> dict[str, list[float]]:
-    """{name: [its value in process 0, 1, ...]}; all processes must ask."""
-    rows = np.array([list(values.values())], np.float32)
-    if jax.process_count() > 1:
-        rows = multihost_utils.process_allgather(rows[0])
-    return {name: rows[:, i].tolist() for i, name in enumerate(values)}
+def of_every_process(values: Mapping[str, float]) -> dict[str, float]:
+    """{'<name>/process_0': its value there, ...} where there are several; all must ask."""
+    if jax.process_count() == 1:
+        return {}
+    rows = multihost_utils.process_allgather(np.array(list(values.values()), np.float32))
+    return {
+        f"{name}/process_{process}": float(row[i])
+        for process, row in enumerate(rows)
+        for i, name in enumerate(values)
+    }
 
 
 class Rates:
@@ -133,7 +137,7 @@ class Window:
             self._values[name].extend(values.tolist())
 
     def summary(self, batch_size: int, rates: Rates) -> dict[str, Any]:
-        """Means over the steps, and how fast they went; 'processes' has a value of each process."""
+        """Means over the steps, and how fast they went, here and in every process."""
         steps = len(self._values["loss"])
         passed = time.perf_counter() - self._since - self._seconds["left_out"]
         training = passed - self._seconds["checkpoint"]
@@ -152,7 +156,4 @@ class Window:
         means = {n: float(np.mean(v)) for n, v in self._values.items() if n not in sums}
         if SKIPPED in means:
             means[SKIPPED] = int(np.sum(self._values[SKIPPED]))
-        told = means | speed | here | mean_by_time(sums)
-        if jax.process_count() > 1:
-            told["processes"] = of_every_process(here)
-        return told
+        return means | speed | here | of_every_process(here) | mean_by_time(sums)

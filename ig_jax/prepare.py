@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, logs, tree
+from ig_jax import checkpoint, logs, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.codecs.autoencoders import INPUT_RANGE, Autoencoder
 from ig_jax.data import crop, record
@@ -141,7 +141,7 @@ class _Preparation:
         self.note(part.number).parent.mkdir(exist_ok=True)
         logs.write_json(self.note(part.number), note)
 
-    def finish(self) -> Record:
+    def finish(self) -> None:
         """Writes what describes the whole, and tidies up."""
         notes = [json.loads(self.note(i).read_text()) for i in range(len(self.parts))]
         whole = _whole(notes)
@@ -149,7 +149,6 @@ class _Preparation:
         made = self._record(whole, [reason for note in notes for reason in note["skipped"]])
         logs.write_text(self.layout.record_folder / record.FILE, record.dumps(made))
         self.tidy()
-        return made
 
     def tidy(self) -> None:
         shutil.rmtree(self.folder / NOTES, ignore_errors=True)
@@ -207,8 +206,6 @@ def _check(exp: Experiment) -> None:
             f"prepare.batch_size = {c.prepare.batch_size}: must divide over the "
             f"{exp.own_mesh.size} devices of a process"
         )
-    if jax.process_count() > 1:
-        raise UserError("--mode=prepare: runs in one process, on all devices of its machine")
 
 
 def _hash(file: Path) -> str:
@@ -228,23 +225,30 @@ def run(exp: Experiment, folder: Path) -> Record:
     preparation = _Preparation(exp, folder)
     # Before anything is written: the autoencoder may be missing.
     encode = as_they_are if isinstance(preparation.source, Encoded) else Encoder(exp)
-    preparation.begin()
+    if jax.process_index() == 0:
+        preparation.begin()
+    sharding.meet("begun")
     written = preparation.layout.record_folder
     made = record.read(written)
     if made is not None:
+        sharding.meet("done already")
         preparation.tidy()  # what a kill at the very end left
         logs.say(f"{folder} is prepared already: {made.examples:,} examples")
         return made
-    left = [i for i in range(len(preparation.parts)) if not preparation.note(i).exists()]
-    total = len(preparation.source)
-    done = total - sum(len(preparation.parts[i]) for i in left)
+    parts = sharding.mine(range(len(preparation.parts)))
+    left = [i for i in parts if not preparation.note(i).exists()]
+    total, rest = (sum(len(preparation.parts[i]) for i in some) for some in (parts, left))
     with (
         ThreadPoolExecutor(READERS) as readers,
-        logs.progress(total, initial=done, unit="image", what="preparing") as bar,
+        logs.progress(total, initial=total - rest, unit="image", what="preparing") as bar,
     ):
         for number in left:
             preparation.make(number, encode, readers, bar)
-    made = preparation.finish()
+    sharding.meet("written")
+    if jax.process_index() == 0:
+        preparation.finish()
+    sharding.meet("finished")
+    made = record.read(written)
     for reason in made.skipped[:LISTED]:
         logs.say(f"left out: {reason}")
     logs.say(

@@ -18,6 +18,7 @@ from ig_jax import (
     evaluate,
     exporting,
     importing,
+    logs,
     prepare,
     replay,
     sample,
@@ -89,7 +90,7 @@ def run(
     parsed = config.parse(settings, devices=jax.device_count())
     exp = build.experiment(parsed)
     if dry_run:
-        return print(describe.describe(exp))
+        return logs.say(describe.describe(exp))
     folder = Path(workdir)
     if mode in ("train", "demo", "prepare"):
         _make_workdir(folder)

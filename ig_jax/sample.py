@@ -223,11 +223,13 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
       UserError: there is no checkpoint, or it was made with another model.
     """
     checkpoints = checkpoint.of_run(workdir, "--workdir")
-    try:
-        step = checkpoints.latest_step()
+
+    def read(step: int) -> Params:
         checkpoints.require(step, exp.config.raw, checkpoint.SAMPLES)
-        which = exp.config.sample.weights
-        found = checkpoints.weights(step, which, exp.weights_here)
+        return checkpoints.weights(step, exp.config.sample.weights, exp.weights_here)
+
+    try:
+        step, found = checkpoints.newest(read, checkpoint.WEIGHTS)
         return step, sharding.whole_on(exp.mesh, found)
     finally:
         checkpoints.close()
@@ -282,15 +284,19 @@ def run(exp: Experiment, workdir: Path) -> Path:
     record = settings(exp, step)
     target = folder(workdir, record)
     target.mkdir(parents=True, exist_ok=True)
-    logs.write_json(target / "settings.json", record)
-    missing = np.array([i for i in range(s.num) if not _file(target, i).exists()], int)
+    indices = sharding.mine(range(s.num))
+    missing = np.array([i for i in indices if not _file(target, i).exists()], int)
     generator = Generator(exp, guide.load(exp))
-    done = s.num - len(missing)
-    with logs.progress(s.num, initial=done, unit="image", what="sampling") as bar:
+    done = len(indices) - len(missing)
+    # The bar is of this process, whose share takes as long as everybody's.
+    with logs.progress(len(indices), initial=done, unit="image", what="sampling") as bar:
         for indices, images, _ in batches(generator, params, s.seed, missing):
             for index, image in zip(indices.tolist(), images, strict=True):
                 pictures.save(_file(target, index), image)
             bar.update(len(indices))
-    _collect(generator, target, s.num)
+    sharding.meet("sampled")
+    if jax.process_index() == 0:
+        logs.write_json(target / "settings.json", record)
+        _collect(generator, target, s.num)
     logs.say(f"{s.num} samples of step {step} are in {target} (PNG, grid.png, samples.npz)")
     return target

@@ -225,22 +225,25 @@ class Trainer:
         self._compiled: set[int] = set()
 
     def _begin(self) -> tuple[int, TrainState]:
-        """The newest checkpoint's state, or a fresh one."""
-        step = self.checkpoints.latest_step()
-        if step is None:
+        """The newest readable checkpoint's state, or a fresh one."""
+        if self.checkpoints.latest_step() is None:
             self._data_start = 0
             state = init_state(self.exp)
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             if jax.process_index() == 0:
                 logs.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
-        if step == 0:
-            return 0, self._from_import()
-        self.checkpoints.require(step, self.exp.config.raw, checkpoint.CONTINUES)
-        state = self.checkpoints.restore(step, abstract_state(self.exp))
-        self._data_start = self.checkpoints.meta(step)["data"]["next_index"]
-        logs.say(f"resuming {self.workdir} at step {step}")
+        step, state = self.checkpoints.newest(self._restore)
+        if step:
+            logs.say(f"resuming {self.workdir} at step {step}")
         return step, state
+
+    def _restore(self, step: int) -> TrainState:
+        if step == 0:
+            return self._from_import()
+        self.checkpoints.require(step, self.exp.config.raw, checkpoint.CONTINUES)
+        self._data_start = self.checkpoints.meta(step)["data"]["next_index"]
+        return self.checkpoints.restore(step, abstract_state(self.exp))
 
     def _from_import(self) -> TrainState:
         """The state of step 0 with what somebody imported: weights, or an optimizer's state too.
@@ -343,7 +346,9 @@ class Trainer:
             averaged = self.state.ema[str(self.exp.config.train.ema_decays[0])]
             weights = sharding.whole_on(self.exp.mesh, averaged)
             if jax.process_index() == 0:
-                self.writer.images(self.step, "samples", self.preview.draw(weights, self.step))
+                with logs.room_or_not("previews", self.workdir):
+                    picture = self.preview.draw(weights, self.step)
+                    self.writer.images(self.step, "samples", picture)
             self.window.leave_out(time.perf_counter() - started)
             logs.leave_out(bar, time.perf_counter() - started)
 

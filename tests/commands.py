@@ -35,7 +35,7 @@ def run(commands: list[list[str]], cwd: Path) -> list[tuple[int, str, str]]:
         return results
 
 
-def _become(command: list[str], folder: Path, number: int) -> None:
+def become(command: list[str], folder: Path, number: int) -> None:
     """Ends as main.py does."""
     from absl import app
 
@@ -56,7 +56,7 @@ def _serve(folder: Path) -> None:
     for number, line in enumerate(lines.split("\0")):
         child = os.fork()
         if not child:
-            _become(line.split("\n"), folder, number)
+            become(line.split("\n"), folder, number)
         _, ended = os.waitpid(child, 0)
         status = os.waitstatus_to_exitcode(ended)
         (folder / f"{number}.status").write_text(str(status))

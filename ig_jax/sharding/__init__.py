@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
@@ -84,6 +85,28 @@ def to_global(
 def to_host(array: jax.Array) -> Any:
     """An array that this process holds all of as numpy, explicitly, to pass a transfer guard."""
     return jax.device_get(array)
+
+
+def mine(items: Sequence[Any]) -> Sequence[Any]:
+    """Every n-th item, for work that n processes share without sending each other anything."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def everybodys(rows: np.ndarray, total: int) -> np.ndarray:
+    """The rows [total, ...] of which every process made its own (`mine`); all must ask."""
+    if jax.process_count() == 1:
+        return rows
+    # Processes must send equally much.
+    padded = np.zeros((-(-total // jax.process_count()), *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    gathered = multihost_utils.process_allgather(padded)
+    return gathered.swapaxes(0, 1).reshape(-1, *rows.shape[1:])[:total]
+
+
+def meet(where: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def whole_on(mesh: Mesh, tree: Any) -> Any:

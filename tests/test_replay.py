@@ -1,0 +1,112 @@
+"""Runs that went wrong: what is noted, what --mode=replay finds, which updates are skipped."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ig_jax import logs, replay, train
+from ig_jax.data import loader
+from ig_jax.errors import UserError
+from ig_jax.meters import NonFiniteLoss
+
+SHORT = {"train.steps": 8, "checkpoint.every_steps": 2, "log.every_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory):
+    """A run whose second update is far too large, its experiment, and what was noted of it."""
+    workdir = tmp_path_factory.mktemp("diverged")
+    changes = {**SHORT, "optim.learning_rate": 1e30, "optim.warmup_steps": 0}
+    exp = tiny.experiment(changes)
+    with pytest.raises(NonFiniteLoss, match="--mode=replay computes this step again"):
+        train.run(exp, workdir)
+    return workdir, exp, json.loads((workdir / "not_finite.json").read_text())
+
+
+def test_a_failure_is_noted_with_its_step_and_its_examples(diverged):
+    _, exp, noted = diverged
+    c = exp.config
+    batch = next(loader.batches(c.data.source, 16, c.seed, start=noted["step"] - 1))
+    labels = c.data.source.batch(np.array(noted["examples"]))["label"]
+    np.testing.assert_array_equal(labels, batch["label"])
+    assert noted["batch"] == noted["step"] - 1 and noted["loss"] in ("nan", "inf")
+
+
+def test_replay_goes_to_the_step_and_changes_nothing(diverged, capsys):
+    workdir, exp, noted = diverged
+    before = sorted(f.name for f in workdir.rglob("*"))
+    found = replay.run(exp, workdir)
+    assert found.startswith(("invalid value (nan)", "no operation gives nan, but the loss over"))
+    assert found in capsys.readouterr().out
+    assert sorted(f.name for f in workdir.rglob("*")) == before
+
+
+def test_replay_tells_that_an_earlier_update_was_too_large(diverged, tmp_path):
+    """The step after: parameters are broken before it."""
+    workdir, exp, noted = diverged
+    (tmp_path / "not_finite.json").write_text(json.dumps({**noted, "step": noted["step"] + 1}))
+    found = replay.run(exp, tmp_path)
+    assert f"the update of step {noted['step']} was too large; lower optim.learning_rate" in found
+
+
+def test_replay_names_the_first_operation_that_gives_no_number():
+    exp = tiny.experiment(devices=jax.devices()[:1])
+    state = train.init_state(exp)
+    # Finite weights, whose product with itself is not: inf - inf in the norm of the tokens.
+    huge = jax.tree.map(lambda x: x * 1e38, state.params["x_embedder"])
+    params = {**state.params, "x_embedder": huge}
+    batch = next(loader.batches(exp.config.data.source, 16, 0))
+    found = replay._look(exp, state.replace(params=params), batch)
+    assert "invalid value (nan) encountered in" in found
+    assert "called from ig_jax/models/" in found
+
+
+def test_replay_of_a_healthy_step_says_so_and_has_its_loss():
+    exp = tiny.experiment(devices=jax.devices()[:1])
+    batch = next(loader.batches(exp.config.data.source, 16, 0))
+    found = replay._look(exp, train.init_state(exp), batch)
+    assert found.startswith("every operation of it gives numbers here, and the loss is 2.")
+
+
+def test_replay_without_a_failure_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no not_finite.json; nothing failed here"):
+        replay.run(tiny.experiment(), tmp_path)
+
+
+def test_updates_of_spikes_are_skipped_counted_and_told(tmp_path, capsys):
+    """So low a factor that ordinary gradients are spikes."""
+    exp = tiny.experiment({**SHORT, "train.steps": 40, "train.spike_factor": 1.01})
+    outcome = train.run(exp, tmp_path)
+    told = [m["skipped_updates"] for m in logs.read_metrics(tmp_path)]
+    assert sum(told) == int(outcome.state.opt_state.skipped) > 0
+    assert told[:8] == [0] * 8  # the first 16 norms are for comparing with
+    assert f"{max(told)} updates skipped, their gradients were spikes" in capsys.readouterr().out
+
+
+def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
+    exp = tiny.experiment({"train.spike_factor": 2.0})
+    state = train.init_state(exp)
+    guard = state.opt_state._replace(
+        norms=0 * state.opt_state.norms + 1e-9, seen=jax.numpy.int32(128)
+    )
+    averages = jax.tree.map(lambda x: x + 1, state.ema)
+    before = jax.device_get((state.params, averages))
+
+    def gradients(params, batch, teacher):
+        return jax.tree.map(jax.numpy.ones_like, params), {}
+
+    state = state.replace(opt_state=guard, ema=averages)
+    none = train.Noised(None, None, None)
+    after, metrics = train.update(state, none, gradients=gradients, optimizer=exp.optimizer)
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.ema), before)
+    assert int(metrics["skipped_updates"]) == 1 and int(after.step) == 1
+
+
+def test_asked_for_a_profile_a_run_traces_some_steps(tmp_path):
+    train.run(tiny.experiment({**SHORT, "profile.steps": 2, "profile.start": 3}), tmp_path)
+    [made] = (tmp_path / "profile" / "plugins" / "profile").iterdir()
+    names = {f.name for f in made.iterdir()}
+    assert "perfetto_trace.json.gz" in names and any(n.endswith(".xplane.pb") for n in names)

@@ -1,0 +1,71 @@
+"""Two processes of two devices each train, get killed, get stopped, sample, judge.
+
+  python tests/two_processes.py unbroken|judged|broken FOLDER
+
+Leaves a workdir, and what was seen, in the folder for test_processes.py to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from jobs import ROOT, Run  # first: it finds ig_jax
+
+import tiny  # noqa: F401, isort: skip, its cache of compiled programs
+
+PATIENCE = 300.0
+
+
+def unbroken(folder: Path) -> None:
+    run = Run(["--config=tests/tiny.py"], folder / "unbroken", 2)
+    run.start()
+    run.finish(f"trained: step 24 of 24 is saved in {run.workdir}")
+    use(folder, "sample")
+
+
+def judged(folder: Path) -> None:
+    use(folder, "evaluate")
+
+
+def use(folder: Path, mode: str) -> None:
+    """Another mode in the workdir of the unbroken run."""
+    run = Run(["--config=tests/tiny.py", f"--mode={mode}"], folder / "unbroken", 2, log=mode)
+    run.start()
+    run.end()
+    if any(process.status for process in run.processes):
+        run.fail(f"--mode={mode} failed")
+
+
+def broken(folder: Path) -> None:
+    """Kills one of two, goes on as two and stops both by a signal to one, goes on as one."""
+    endless = ["--config=tests/tiny.py", "--config.train.steps=100000"]
+    run = Run(endless, folder / "broken", 2)
+    run.start()
+    run.wait(lambda: run.saved() >= 6, PATIENCE)
+    run.kill(run.processes[1])
+    seen = {"seconds_to_follow": run.follow(), "status": run.processes[0].status}
+    run.start()
+    run.wait(lambda: run.saved() >= run.resumed_at + 6, PATIENCE)
+    os.kill(run.processes[1].pid, signal.SIGTERM)
+    run.finish(
+        f"SIGTERM: saved step {{step}} of 100000 in {run.workdir}; run the same command again to "
+        "go on"
+    )
+    seen["stopped_at"] = run.saved()
+    seen["end"] = run.saved() + 8
+    last = ["--config=tests/tiny.py", f"--config.train.steps={seen['end']}"]
+    alone = Run(last, run.workdir, 1, log="alone")
+    alone.start()
+    alone.finish(f"trained: step {seen['end']} of {seen['end']} is saved in {run.workdir}")
+    (folder / "seen.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    stories = {"unbroken": unbroken, "judged": judged, "broken": broken}
+    os.chdir(ROOT)
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # of each process
+    stories[sys.argv[1]](Path(sys.argv[2]))
