@@ -178,8 +178,8 @@ def draw(
 
     `chosen` may name guidances and a sampler, as for `Generator`.
     """
-    parts = []
-    for part in sample.batches(generator, params, seed, sharding.mine(np.arange(num)), **chosen):
+    own, parts = np.array(sharding.mine(num)), []
+    for part in sample.batches(generator, params, seed, own, **chosen):
         parts.append(part)
         bar.update(len(part[0]) * jax.process_count())
     images, labels = (np.concatenate([p[i] for p in parts]) for i in (1, 2))

@@ -235,7 +235,7 @@ def run(exp: Experiment, folder: Path) -> Record:
         preparation.tidy()  # what a kill at the very end left
         logs.say(f"{folder} is prepared already: {made.examples:,} examples")
         return made
-    parts = sharding.mine(range(len(preparation.parts)))
+    parts = sharding.mine(len(preparation.parts))
     left = [i for i in parts if not preparation.note(i).exists()]
     total, rest = (sum(len(preparation.parts[i]) for i in some) for some in (parts, left))
     with (

@@ -284,7 +284,7 @@ def run(exp: Experiment, workdir: Path) -> Path:
     record = settings(exp, step)
     target = folder(workdir, record)
     target.mkdir(parents=True, exist_ok=True)
-    indices = sharding.mine(range(s.num))
+    indices = sharding.mine(s.num)
     missing = np.array([i for i in indices if not _file(target, i).exists()], int)
     generator = Generator(exp, guide.load(exp))
     done = len(indices) - len(missing)

@@ -172,10 +172,7 @@ def moved(folder: Path, programs: Mapping[Shape, Programs], state: TrainState) -
         whole |= arrays(**{name_of("on", to): restored})
         if to in programs:
             losses[name_of("on", to)] = programs[to].train(restored, start)[1]["loss"].tolist()
-    np.savez(
-        folder / "moved.npz",
-        **{k: v for n, s in files.items() for k, v in arrays(**{n: s}).items()},
-    )
+    np.savez(folder / "moved.npz", **whole)
     checkpoints.close()
     unbroken = source.train(state, STEPS)[1]["loss"].tolist()
     return {"start": start, "unbroken": unbroken, "losses": losses}

@@ -30,7 +30,7 @@ DEPTH = meshes.COMMON["model.depth"]
 # thousands of products, a few last places; Adam and Newton-Schulz divide small gradients by
 # their own size, so a parameter moves by more, but far below a step's 3e-3.
 LOSS, PARAMETER = 2e-6, 2e-5
-BFLOAT16 = 2**-8  # half a last place: of the largest of what is compared
+BFLOAT16 = 2e-3  # of means over many roundings of 2**-9 each
 
 
 def start(job: str, folder: Path) -> subprocess.Popen:
@@ -87,17 +87,21 @@ def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
         np.testing.assert_array_equal(a[name], b[name], strict=True, err_msg=name)
 
 
-def assert_same_training(got, reference, loss: float = LOSS, parameter: float = PARAMETER) -> None:
+def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    return float(np.sqrt(sum(np.square(a[name] - b[name]).sum() for name in b)))
+
+
+def assert_same_training(got, reference) -> None:
     assert_same_bits(under(got, "initial"), under(reference, "initial"))
     for name in ("loss", "grad_norm"):
         assert got[name].shape == (meshes.STEPS,)
-        np.testing.assert_allclose(got[name], reference[name], rtol=loss)
+        np.testing.assert_allclose(got[name], reference[name], rtol=LOSS)
     params, expected = under(got, "params"), under(reference, "params")
     assert params.keys() == expected.keys()
     for name in expected:
         assert params[name].dtype == np.float32
         np.testing.assert_allclose(
-            params[name], expected[name], rtol=0, atol=parameter, err_msg=name
+            params[name], expected[name], rtol=0, atol=PARAMETER, err_msg=name
         )
 
 
@@ -141,9 +145,14 @@ def test_every_mesh_trains_lightningdit_with_muon_as_one_device_does(broad, shap
 @pytest.mark.slow
 def test_bfloat16_on_eight_devices_is_that_of_one_but_for_its_rounding(few, broad):
     got, one = (case(broad, "bfloat16", shape) for shape in ((1, 8, 1), ONE))
-    # A parameter whose gradient is rounding alone may take Adam's steps the other way.
-    rate = tiny.get_config().optim.learning_rate
-    assert_same_training(got, one, loss=BFLOAT16, parameter=meshes.STEPS * rate)
+    assert_same_bits(under(got, "initial"), under(one, "initial"))
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(got[name], one[name], rtol=BFLOAT16)
+    # One by one, parameters whose gradient is rounding alone move as Adam likes.
+    assert distance(under(got, "params"), under(one, "params")) < 0.1 * distance(
+        under(one, "params"), under(one, "initial")
+    )
+    assert {leaf.dtype for leaf in under(got, "params").values()} == {np.dtype("float32")}
     assert not np.array_equal(got["loss"], case(few, "sit", ONE)["loss"])
 
 
@@ -212,6 +221,12 @@ def loops_around(program: str, operation: str) -> Counter:
     return total
 
 
+def sent(program: str, loops: int, operation: str) -> Counter:
+    """Elements of the results of those with so many loops around them."""
+    found = loops_around(program, operation)
+    return Counter({size: n for (around, size), n in found.items() if around == loops})
+
+
 def matrices() -> dict[str, int]:
     """Elements of every matrix of one block of the SiT of meshes.py, by name."""
     exp = tiny.experiment({**meshes.SIT, **meshes.COMMON})
@@ -227,23 +242,20 @@ STEP, BLOCK = 1, 2  # loops around what is done once a step, once a block
 
 
 def assert_gathers_blocks(program: str) -> None:
-    gathers, of_block = loops_around(program, "all-gather"), matrices().values()
-    scatters = loops_around(program, "reduce-scatter")
-    in_blocks = Counter({size: n for (loops, size), n in gathers.items() if loops == BLOCK})
-    assert in_blocks == Counter(2 * [*of_block])  # forward, and again backward
-    summed = Counter({size: n for (loops, size), n in scatters.items() if loops == BLOCK})
-    assert summed == Counter(size // 8 for size in of_block)
-    stacks = {DEPTH * size for size in of_block}
-    assert not stacks & {size for _, size in gathers}
-    assert max(size for _, size in gathers) == max(of_block)
+    of_block = Counter(matrices().values())
+    gathers, scatters = (sent(program, BLOCK, kind) for kind in ("all-gather", "reduce-scatter"))
+    assert gathers == of_block + of_block  # forward, and again backward
+    assert scatters == Counter(size // 8 for size in of_block.elements())
+    outside = sent(program, STEP, "all-gather") + sent(program, 0, "all-gather")
+    assert outside and not outside.keys() & {DEPTH * size for size in of_block}
 
 
 def assert_gathers_once(program: str) -> None:
-    gathers, scatters = loops_around(program, "all-gather"), loops_around(program, "reduce-scatter")
-    assert {loops for loops, _ in [*gathers, *scatters]} == {STEP}
-    for size in matrices().values():
-        assert gathers[STEP, DEPTH * size] == 1
-        assert scatters[STEP, DEPTH * size // 8] == 1
+    stacks = Counter(DEPTH * size for size in matrices().values())
+    for operation, parts in (("all-gather", 1), ("reduce-scatter", 8)):
+        assert {loops for loops, _ in loops_around(program, operation)} == {STEP}
+        # `>=` of Counters: embeddings and heads are among them.
+        assert sent(program, STEP, operation) >= Counter(n // parts for n in stacks.elements())
 
 
 def test_fsdp_gathers_a_block_at_a_time_inside_the_loop_and_never_a_stack(few):
@@ -264,10 +276,10 @@ def test_optimising_moves_no_gather(broad):
 def test_muon_iterates_on_an_eighth_of_the_stacks_on_each_of_eight_devices(few):
     found = figures(few, "light")["muon"]
     products = found["stacks"] / 8 + found["others"]
-    assert 1 < found["each"] / products < 1.05, found
+    assert 1 < found["each"] / products < 1.1, found  # with what is not a product
     assert found["each"] < (found["stacks"] + found["others"]) / 4
-    sent = loops_around((few / "muon.hlo").read_text(), "all-to-all")
-    assert sum(sent.values()) == 2 * len(lightningdit_matrices())  # there and back
+    exchanges = loops_around((few / "muon.hlo").read_text(), "all-to-all")
+    assert exchanges.total() == 2 * len(lightningdit_matrices())  # there and back
 
 
 def lightningdit_matrices() -> list[str]:
@@ -422,7 +434,7 @@ def test_a_rule_that_matches_nothing_is_named(monkeypatch):
 
 
 def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
-    """20 channels and eight devices: only the time MLP's 256 and the blocks' inner axes divide."""
+    """20 channels and eight devices: of the axes to be split only the time MLP's 256 divides."""
     line = next(
         line
         for line in figures(few, "sit")["described"].splitlines()

@@ -87,9 +87,9 @@ def to_host(array: jax.Array) -> Any:
     return jax.device_get(array)
 
 
-def mine(items: Sequence[Any]) -> Sequence[Any]:
-    """Every n-th item, for work that n processes share without sending each other anything."""
-    return items[jax.process_index() :: jax.process_count()]
+def mine(total: int) -> range:
+    """Every n-th of 0..total-1, for work that n processes share without sending anything."""
+    return range(jax.process_index(), total, jax.process_count())
 
 
 def everybodys(rows: np.ndarray, total: int) -> np.ndarray:
