@@ -8,8 +8,8 @@ r"""LightningDiT-XL/1 + Internal Guidance on ImageNet 256, trained with Muon: th
 Reproduces: "LightningDiT + IG, 680 epochs" of arXiv 2512.24176: FID 1.19 with random labels and
 1.07 with balanced ones, CFG 1.45 and IG 1.4; `:no_cfg` samples with IG 1.7 alone, FID 1.34, 1.24.
 
-Expected, by FLOPs at 45 % of an H100's peak and not measured: 430 GPU hours, a tenth of them Muon's
-(which every device repeats for now). Batch 256 in all.
+Expected, by FLOPs at 45 % of an H100's peak and not measured: 430 GPU hours on one, a tenth of them
+Muon's, which several devices share out. Batch 256 in all.
 """
 
 from ml_collections import ConfigDict

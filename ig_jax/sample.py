@@ -11,12 +11,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
 from ig_jax import checkpoint, guidance, guide, logs, pictures, prng, sharding
@@ -107,7 +109,19 @@ class Generator:
         latents = jax.ShapeDtypeStruct((1, *self.exp.net.latent_shape), jnp.float32)
         return jax.eval_shape(self._decode, latents, self._codec_weights).shape[-1]
 
-    def _generate(
+    def _generate(self, plan: Plan, *given: Any) -> tuple[jax.Array, Bool[Array, "b"]]:
+        """Every device draws its own rows, and none waits for another."""
+        whole, rows = PartitionSpec(), PartitionSpec(sharding.BATCH)
+        each = jax.shard_map(
+            partial(self._rows, plan),
+            mesh=self.exp.own_mesh,
+            in_specs=(*[whole] * (len(given) - 2), rows, rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+        return each(*given)
+
+    def _rows(
         self,
         plan: Plan,
         params: Params,

@@ -52,7 +52,8 @@ class Noised(NamedTuple):
 Gradients = Callable[[Params, Noised, Params], tuple[Params, Metrics]]
 
 
-def _initial(exp: Experiment) -> TrainState:
+def fresh(exp: Experiment) -> TrainState:
+    """A state of step 0, as a pure function."""
     params = exp.net.init(prng.key(exp.config.seed, "init"))
     averages = ema.init(params, exp.config.train.ema_decays)
     return TrainState(jnp.int32(0), params, exp.optimizer.init(params), averages)
@@ -64,13 +65,13 @@ def abstract_state(exp: Experiment) -> TrainState:
     Raises:
       UserError: a parameter cannot be split as the mesh asks.
     """
-    return placement.abstract(exp.mesh, jax.eval_shape(partial(_initial, exp)))
+    return placement.abstract(exp.mesh, jax.eval_shape(partial(fresh, exp)))
 
 
 def init_state(exp: Experiment) -> TrainState:
     """A fresh state, made in shards on the devices where they stay: nowhere is it whole."""
     placed = jax.tree.map(lambda x: x.sharding, abstract_state(exp))
-    return jax.jit(partial(_initial, exp), out_shardings=placed)()
+    return jax.jit(partial(fresh, exp), out_shardings=placed)()
 
 
 def gradients(

@@ -76,7 +76,7 @@ class Programs:
     @cached_property
     def begin(self) -> Any:
         placed = jax.tree.map(lambda x: x.sharding, self.state)
-        return jax.jit(partial(train._initial, self.exp), out_shardings=placed).lower().compile()
+        return jax.jit(partial(train.fresh, self.exp), out_shardings=placed).lower().compile()
 
     @cached_property
     def advance(self) -> Any:

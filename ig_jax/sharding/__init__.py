@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -114,7 +113,7 @@ def whole_on(mesh: Mesh, tree: Any) -> Any:
 
     All processes must call it.
     """
-    gathered = jax.jit(partial(jax.tree.map, lambda x: x), out_shardings=replicated(mesh))(tree)
+    gathered = jax.device_put(tree, replicated(mesh))
     own = own_mesh(mesh)
     return jax.tree.map(lambda x: _on(own, x), gathered)
 
