@@ -1,6 +1,7 @@
 """Sampling: sample i is sample i in any batch; files are whole, resumable and named by settings."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -336,6 +337,18 @@ def test_every_setting_that_changes_samples_has_a_folder_of_its_own(trained):
     assert base == folder({"sample.num": 13, "sample.batch_size": 4})
     assert base == folder({"sample.guide.step": 6})  # autoguidance is off
     assert base.name.startswith("step24-ema-euler3-ig2-cfg1.2-seed0-")
+
+
+def test_drawing_samples_sends_nothing_between_devices(trained):
+    generator = sample.Generator(trained.exp)
+    guidances, s = trained.exp.config.sample.guidances, trained.exp.config.sample
+    chosen = sample.plan(trained.exp.config, s.sampler, guidances)
+    scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
+    rows = jnp.arange(20, dtype=jnp.int32)
+    given = (trained.weights(), None, {}, scales, np.uint32(0), rows, rows % 10)
+    program = generator._program.lower(chosen, *given).compile().as_text()
+    assert "num_partitions=2" in program
+    assert not re.findall(r"all-\w+\(|collective-permute\(|reduce-scatter\(", program)
 
 
 def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
