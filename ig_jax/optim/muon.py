@@ -120,10 +120,12 @@ def scale_by_muon(
     def direction(path: str, leaf: Array) -> Array:
         def of_whole(leaf: Array) -> Array:
             matrix = leaves.matrix_of(path, leaf.shape)
-            scale = RMS * sqrt(max(matrix.published) * max(1, matrix.rows / matrix.cols))
-            return matrix.restore(scale * newton_schulz(matrix.flatten(leaf), ns_steps, ns_dtype))
+            return matrix.restore(newton_schulz(matrix.flatten(leaf), ns_steps, ns_dtype))
 
-        return share(path, leaf, of_whole)
+        matrix = leaves.matrix_of(path, leaf.shape)
+        scale = RMS * sqrt(max(matrix.published) * max(1, matrix.rows / matrix.cols))
+        # Sent in the type of the iteration, to which it rounds anyway.
+        return scale * share(path, leaf.astype(ns_dtype), of_whole).astype(leaf.dtype)
 
     def update(grads: Params, state: MuonState, params: Params | None = None):
         average = mix(state.momentum, grads)
