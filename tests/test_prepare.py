@@ -471,3 +471,16 @@ def test_the_command_needs_a_folder():
         text=True,
     )
     assert found.returncode == 2 and "--workdir is missing" in found.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_the_files_of_one(pictures, weights, moments, tmp_path):
+    c = settings("sd_vae", "image_folder", pictures, weights["sd_vae"])
+    (tmp_path / "settings.py").write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict({c.to_dict()!r})\n"
+    )
+    script = [sys.executable, "tests/two_processes.py", "prepared", str(tmp_path)]
+    done = subprocess.run(script, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(tmp_path / "two") == contents(moments)

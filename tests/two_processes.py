@@ -1,6 +1,6 @@
 """Two processes of two devices each train, get killed, get stopped, sample, judge.
 
-  python tests/two_processes.py unbroken|judged|broken FOLDER
+  python tests/two_processes.py unbroken|judged|prepared|broken FOLDER
 
 Leaves a workdir, and what was seen, in the folder for test_processes.py to look at.
 """
@@ -29,6 +29,15 @@ def unbroken(folder: Path) -> None:
 
 def judged(folder: Path) -> None:
     use(folder, "evaluate")
+
+
+def prepared(folder: Path) -> None:
+    """What the folder's own config asks for."""
+    run = Run([f"--config={folder / 'settings.py'}", "--mode=prepare"], folder / "two", 2)
+    run.start()
+    run.end()
+    if any(process.status for process in run.processes):
+        run.fail("--mode=prepare failed")
 
 
 def use(folder: Path, mode: str) -> None:
@@ -65,7 +74,7 @@ def broken(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    stories = {"unbroken": unbroken, "judged": judged, "broken": broken}
+    stories = {f.__name__: f for f in (unbroken, judged, prepared, broken)}
     os.chdir(ROOT)
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # of each process
     stories[sys.argv[1]](Path(sys.argv[2]))
