@@ -104,7 +104,7 @@ def lower_step(exp: Experiment) -> jax.stages.Lowered:
         "stored": jax.ShapeDtypeStruct((*rows, *source.stored_shape), source.stored_dtype),
         "label": jax.ShapeDtypeStruct(rows, jnp.int32),
     }
-    return train.make_dispatch(exp).lower(train.abstract_state(exp), batches, {})
+    return train.make_dispatch(exp).lower(exp.abstract_state, batches, {})
 
 
 def lower_sampler(exp: Experiment) -> jax.stages.Lowered:

@@ -51,7 +51,7 @@ def abstract_batch(exp: Experiment, images: int) -> dict[str, jax.ShapeDtypeStru
 
 
 def lower(exp: Experiment, images: int) -> jax.stages.Lowered:
-    state = jax.eval_shape(lambda: train.init_state(exp))
+    state = exp.abstract_state
     step = jax.jit(lambda s, b: train.train_step(s, b, exp=exp), donate_argnums=0)
     return step.lower(state, abstract_batch(exp, images))
 

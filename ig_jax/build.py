@@ -7,18 +7,19 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ig_jax import sharding
-from ig_jax.checkpoint import Checkpoints
+from ig_jax import ema, prng, sharding
+from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.config import Config, parse
 from ig_jax.models import MODELS
 from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS, skip_spikes
-from ig_jax.sharding import collectives
+from ig_jax.sharding import collectives, placement
 from ig_jax.types import DTYPES, NetFn, Params
 
 ALONG_DATA = {"data": -1, "fsdp": 1, "tensor": 1}
@@ -87,6 +88,21 @@ class Experiment:
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the network's parameters."""
         return jax.eval_shape(self.net.init, jax.random.key(0))
+
+    def fresh_state(self) -> TrainState:
+        """A state of step 0, as a pure function."""
+        params = self.net.init(prng.key(self.config.seed, "init"))
+        averages = ema.init(params, self.config.train.ema_decays)
+        return TrainState(jnp.int32(0), params, self.optimizer.init(params), averages)
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and places of everything that a step changes.
+
+        Raises:
+          UserError: a parameter cannot be split as the mesh asks.
+        """
+        return placement.abstract(self.mesh, jax.eval_shape(self.fresh_state))
 
     @property
     def weights_here(self) -> Params:

@@ -33,7 +33,7 @@ def _modules(exp: Experiment) -> list[str]:
 def _training(exp: Experiment) -> list[str]:
     """Shape-checks a training step; says what its state takes."""
     c = exp.config
-    state = train.abstract_state(exp)
+    state = exp.abstract_state
     n = c.train.batch_size
     batches = {
         "stored": jax.ShapeDtypeStruct(

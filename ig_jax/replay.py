@@ -39,7 +39,7 @@ def _state_before(exp: Experiment, workdir: Path, step: int) -> tuple[TrainState
         if not older:
             return train.init_state(exp), 0, 0
         checkpoints.require(older[-1], exp.config.raw, checkpoint.CONTINUES)
-        state = checkpoints.restore(older[-1], train.abstract_state(exp))
+        state = checkpoints.restore(older[-1], exp.abstract_state)
         return state, older[-1], checkpoints.meta(older[-1])["data"]["next_index"]
     finally:
         checkpoints.close()

@@ -29,7 +29,7 @@ from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.data import loader
 from ig_jax.meters import NonFiniteLoss
 from ig_jax.objectives.base import BY_TIME, Draws, Objective
-from ig_jax.sharding import collectives, placement
+from ig_jax.sharding import collectives
 from ig_jax.stopping import StopSignal
 from ig_jax.types import NONE, Abstract, Batch, Labels, Latents, Params
 
@@ -52,26 +52,10 @@ class Noised(NamedTuple):
 Gradients = Callable[[Params, Noised, Params], tuple[Params, Metrics]]
 
 
-def fresh(exp: Experiment) -> TrainState:
-    """A state of step 0, as a pure function."""
-    params = exp.net.init(prng.key(exp.config.seed, "init"))
-    averages = ema.init(params, exp.config.train.ema_decays)
-    return TrainState(jnp.int32(0), params, exp.optimizer.init(params), averages)
-
-
-def abstract_state(exp: Experiment) -> TrainState:
-    """Shapes and places of everything that a step changes.
-
-    Raises:
-      UserError: a parameter cannot be split as the mesh asks.
-    """
-    return placement.abstract(exp.mesh, jax.eval_shape(partial(fresh, exp)))
-
-
 def init_state(exp: Experiment) -> TrainState:
     """A fresh state, made in shards on the devices where they stay: nowhere is it whole."""
-    placed = jax.tree.map(lambda x: x.sharding, abstract_state(exp))
-    return jax.jit(partial(fresh, exp), out_shardings=placed)()
+    placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)
+    return jax.jit(exp.fresh_state, out_shardings=placed)()
 
 
 def gradients(
@@ -158,7 +142,7 @@ def make_dispatch(
         return lax.scan(lambda s, b: train_step(s, b, encoder, exp=exp), state, batches)
 
     whole = sharding.replicated(exp.mesh)
-    placed = jax.tree.map(lambda x: x.sharding, abstract_state(exp))
+    placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)
     return jax.jit(
         dispatch,
         in_shardings=(placed, sharding.over_batch(exp.mesh, axis=1), whole),
@@ -244,7 +228,7 @@ class Trainer:
             return self._from_import()
         self.checkpoints.require(step, self.exp.config.raw, checkpoint.CONTINUES)
         self._data_start = self.checkpoints.meta(step)["data"]["next_index"]
-        return self.checkpoints.restore(step, abstract_state(self.exp))
+        return self.checkpoints.restore(step, self.exp.abstract_state)
 
     def _from_import(self) -> TrainState:
         """The state of step 0 with what somebody imported: weights, or an optimizer's state too.
@@ -253,7 +237,7 @@ class Trainer:
         with an optimizer's state all but what that depends on. Each average starts from the
         imported one.
         """
-        c, like = self.exp.config, abstract_state(self.exp)
+        c, like = self.exp.config, self.exp.abstract_state
         self.checkpoints.require(0, c.raw, checkpoint.SAMPLES)
         self._data_start = 0
         average = self.checkpoints.weights(0, "ema", like.params)

@@ -43,7 +43,7 @@ import numpy as np
 from jobs import SAMPLING, Process, Run
 from ml_collections import ConfigDict
 
-from ig_jax import build, checkpoint, config, logs, train
+from ig_jax import build, checkpoint, config, logs
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 PATIENCE = 600.0  # seconds until the next save
@@ -127,7 +127,7 @@ def final_state(workdir: Path, settings: ConfigDict) -> tuple:
     exp = build.experiment(config.parse(settings, devices=jax.device_count()))
     checkpoints = checkpoint.Checkpoints(workdir, keep_last=settings.checkpoint.keep_last)
     step = checkpoints.latest_step()
-    state = checkpoints.restore(step, train.abstract_state(exp))
+    state = checkpoints.restore(step, exp.abstract_state)
     data = checkpoints.meta(step)["data"]
     checkpoints.close()
     return jax.device_get(jax.tree.leaves(state)), data, set(os.listdir(workdir / "checkpoints"))

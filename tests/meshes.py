@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,12 @@ class Programs:
 
     @cached_property
     def state(self) -> TrainState:
-        return train.abstract_state(self.exp)
+        return self.exp.abstract_state
 
     @cached_property
     def begin(self) -> Any:
         placed = jax.tree.map(lambda x: x.sharding, self.state)
-        return jax.jit(partial(train.fresh, self.exp), out_shardings=placed).lower().compile()
+        return jax.jit(self.exp.fresh_state, out_shardings=placed).lower().compile()
 
     @cached_property
     def advance(self) -> Any:
@@ -164,7 +164,7 @@ def moved(folder: Path, programs: Mapping[Shape, Programs], state: TrainState) -
     others = {(2, 4, 1): None, (1, 2, 1): None} | programs
     losses, whole = {}, arrays(saved=state)
     for to in others:
-        like = train.abstract_state(experiment(to, SIT))
+        like = experiment(to, SIT).abstract_state
         restored = checkpoints.restore(STEPS, like)
         assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
             lambda x: x.sharding, like
@@ -183,7 +183,7 @@ def abstractly(module: Any, shape: Shape) -> dict[str, int]:
     c = module.get_config()
     c.mesh.update(dict(zip(sharding.AXES, shape, strict=True)))
     exp = build.experiment(config.parse(c, devices=8))
-    state = train.abstract_state(exp)
+    state = exp.abstract_state
     return {"whole": tree.num_bytes(state), "each": sharding.bytes_each(state)}
 
 
@@ -223,7 +223,7 @@ def light(folder: Path) -> dict[str, Any]:
 def shared_out(folder: Path) -> dict[str, float]:
     """The optimizer's update alone, of eight blocks on eight devices."""
     exp = experiment((1, 8, 1), lightningdit(), {"model.depth": 8})
-    state = train.abstract_state(exp)
+    state = exp.abstract_state
     update = jax.jit(exp.optimizer.update)
     compiled = update.lower(state.params, state.opt_state, state.params).compile()
     (folder / "muon.hlo").write_text(compiled.as_text())

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from ig_jax import evaluate, logs, sample, sharding, train
+from ig_jax import evaluate, logs, sample, sharding
 from ig_jax.checkpoint import Checkpoints
 from ig_jax.data import loader
 
@@ -50,7 +50,7 @@ def test_two_processes_have_the_loss_curve_of_one(folder):
 def test_two_processes_end_with_the_parameters_of_one(folder):
     trained = tiny.trained()
     checkpoints = Checkpoints(folder / "unbroken")
-    state = checkpoints.restore(24, train.abstract_state(trained.exp))
+    state = checkpoints.restore(24, trained.exp.abstract_state)
     checkpoints.close()
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(trained.outcome.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=MOVED, atol=1e-4)

@@ -371,7 +371,7 @@ def test_fsdp_always_splits_and_data_where_it_divides(shape, length, over):
 
 def test_every_leaf_of_a_state_is_placed_as_its_parameter_is():
     exp = tiny.experiment({"model.remat": "dots", "mesh": {"data": 1, "fsdp": 2, "tensor": 1}})
-    state = train.abstract_state(exp)
+    state = exp.abstract_state
     specs = tree.flatten(jax.tree.map(lambda x: x.sharding.spec, state.params))
     named = jax.tree_util.tree_leaves_with_path((state.opt_state, state.ema))
     of_parameters = 0

@@ -212,7 +212,7 @@ def test_stopping_and_going_on_gives_the_bits_of_an_unbroken_run(unbroken, resum
 def test_what_is_on_disk_after_going_on_has_the_bits_of_an_unbroken_run(unbroken, resumed):
     workdir, _, _ = resumed
     checkpoints = checkpoint.Checkpoints(workdir)
-    restored = checkpoints.restore(24, train.abstract_state(unbroken.exp))
+    restored = checkpoints.restore(24, unbroken.exp.abstract_state)
     assert checkpoints.meta(24)["data"]["next_index"] == 24
     checkpoints.close()
     assert_same_bits(restored, unbroken.outcome.state)
