@@ -12,7 +12,7 @@ import tiny
 
 
 @pytest.mark.parametrize(
-    "kills", [5, pytest.param(100, marks=pytest.mark.slow)], ids=["5_kills", "100_kills"]
+    "kills", [3, pytest.param(100, marks=pytest.mark.slow)], ids=["3_kills", "100_kills"]
 )
 def test_a_run_killed_and_stopped_again_and_again_ends_with_the_bits_of_an_unbroken_one(
     tmp_path, kills

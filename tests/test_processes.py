@@ -11,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from ig_jax import evaluate, logs, sample, sharding
+from ig_jax import evaluate, logs, sample, sharding, train
 from ig_jax.checkpoint import Checkpoints
 from ig_jax.data import loader
 
@@ -27,8 +27,7 @@ def run_script(story: str, folder) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     target = tmp_path_factory.mktemp("processes")
-    run_script("unbroken", target)
-    run_script("broken", target)
+    run_script("trained", target)
     return target
 
 
@@ -42,22 +41,8 @@ def losses(workdir) -> np.ndarray:
     return np.array([[m["step"], m["loss"], m["grad_norm"]] for m in lines])
 
 
-def test_two_processes_have_the_loss_curve_of_one(folder):
-    ours, alone = losses(folder / "unbroken"), losses(tiny.trained().workdir)
-    np.testing.assert_allclose(ours, alone, rtol=MOVED)
-
-
-def test_two_processes_end_with_the_parameters_of_one(folder):
-    trained = tiny.trained()
-    checkpoints = Checkpoints(folder / "unbroken")
-    state = checkpoints.restore(24, trained.exp.abstract_state)
-    checkpoints.close()
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(trained.outcome.state), strict=True):
-        np.testing.assert_allclose(a, b, rtol=MOVED, atol=1e-4)
-
-
 def test_metrics_tell_of_every_process(folder):
-    for line in logs.read_metrics(folder / "unbroken"):
+    for line in logs.read_metrics(folder / "run")[:2]:
         for process in (0, 1):
             assert line[f"memory_gib/process_{process}"] > 0
             assert 0 <= line[f"seconds/data/process_{process}"] < line["seconds/step"] + 1
@@ -65,7 +50,7 @@ def test_metrics_tell_of_every_process(folder):
 
 def test_samples_of_two_processes_are_those_of_one(folder, tmp_path):
     """The folder's name tells the settings: it is the same."""
-    workdir = folder / "unbroken"
+    workdir = folder / "run"
     [made] = (workdir / "samples").iterdir()
     assert sorted(os.listdir(made)) == sorted(
         [*(f"{i:06d}.png" for i in range(12)), "grid.png", "samples.npz", "settings.json"]
@@ -86,8 +71,8 @@ def _without_samples(workdir, target):
 @pytest.mark.slow
 def test_two_processes_judge_the_samples_of_both(folder):
     run_script("judged", folder)
-    record = json.loads((folder / "unbroken" / "evaluation.json").read_text())
-    alone = evaluate.run(tiny.experiment(), folder / "unbroken")
+    record = json.loads((folder / "run" / "evaluation.json").read_text())
+    alone = evaluate.run(tiny.experiment(), folder / "run")
     for name, stats in alone["samples"].items():
         assert record["samples"][name]["mean"] == pytest.approx(stats["mean"], rel=0.01), name
 
@@ -98,21 +83,37 @@ def test_when_one_process_is_killed_the_other_ends_soon_and_says_why(seen):
     assert seen["seconds_to_follow"] < 100
 
 
-def test_killed_stopped_and_gone_on_alone_a_run_has_the_losses_of_an_unbroken_one(folder, seen):
+@pytest.fixture(scope="module")
+def alone(seen, tmp_path_factory):
+    """One process that was left alone, to the same step."""
+    workdir = tmp_path_factory.mktemp("alone")
+    return workdir, train.run(tiny.experiment({"train.steps": seen["end"]}), workdir)
+
+
+def test_two_processes_killed_stopped_and_gone_on_as_one_have_the_losses_of_one(
+    folder, seen, alone
+):
     """Two processes, one of them killed; two again, stopped by a signal to one; then one."""
     assert 12 <= seen["stopped_at"] < seen["end"]
-    ours = losses(folder / "broken")
+    ours, theirs = losses(folder / "run"), losses(alone[0])
     # Lines every 6 steps, whatever happened: no step is missing or told twice.
     assert ours[:, 0].tolist() == list(range(6, seen["end"] + 1, 6))
     # But for the line that has only the steps since a stop off the grid of lines.
     whole = [i for i, step in enumerate(ours[:, 0]) if not 0 < step - seen["stopped_at"] < 6]
-    both = [i for i in whole if i < 4]
-    assert len(both) >= 2
-    np.testing.assert_allclose(ours[both], losses(tiny.trained().workdir)[both], rtol=MOVED)
+    assert len(whole) >= 2
+    np.testing.assert_allclose(ours[whole], theirs[whole], rtol=MOVED)
+
+
+def test_they_end_with_the_parameters_of_one(folder, seen, alone):
+    checkpoints = Checkpoints(folder / "run", reading=True)
+    state = checkpoints.restore(seen["end"], tiny.experiment().abstract_state)
+    checkpoints.close()
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(alone[1].state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=MOVED, atol=1e-4)
 
 
 def test_the_order_of_the_data_goes_on_whoever_reads_it(folder, seen):
-    checkpoints = Checkpoints(folder / "broken")
+    checkpoints = Checkpoints(folder / "run")
     for step in checkpoints.all_steps():
         assert checkpoints.meta(step)["data"]["next_index"] == step
     checkpoints.close()

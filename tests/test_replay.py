@@ -1,11 +1,13 @@
 """Runs that went wrong: what is noted, what --mode=replay finds, which updates are skipped."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from vectors import quick_jit
 
 from ig_jax import logs, replay, train
 from ig_jax.data import loader
@@ -100,7 +102,8 @@ def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
 
     state = state.replace(opt_state=guard, ema=averages)
     none = train.Noised(None, None, None)
-    after, metrics = train.update(state, none, gradients=gradients, optimizer=exp.optimizer)
+    update = partial(train.update, gradients=gradients, optimizer=exp.optimizer)
+    after, metrics = quick_jit(update)(state, none)
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.ema), before)
     assert int(metrics["skipped_updates"]) == 1 and int(after.step) == 1
 
