@@ -194,7 +194,7 @@ def keep(file: Path, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = json.loads(file.read_text()) if file.exists() else []
     others = [r for r in found if any(r[key] != report[key] for key in SETTINGS)]
     reports = sorted([*others, report], key=lambda r: [_ordered(r[key]) for key in SETTINGS])
-    file.write_text(json.dumps(reports, indent=1) + "\n")
+    file.write_text("[\n" + ",\n".join(map(json.dumps, reports)) + "\n]\n")  # one a line
     return reports
 
 
