@@ -90,13 +90,12 @@ def place(mesh: Mesh, path: str, shape: tuple[int, ...]) -> Placed:
                 f"mesh.{name} = {mesh.shape[name]}: does not divide axis {axis} of {path} "
                 f"{list(shape)}; choose a divisor of {shape[axis]}"
             )
-    over = [FSDP] if mesh.shape[FSDP] > 1 else []
-    if split is not None and mesh.shape[DATA] > 1:
+    over: tuple[str, ...] = ()
+    if split is not None:
         # Unlike `fsdp`, `data` was not chosen for the sake of this leaf: it may stay whole.
-        over += [DATA] * (shape[split] % parts_of_batch(mesh) == 0)
-    used = split is not None and bool(over)
-    on_tensor = tensor if mesh.shape[TENSOR] > 1 else None
-    return Placed(split if used else None, tuple(over) if used else (), on_tensor)
+        divisible = shape[split] % parts_of_batch(mesh) == 0
+        over = tuple(a for a in (FSDP, *[DATA] * divisible) if mesh.shape[a] > 1)
+    return Placed(split if over else None, over, tensor if mesh.shape[TENSOR] > 1 else None)
 
 
 def _named(fn: Any, values: Any) -> Any:
