@@ -16,6 +16,7 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -169,6 +170,8 @@ def start(
     found = detect(os.environ, flags)
     if found is None:
         return
+    if found.process_id == 0 and found.coordinator is not None:
+        _require_free(found)
     _on_abort(2, _cannot_meet(found, "jax's reason is above"))
     try:
         jax.distributed.initialize(
@@ -184,6 +187,17 @@ def start(
         reason = str(error).strip().split("\n")[0]
         raise UserError(_cannot_meet(found, reason)) from error
     _on_abort(LOST, lost("jax's reason is above"))
+
+
+def _require_free(found: Start) -> None:
+    """Raises UserError if the coordinator's port is taken: jax may crash on it."""
+    address = ("", int(found.coordinator.rsplit(":", 1)[1]))
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(address, family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise UserError(_cannot_meet(found, error.strerror)) from error
 
 
 def _cannot_meet(found: Start, reason: str) -> str:
