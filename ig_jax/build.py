@@ -22,8 +22,6 @@ from ig_jax.optim import OPTIMIZERS, skip_spikes
 from ig_jax.sharding import collectives, placement
 from ig_jax.types import DTYPES, NetFn, Params
 
-ALONG_DATA = {"data": -1, "fsdp": 1, "tensor": 1}
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -123,7 +121,8 @@ def of_checkpoint(checkpoints: Checkpoints, step: int, devices: Any = None) -> E
     shape = {"side": side, "channels": channels, "num_classes": classes, "size": 1}
     source = {"name": "synthetic", **shape}
     data = {"source": source, "codec": {"name": "as_stored"}}
-    return experiment(parse(ConfigDict({**raw, "data": data, "mesh": ALONG_DATA})), devices)
+    raw.pop("mesh", None)  # of the devices that there were
+    return experiment(parse(ConfigDict({**raw, "data": data})), devices)
 
 
 def experiment(config: Config, devices: Any = None) -> Experiment:

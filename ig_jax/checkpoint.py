@@ -153,6 +153,7 @@ class Checkpoints:
             policies.append(keep.EveryNSteps(keep_every_steps))
         self._policy = keep.AnyPreservationPolicy(policies)
         self._reading = reading
+        self.workdir = workdir
         self.directory = (workdir / "checkpoints").absolute()
         self._manager = self._open()
         self._asked: int | None = None  # the step of the newest save

@@ -35,12 +35,11 @@ def _state_before(exp: Experiment, workdir: Path, step: int) -> tuple[TrainState
     """The newest state before `step`, its step and the number of its next batch."""
     checkpoints = checkpoint.Checkpoints(workdir, reading=True)
     try:
-        older = [found for found in checkpoints.all_steps() if 0 < found < step]
+        older = [found for found in checkpoints.all_steps() if found < step]
         if not older:
             return train.init_state(exp), 0, 0
-        checkpoints.require(older[-1], exp.config.raw, checkpoint.CONTINUES)
-        state = checkpoints.restore(older[-1], exp.abstract_state)
-        return state, older[-1], checkpoints.meta(older[-1])["data"]["next_index"]
+        state, start = train.restore(exp, checkpoints, older[-1])
+        return state, older[-1], start
     finally:
         checkpoints.close()
 

@@ -58,6 +58,38 @@ def init_state(exp: Experiment) -> TrainState:
     return jax.jit(exp.fresh_state, out_shardings=placed)()
 
 
+def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[TrainState, int]:
+    """The state of a checkpoint, and the number of its next batch.
+
+    Raises:
+      CheckpointError: it was made under settings that this run does not go on from.
+    """
+    if step == 0:
+        return _from_import(exp, checkpoints), 0
+    checkpoints.require(step, exp.config.raw, checkpoint.CONTINUES)
+    start = checkpoints.meta(step)["data"]["next_index"]
+    return checkpoints.restore(step, exp.abstract_state), start
+
+
+def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
+    """The state of step 0 with what somebody imported: weights, or an optimizer's state too.
+
+    Nothing was trained under its settings, so all but the network may differ from them, and with an
+    optimizer's state all but what that depends on. Each average starts from the imported one.
+    """
+    c, like, workdir = exp.config, exp.abstract_state, checkpoints.workdir
+    checkpoints.require(0, c.raw, checkpoint.SAMPLES)
+    average = checkpoints.weights(0, "ema", like.params)
+    averages = ema.init(average, c.train.ema_decays)
+    if checkpoints.imported(0) != "state":
+        logs.say(f"starting from the weights in {workdir}")
+        return init_state(exp).replace(params=average, ema=averages)
+    mend = "use those of its optimizer, or import the weights without --training_state"
+    checkpoints.require(0, c.raw, checkpoint.UPDATES, mend)
+    logs.say(f"starting from the weights and the optimizer's state in {workdir}")
+    return checkpoints.restore(0, like.replace(ema=None)).replace(ema=averages)
+
+
 def gradients(
     params: Params,
     batch: Noised,
@@ -218,37 +250,12 @@ class Trainer:
             if jax.process_index() == 0:
                 logs.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
-        step, state = self.checkpoints.newest(self._restore)
+        step, (state, self._data_start) = self.checkpoints.newest(
+            partial(restore, self.exp, self.checkpoints)
+        )
         if step:
             logs.say(f"resuming {self.workdir} at step {step}")
         return step, state
-
-    def _restore(self, step: int) -> TrainState:
-        if step == 0:
-            return self._from_import()
-        self.checkpoints.require(step, self.exp.config.raw, checkpoint.CONTINUES)
-        self._data_start = self.checkpoints.meta(step)["data"]["next_index"]
-        return self.checkpoints.restore(step, self.exp.abstract_state)
-
-    def _from_import(self) -> TrainState:
-        """The state of step 0 with what somebody imported: weights, or an optimizer's state too.
-
-        Nothing was trained under its settings, so all but the network may differ from them, and
-        with an optimizer's state all but what that depends on. Each average starts from the
-        imported one.
-        """
-        c, like = self.exp.config, self.exp.abstract_state
-        self.checkpoints.require(0, c.raw, checkpoint.SAMPLES)
-        self._data_start = 0
-        average = self.checkpoints.weights(0, "ema", like.params)
-        averages = ema.init(average, c.train.ema_decays)
-        if self.checkpoints.imported(0) != "state":
-            logs.say(f"starting from the weights in {self.workdir}")
-            return init_state(self.exp).replace(params=average, ema=averages)
-        mend = "use those of its optimizer, or import the weights without --training_state"
-        self.checkpoints.require(0, c.raw, checkpoint.UPDATES, mend)
-        logs.say(f"starting from the weights and the optimizer's state in {self.workdir}")
-        return self.checkpoints.restore(0, like.replace(ema=None)).replace(ema=averages)
 
     def _record(self) -> None:
         """What makes this run: resolved config, versions, command line."""
@@ -334,8 +341,9 @@ class Trainer:
                 with logs.room_or_not("previews", self.workdir):
                     picture = self.preview.draw(weights, self.step)
                     self.writer.images(self.step, "samples", picture)
-            self.window.leave_out(time.perf_counter() - started)
-            logs.leave_out(bar, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.window.leave_out(seconds)
+            logs.leave_out(bar, seconds)
 
     def run(self) -> Outcome:
         """Trains to the end, or until a signal asks to stop; both save."""

@@ -10,6 +10,7 @@ import tiny
 from vectors import quick_jit
 
 from ig_jax import logs, replay, train
+from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.data import loader
 from ig_jax.errors import UserError
 from ig_jax.meters import NonFiniteLoss
@@ -44,6 +45,20 @@ def test_replay_goes_to_the_step_and_changes_nothing(diverged, capsys):
     assert found.startswith(("invalid value (nan)", "no operation gives nan, but the loss over"))
     assert found in capsys.readouterr().out
     assert sorted(f.name for f in workdir.rglob("*")) == before
+
+
+def test_replay_begins_with_the_weights_that_training_began_with(tmp_path):
+    """Imported ones, which are a checkpoint of step 0."""
+    exp = tiny.experiment(devices=jax.devices()[:1])
+    weights = jax.tree.map(lambda x: x + 1, train.init_state(exp).params)
+    checkpoints = Checkpoints(tmp_path)
+    imported = TrainState(jax.numpy.int32(0), weights, opt_state=None, ema=None)
+    checkpoints.save(imported, {"next_index": 0}, exp.config.raw, "weights")
+    checkpoints.wait()
+    checkpoints.close()
+    state, done, start = replay._state_before(exp, tmp_path, 5)
+    assert (done, start) == (0, 0)
+    jax.tree.map(np.testing.assert_array_equal, state.params, weights)
 
 
 def test_replay_tells_that_an_earlier_update_was_too_large(diverged, tmp_path):

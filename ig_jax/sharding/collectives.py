@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from ig_jax import tree
-from ig_jax.sharding import BATCH, DATA, FSDP, parts_of_batch
+from ig_jax.sharding import BATCH, FSDP, parts_of_batch
 from ig_jax.sharding.placement import Placed, place, placements
 from ig_jax.types import Params
 
@@ -61,13 +61,10 @@ class Gather:
         blocks."""
 
         def gather(path: str, leaf: jax.Array) -> jax.Array:
-            placed = self.placed[path]
-            if not path.startswith("blocks."):
-                over, dtype = placed.over, leaf.dtype
-            else:
-                over = tuple(a for a in placed.over if a == DATA)
-                later = FSDP in placed.over  # then its type changes there
-                dtype = leaf.dtype if later else self._type_of(path, leaf)
+            placed, dtype = self.placed[path], self._type_of(path, leaf)
+            over = placed.over
+            if FSDP in over and path.startswith("blocks."):  # put together, and turned, in `block`
+                over, dtype = tuple(a for a in over if a != FSDP), leaf.dtype
             return _together(leaf, placed.axis, over, dtype) if over else leaf
 
         return tree.map_named(gather, params)
