@@ -1,7 +1,8 @@
 """Trains, samples and evaluates diffusion transformers with Internal Guidance.
 
   python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
-                 [--mode=train|sample|evaluate|search|prepare|demo] [--config.train.steps=1000 ...]
+                 [--mode=train|sample|evaluate|reference|search|prepare|demo]
+                 [--config.train.steps=1000 ...]
                  [--coordinator=host:port --num_processes=N --process_id=i]
 
   python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]

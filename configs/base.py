@@ -104,6 +104,7 @@ def get_config() -> ConfigDict:
     c.sample.seed = 0
     c.sample.labels = "random"  # random, balanced, or class numbers such as 0,1,2
     c.sample.weights = "ema"  # ema (the first decay), raw, or a decay such as 0.9999
+    c.sample.files = ("png", "npz")  # numbered pictures, samples.npz as ADM reads it, or both
     c.sample.sampler = ConfigDict(
         {"name": "euler_maruyama", "num_steps": 250}
     )  # euler, heun, heun2, euler_maruyama, dopri5 (num_steps: at most; rtol=1e-3, atol=1e-6)
@@ -125,11 +126,21 @@ def get_config() -> ConfigDict:
     c.prepare.bad_examples = "stop"  # stop at the first that cannot be read, or skip and list them
 
     c.evaluate = ConfigDict()
-    c.evaluate.num = 1000  # samples for each seed
-    c.evaluate.seeds = (0, 1, 2)  # sampling seeds; results are means and spreads over them
+    c.evaluate.num = 50_000  # samples for each seed
+    c.evaluate.seeds = (0,)  # sampling seeds; results are means and spreads over them
+    c.evaluate.samples = (
+        ""  # judge these instead: an .npz with arr_0, or a folder of 000000.png ...
+    )
+    # What pictures are compared by: inception (weights: pt_inception-2015-12-05-6726825d.pth), or
+    # classifier, a small one fitted on the pictures of data.source.
+    c.evaluate.features = ConfigDict({"name": "inception", "weights": ""})
+    # Statistics of real pictures: ADM's .npz, mu and sigma, or what --mode=reference wrote; '': the
+    # pictures that the classifier was fitted on.
+    c.evaluate.reference = ""
+    c.evaluate.while_training = ConfigDict({"every_steps": 0, "num": 10_000})  # 0: never
 
     c.search = ConfigDict()  # --mode=search: settings below `sample` that are tried
-    c.search.metric = "fd"  # what decides: fd, accuracy, precision, recall, inception_score
+    c.search.metric = "fid"  # what decides: fid, sfid, fd, accuracy, precision, recall, ...
     c.search.num = 1000  # samples for each setting and seed
     c.search.rounds = 3  # the survivors are measured on 1, 2, 4, ... seeds
     c.search.keep = 0.5  # share that goes on after a round

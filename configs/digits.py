@@ -63,6 +63,9 @@ def sit() -> ConfigDict:
     c.sample.cfg = base.guidance(1.2)
 
     c.evaluate.num = 1440
+    c.evaluate.seeds = (0, 1, 2)
+    c.evaluate.features = ConfigDict({"name": "classifier"})
+    c.search.metric = "fd"
     c.search.num = 480
     c.search.space.values = ConfigDict(
         {"ig": {"scale": (1.0, 1.5, 2.0, 2.5, 3.0)}, "cfg": {"scale": (1.0, 1.1, 1.2)}}

@@ -14,8 +14,11 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,46 +31,11 @@ from flax import struct
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ig_jax import logs, tree
+from ig_jax import compatible, logs
 from ig_jax.ema import Averages
 from ig_jax.errors import UserError
 from ig_jax.formats import orbax_step
 from ig_jax.types import Abstract, Params
-
-# What must be the same for a run to be continued, and for its weights to be sampled from.
-CONTINUES = ("seed", "model", "process", "data", "objective", "optim", "train")
-SAMPLES = ("model", "process")
-# What must be the same for an imported optimizer's state to be used.
-UPDATES = ("optim",)
-# Fields of those that may differ: they change how far or how fast, not what.
-FREE = (
-    "train.steps",
-    "train.images",
-    "train.epochs",
-    "train.steps_per_dispatch",
-    "model.remat",
-    "model.unroll",
-    # Where files lie; that they are of the same kind is checked against the record beside them.
-    "data.source.path",
-    "data.codec.weights",
-    "data.codec.statistics",
-)
-# What matters to training alone, or to rounding.
-FREE_WHEN_SAMPLING = (
-    "model.dtype",
-    "process.time_distribution",
-    "process.time_mean",
-    "process.time_std",
-)
-# What an imported optimizer's state may be trained on with: they change the step, not the state.
-FREE_OF_STATE = (
-    "optim.learning_rate",
-    "optim.weight_decay",
-    "optim.warmup_steps",
-    "optim.schedule",
-    "optim.ns_steps",
-    "optim.ns_dtype",
-)
 
 # The items that hold arrays: all of them, and those that sampling may want.
 ARRAYS = ("params", "opt_state", "ema")
@@ -94,30 +62,18 @@ class TrainState:
     ema: Averages | None  # None: imported weights, which are averages already
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Of what could change numbers."""
+    """Of what could change numbers; of this code the commit, where it is a checkout."""
     modules = {"jax": jax, "flax": flax, "optax": optax, "orbax": ocp, "numpy": np}
     found = {name: module.__version__ for name, module in modules.items()}
+    root = Path(__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        with suppress(OSError):  # without git
+            told = subprocess.run(command, capture_output=True, text=True, check=False)
+            found["ig_jax"] = told.stdout.strip()
     return found | {"python": platform.python_version()}
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back: tuples become lists, so that old and new compare equal."""
-    return json.loads(json.dumps(config))
-
-
-def mismatches(
-    old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
-) -> list[str]:
-    """Fields of `sections` in which two raw configs differ, other than the free ones."""
-
-    free = FREE + {SAMPLES: FREE_WHEN_SAMPLING, UPDATES: FREE_OF_STATE}.get(sections, ())
-
-    def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
-        flat = tree.flatten({s: config[s] for s in sections if s in config})
-        return tree.unflatten({p: v for p, v in flat.items() if p not in free})
-
-    return tree.differences(chosen(_plain(old)), chosen(_plain(new)))
 
 
 # As it was written at first.
@@ -192,12 +148,15 @@ class Checkpoints:
         """
         self._settle()
         step = int(jax.device_get(state.step))
-        meta = {"step": step, "data": data, "config": _plain(config), "versions": versions()}
-        meta["imported"] = imported
-        items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
-        arrays = {
-            name: ocp.args.StandardSave(item) for name, item in items.items() if item is not None
+        meta = {
+            "step": step,
+            "data": data,
+            "config": compatible.plain(config),
+            "versions": versions(),
         }
+        meta["imported"] = imported
+        held = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
+        arrays = {name: ocp.args.StandardSave(x) for name, x in held.items() if x is not None}
         items = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
         self._asked, self._failure = step, ""
         try:
@@ -354,7 +313,7 @@ class Checkpoints:
         mend: str = "use its settings, or another --workdir",
     ) -> None:
         """Raises CheckpointError, naming the fields, if another config made this checkpoint."""
-        different = mismatches(self.meta(step)["config"], config, sections)
+        different = compatible.mismatches(self.meta(step)["config"], config, sections)
         if different:
             raise CheckpointError(
                 f"{self.directory} holds a run with other settings ({'; '.join(different)}): {mend}"

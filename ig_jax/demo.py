@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, figures, guide, logs, sample, train
+from ig_jax import evaluate, figures, guide, judge, logs, sample, train
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
 from ig_jax.guidance import Guidances
@@ -28,7 +28,7 @@ def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
     figure = figures.blank(7.0, 4.0)
     axes = figure.subplots()
     names = {"loss/flow": "final output", "loss/internal_guidance": "intermediate readout"}
-    for key in (name for name in metrics[-1] if name.startswith("loss/")):
+    for key in dict.fromkeys(n for m in metrics for n in m if n.startswith("loss/")):
         points = [(m["images"], m[key]) for m in metrics if key in m]
         axes.plot(*zip(*points, strict=True), label=names.get(key, key.removeprefix("loss/")))
     axes.set(xlabel="images seen", ylabel="loss, unweighted", yscale="log")
@@ -43,12 +43,12 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     step, params = sample.load_weights(exp, workdir)
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
-    judge, floor = evaluate.make_judge(exp)
-    generator = Generator(exp, guide.load(exp), judge.decode)
+    judging, floor = judge.make_judge(exp)
+    generator = Generator(exp, guide.load(exp), judging.decode)
     seconds["evaluate"] += time.perf_counter() - started
     results: dict[str, Any] = {"floor": evaluate.spread([floor])}
     titles, drawn = {"floor": FLOOR}, {}
-    ways = evaluate.variants(exp, readout=judge.shows_readout)
+    ways = evaluate.variants(exp, readout=judging.shows_readout)
     total = len(ways) * len(c.evaluate.seeds) * c.evaluate.num
     with logs.progress(total, unit="image", what="sampling") as bar:
         for name, guidances in ways.items():
@@ -60,13 +60,13 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
                     generator, params, c.evaluate.num, seed, bar, guidances=guidances
                 )
                 drawn_at = time.perf_counter()
-                measured.append(judge.measure(images, labels))
+                measured.append(judging.measure(judging.look(images), labels))
                 seconds["sample"] += drawn_at - started
                 seconds["evaluate"] += time.perf_counter() - drawn_at
                 drawn.setdefault(titles[name], (images, labels))
             results[name] = evaluate.spread(measured)
     by_title = {titles[name]: stats for name, stats in results.items()}
-    judge.draw(workdir / "samples.png", drawn, by_title)
+    judging.draw(workdir / "samples.png", drawn, by_title)
     results["settings"] = {**sample.settings(exp, step), **c.raw["evaluate"]}
     return results, seconds, titles
 

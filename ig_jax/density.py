@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ig_jax import panel
+from ig_jax.formats.row_store import Row
+from ig_jax.look import Rows
 from ig_jax.metrics.precision_recall import precision_recall
 from ig_jax.types import Latents
 
@@ -24,22 +26,34 @@ class DensityJudge:
     source: Any
     held_out: Any
 
+    measures: ClassVar[tuple[str, ...]] = ("outliers", "recall")
     shows_readout: ClassVar[bool] = True  # also what the readout alone would draw
 
     def decode(self, x: Latents) -> Latents:
         """Points stay as they are."""
         return x
 
-    def measure(self, samples: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """All measures of points [n, 1, 1, 2] meant to be of classes `labels` [n].
+    def look(self, samples: np.ndarray) -> Rows:
+        """The points [n, 2] of samples [n, 1, 1, 2]."""
+        return {"points": samples.reshape(len(samples), 2)}
+
+    def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
+        return {"points": Row((2,), np.float32)}
+
+    def measure(self, rows: Rows, labels: np.ndarray) -> dict[str, float]:
+        """All measures of points that are meant to be of classes `labels` [n].
 
         outliers: share below the 1 % quantile of their class's density.
         recall: share of training points among the samples' nearest neighbours (k = 3).
         """
-        points = samples.reshape(len(samples), 2)
+        points = rows["points"]
         real = self.source.batch(np.arange(RECALL_POINTS))["stored"].reshape(-1, 2)
         pr = precision_recall(real, points[:RECALL_POINTS])
         return {"outliers": self.source.outliers(points, labels), "recall": pr.recall}
+
+    def record(self) -> dict[str, Any]:
+        """What the measures hang on, besides the samples."""
+        return {"points_of_recall": RECALL_POINTS, "k": 3}
 
     def draw(
         self,

@@ -1,37 +1,38 @@
-"""Judging samples against real images: Frechet distance, precision, recall, accuracy, memorisation.
+"""--mode=evaluate: samples of a checkpoint, or those of a file or folder, judged against real ones.
 
-Everything is measured twice: for the samples, and for held-out real images in their place. The
-second is the floor (or the ceiling): what a perfect generator would reach on these measures.
+Samples go straight into features, which are kept in rows on the disk while they come: a run that
+was killed goes on with the samples that are left, and ends with the numbers of one that was not. A
+result is a record of everything that it hangs on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
 
-from ig_jax import guidance, guide, logs, pictures, sample, sharding
+from ig_jax import checkpoint, guidance, guide, logs, sample, sharding, tree
 from ig_jax.build import Experiment
-from ig_jax.density import FLOOR, DensityJudge
+from ig_jax.density import FLOOR
 from ig_jax.errors import UserError
+from ig_jax.formats.row_store import RowStore
 from ig_jax.guidance import Guidance, Guidances
-from ig_jax.metrics import feature_classifier
-from ig_jax.metrics.feature_classifier import FeatureClassifier
-from ig_jax.metrics.frechet import frechet_distance
-from ig_jax.metrics.inception_score import inception_score
-from ig_jax.metrics.moments import Moments
-from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
+from ig_jax.judge import AnyJudge, Judge, make_judge
+from ig_jax.look import Rows
 from ig_jax.sample import Generator
+from ig_jax.sample_files import Found
 from ig_jax.types import Params
 
 # Name of a measure -> (heading, decimals, factor to what the heading says).
 MEASURES = {
     "outliers": ("outliers %", 1, 100.0),
+    "fid": ("FID", 2, 1.0),
     "fd": ("FD", 2, 1.0),
+    "sfid": ("sFID", 2, 1.0),
     "accuracy": ("label accuracy %", 1, 100.0),
     "precision": ("precision %", 1, 100.0),
     "recall": ("recall %", 1, 100.0),
@@ -40,15 +41,17 @@ MEASURES = {
 }
 # Which way is better, of those that a search may go by.
 BETTER = {
+    "fid": "lower",
     "fd": "lower",
+    "sfid": "lower",
     "accuracy": "higher",
     "precision": "higher",
     "recall": "higher",
     "inception_score": "higher",
     "outliers": "lower",
 }
-SHOWN_ROWS = 5
-IS_SPLIT = 5000  # as ADM; one split at the size of the digits
+RESULTS = "results.json"
+FEWEST = 10  # samples, for any measure to mean something
 
 
 def measure_to_text(name: str, stats: Mapping[str, float]) -> str:
@@ -56,89 +59,6 @@ def measure_to_text(name: str, stats: Mapping[str, float]) -> str:
     _, decimals, factor = MEASURES[name]
     mean, std = (f"{stats[key] * factor:.{decimals}f}" for key in ("mean", "std"))
     return f"{mean} ± {std}" if stats["std"] else mean
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Real images and the feature space of a small classifier fitted on them."""
-
-    classifier: FeatureClassifier
-    images: np.ndarray  # the training images, uint8
-    features: np.ndarray
-
-    decode: ClassVar[None] = None  # it looks at the codec's pictures
-    shows_readout: ClassVar[bool] = False
-
-    def measure(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """All measures of uint8 images [n, h, w, c] meant to show classes `labels` [n].
-
-        fd: squared Frechet distance to the training images, in feature space.
-        accuracy: share that the classifier reads as the class asked for.
-        precision, recall: shares, k = 3, in feature space.
-        nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training
-          image;
-          well below the held-out images' own value, it means memorised images.
-        """
-        features = self.classifier.features(images)
-        pr = precision_recall(self.features, features)
-        score, _ = inception_score(self.classifier.logits(images), IS_SPLIT)
-        return {
-            "fd": frechet_distance(
-                Moments.from_features(self.features), Moments.from_features(features)
-            ),
-            "accuracy": float(np.mean(self.classifier.predict(images) == labels)),
-            "precision": pr.precision,
-            "recall": pr.recall,
-            "inception_score": score,
-            "nearest": float(np.median(nearest_distance(_pixels(images), _pixels(self.images)))),
-        }
-
-    def draw(
-        self,
-        path: Path,
-        drawn: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        results: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        """The first samples of every way side by side, a column for each class, as PNG."""
-        columns = min(int(max(labels.max() for _, labels in drawn.values())) + 1, 10)
-        grids = {}
-        for name, (images, labels) in drawn.items():
-            chosen = [np.flatnonzero(labels == c)[:SHOWN_ROWS] for c in range(columns)]
-            rows = min(map(len, chosen))
-            order = np.array([c[:rows] for c in chosen]).T.reshape(-1)
-            grids[name] = pictures.grid(images[order], columns, least_side=32)
-        pictures.save(path, pictures.panels(grids))
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1) / 127.5 - 1
-
-
-def _real(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    batch = source.batch(np.arange(len(source)))
-    return batch["stored"], batch["label"]
-
-
-def make_judge(exp: Experiment) -> tuple[Judge | DensityJudge, dict[str, float]]:
-    """The judge of this data set, and what the held-out examples score.
-
-    Raises:
-      UserError: the source has no held-out split to compare with.
-    """
-    source = exp.config.data.source
-    held_out = source.held_out()
-    if held_out is None:
-        raise UserError(
-            f"data.source.name = {exp.config.raw['data']['source']['name']!r}: has no held-out "
-            "split to judge samples with; evaluation works on digits"
-        )
-    if hasattr(source, "log_density"):
-        judge = DensityJudge(source, held_out)
-        return judge, judge.measure(*_real(held_out))
-    images, labels = _real(source)
-    classifier = feature_classifier.fit(images, labels)
-    judge = Judge(classifier, images, classifier.features(images))
-    return judge, judge.measure(*_real(held_out))
 
 
 def spread(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -181,7 +101,7 @@ def draw(
     own, parts = np.array(sharding.mine(num)), []
     for part in sample.batches(generator, params, seed, own, **chosen):
         parts.append(part)
-        bar.update(len(part[0]) * jax.process_count())
+        bar.update(len(part.indices) * jax.process_count())
     images, labels = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
     return sharding.everybodys(images, num), sharding.everybodys(labels, num)
 
@@ -196,21 +116,225 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return logs.markdown(rows)
 
 
-def run(exp: Experiment, workdir: Path) -> dict[str, Any]:
-    """Judges the newest checkpoint under the configured guidance; writes evaluation.json."""
-    step, params = sample.load_weights(exp, workdir)
-    judge, floor = make_judge(exp)
-    generator = Generator(exp, guide.load(exp), judge.decode)
+class _Evaluation:
+    """One evaluation and its folder, which its settings name."""
+
+    def __init__(self, workdir: Path, judge: AnyJudge, settings: dict[str, Any], num: int):
+        self.folder = sample.folder(workdir / "evaluations", settings)
+        self.judge, self.settings, self.num = judge, settings, num
+
+    @property
+    def file(self) -> Path:
+        return self.folder / RESULTS
+
+    def done(self) -> dict[str, Any] | None:
+        """The record of an evaluation that came to its end."""
+        return json.loads(self.file.read_text()) if self.file.exists() else None
+
+    def rows(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        batches: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]],
+        bar: Any,
+    ) -> RowStore:
+        """What the judge keeps of all samples, on the disk; goes on where a run before stopped.
+
+        Args:
+          name: of the set of samples.
+          shape: of one of them.
+          batches: yields (indices, samples) of the indices that it is given.
+        """
+        store = RowStore(self.folder / f".{name}", self.num, self.judge.rows(shape))
+        with logs.room_or_stop(self.folder):
+            if jax.process_index() == 0:
+                store.create()
+            sharding.meet(f"{name} begun")
+            own = np.array(sharding.mine(self.num))
+            missing = own[~store.done(own)]
+            bar.update(len(own) - len(missing))
+            for indices, images in batches(missing):
+                store.write(indices, self.judge.look(images))
+                bar.update(len(indices))
+            sharding.meet(f"{name} seen")
+        return store
+
+    def measure(self, stores: list[tuple[RowStore, np.ndarray | None]]) -> list[dict[str, float]]:
+        """The measures of each set of samples with its labels."""
+        found = []
+        for store, labels in stores:
+            rows: Rows = {name: store.read(name) for name in store.names}
+            found.append(self.judge.measure(rows, labels))
+        return found
+
+    def finish(
+        self, stores: list[tuple[RowStore, np.ndarray | None]], **rest: Any
+    ) -> dict[str, Any]:
+        """Measures, writes results.json, and clears the rows away."""
+        measured = self.measure(stores)
+        record = {
+            "measures": spread(measured),
+            "each": measured,
+            "samples": self.num,
+            **rest,
+            **self.judge.record(),
+            "settings": self.settings,
+            "versions": checkpoint.versions(),
+        }
+        logs.write_json(self.file, record)
+        for store, _ in stores:
+            store.remove()
+        return record
+
+
+def _say(record: Mapping[str, Any], where: Path) -> None:
+    """A table, a line that says how it was made, and where all of it is written."""
+    rows = {FLOOR: record["floor"]} if record.get("floor") else {}
+    logs.say(table({**rows, "samples": record["measures"]}))
+    logs.say(sentence(record))
+    logs.say(f"numbers: {where}")
+
+
+def sentence(record: Mapping[str, Any]) -> str:
+    """The result in one line, with everything that numbers of others are compared by."""
+    found = record["measures"]
+    parts = [
+        f"{MEASURES[name][0]} {measure_to_text(name, found[name])}"
+        for name in MEASURES
+        if name in found
+    ]
+    return f"{', '.join(parts)}: {record['of']}"
+
+
+def _how(exp: Experiment, step: int, cost: Mapping[str, int] | None) -> str:
+    """'50,000 samples with random labels of step 400,000 (ema), ...' for the line of a result."""
     c = exp.config
-    total = c.evaluate.num * len(c.evaluate.seeds)
-    with logs.progress(total, unit="image", what="evaluating") as bar:
-        measured = [
-            judge.measure(*draw(generator, params, c.evaluate.num, seed, bar))
-            for seed in c.evaluate.seeds
-        ]
-    results = {"floor": spread([floor]), "samples": spread(measured)}
-    logs.say(table({FLOOR: results["floor"], "samples": results["samples"]}))
-    record = {**results, "settings": {**sample.settings(exp, step), **c.raw["evaluate"]}}
+    s = c.sample
+    on = [
+        f"{name} {g.scale:g} on [{g.low:g}, {g.high:g}]"
+        for name, g in s.guidances.items()
+        if g.scale != 1
+    ]
+    seeds = f" for each of {len(c.evaluate.seeds)} seeds" if len(c.evaluate.seeds) > 1 else ""
+    calls = f"{cost['evaluations']} evaluations an image" if cost else "adaptive steps"
+    return (
+        f"{c.evaluate.num:,} samples{seeds} with {s.labels} labels of step {step:,} ({s.weights}); "
+        f"{type(s.sampler).__name__} {s.sampler.num_steps}, {', '.join(on) or 'no guidance'}, "
+        f"{calls}"
+    )
+
+
+def _of_checkpoint(exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any) -> dict[str, Any]:
+    c = exp.config
+    step, params = sample.load_weights(exp, workdir)
+    generator = Generator(exp, guide.load(exp), judge.decode)
+    decisive = {name: c.raw["evaluate"][name] for name in ("num", "seeds")}
+    settings = {**sample.settings(exp, step), **judge.record(), "evaluate": decisive}
+    del settings["seed"]  # of --mode=sample; here there may be several
+    job = _Evaluation(workdir, judge, settings, c.evaluate.num)
+    if (record := job.done()) is None:
+        stores, total = [], len(sharding.mine(job.num)) * len(c.evaluate.seeds)
+        with logs.progress(total, unit="image", what="evaluating") as bar:
+            for seed in c.evaluate.seeds:
+
+                def batches(missing: np.ndarray, seed: int = seed) -> Iterator[tuple]:
+                    for drawn in sample.batches(generator, params, seed, missing):
+                        yield drawn.indices, drawn.images
+
+                labels = sample.labels_of(exp.config, seed, np.arange(job.num))
+                rows = job.rows(f"seed{seed}", generator.shape, batches, bar)
+                stores.append((rows, labels))
+        cost = sample.cost(generator)
+        rest = {
+            "of": _how(exp, step, cost),
+            "floor": floor and spread([floor]),
+            "an_image": cost,
+            "rounding": c.data.codec.rounding,
+            "network_sha256": tree.digest(params),
+        }
+        if jax.process_index() == 0:
+            record = job.finish(stores, **rest)
+        sharding.meet("measured")
     if jax.process_index() == 0:
-        logs.write_json(workdir / "evaluation.json", record)
+        _say(record, job.file)
     return record
+
+
+def _of_files(exp: Experiment, workdir: Path, judge: AnyJudge) -> dict[str, Any]:
+    field, path = "evaluate.samples", Path(exp.config.evaluate.samples)
+    if not isinstance(judge, Judge):
+        raise UserError(f"{field} = {str(path)!r}: points of a known density are not judged so")
+    grey = judge.training is not None and judge.training.shape[-1] == 1
+    found = Found(path, field, channels=1 if grey else 3)
+    if len(found) < FEWEST:
+        raise UserError(f"{field} = {str(path)!r}: {len(found)} samples are too few to judge")
+    settings = {
+        "samples": str(found.path),
+        "sha256": found.digest(),
+        **judge.record(),
+    }
+    job = _Evaluation(workdir, judge, settings, len(found))
+    if (record := job.done()) is None:
+        size = exp.config.sample.batch_size
+
+        def batches(missing: np.ndarray) -> Iterator[tuple]:
+            for start in range(0, len(missing), size):
+                indices = missing[start : start + size]
+                yield indices, found.read(indices)
+
+        with logs.progress(len(sharding.mine(job.num)), unit="image", what="evaluating") as bar:
+            rows = job.rows("samples", found.shape, batches, bar)
+        if jax.process_index() == 0:
+            record = job.finish(
+                [(rows, found.labels)], of=f"{len(found):,} samples of {found.path}"
+            )
+        sharding.meet("measured")
+    if jax.process_index() == 0:
+        _say(record, job.file)
+    return record
+
+
+class WhileTraining:
+    """Judges a few samples of the weights as they are; guided as the config says.
+
+    Without autoguidance: its other network need not exist yet while this one trains.
+    """
+
+    def __init__(self, exp: Experiment):
+        self.exp, self.num = exp, exp.config.evaluate.while_training.num
+        self.judge, _ = make_judge(exp)
+        self.generator = Generator(exp, decode=self.judge.decode)
+        self.guidances = guidance.only(exp.config.sample.guidances, ("ig", "cfg"))
+
+    def measure(self, params: Params) -> dict[str, float]:
+        """{'eval/fid', ...} of the first samples under the first seed of evaluation."""
+        own, seed = np.array(sharding.mine(self.num)), self.exp.config.evaluate.seeds[0]
+        drawn = sample.batches(self.generator, params, seed, own, guidances=self.guidances)
+        seen = []
+        with logs.progress(len(own), unit="image", what="evaluating") as bar:
+            for batch in drawn:
+                seen.append(self.judge.look(batch.images))
+                bar.update(len(batch.indices))
+        rows = {
+            name: sharding.everybodys(np.concatenate([part[name] for part in seen]), self.num)
+            for name in seen[0]
+        }
+        labels = sample.labels_of(self.exp.config, seed, np.arange(self.num))
+        return {f"eval/{name}": value for name, value in self.judge.measure(rows, labels).items()}
+
+
+def run(exp: Experiment, workdir: Path) -> dict[str, Any] | None:
+    """Judges the newest checkpoint, or `evaluate.samples`; writes results.json.
+
+    It is in evaluations/<settings>/ of the workdir.
+
+    Returns:
+      The record, in process 0.
+
+    Raises:
+      UserError: a checkpoint, the samples, or what judging needs is missing; the disk is full.
+    """
+    judge, floor = make_judge(exp)
+    if exp.config.evaluate.samples:
+        return _of_files(exp, workdir, judge)
+    return _of_checkpoint(exp, workdir, judge, floor)

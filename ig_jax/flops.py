@@ -13,18 +13,25 @@ these numbers tells how fast training is, not how busy the device.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ig_jax import tree
 from ig_jax.models.transformer import Transformer
 from ig_jax.types import Params
 
 
-def forward(net: Transformer, params: Params) -> int:
-    """FLOPs of one image through the network and all of its heads.
+def forward(net: Transformer, params: Params, heads: Collection[int] | None = None) -> int:
+    """FLOPs of one image through the network, its final head and early heads.
 
     Args:
       net: gives depth, width and the number of tokens.
       params: as `net.init` makes them; abstract ones will do.
+      heads: depths of the early heads that are computed; None for all.
     """
+    if heads is not None:
+        kept = {f"depth_{depth}" for depth in heads}
+        early = params.get("heads", {})
+        params = {**params, "heads": {name: early[name] for name in early if name in kept}}
     s = net.settings
     tokens = (net.side // s.patch_size) ** 2
     total = 4 * s.depth * tokens**2 * s.hidden_size  # q k^T and attention times v

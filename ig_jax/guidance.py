@@ -115,10 +115,17 @@ class Evaluations(NamedTuple):
     other: int
 
 
-def evaluations(cut: Sequence[Stretch], calls: Sequence[int]) -> Evaluations:
-    """Counts passes, given the evaluations of the field in every step [steps]."""
+def evaluations(
+    cut: Sequence[Stretch], calls: Sequence[int], kind: str | None = None
+) -> Evaluations:
+    """Counts passes, given the evaluations of the field in every step [steps].
+
+    With `kind`, only those in which that guidance is on.
+    """
 
     def passes(on: On, count: int) -> Evaluations:
+        if kind is not None and kind not in on:
+            return Evaluations(0, 0)
         return Evaluations(count * (2 if "cfg" in on else 1), count * ("autoguidance" in on))
 
     each = [

@@ -23,6 +23,8 @@ from typing import Any
 import jax
 import tqdm
 
+from ig_jax.errors import UserError
+
 METRICS = "metrics.jsonl"
 # No space, no more quota, and a file larger than it may be.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -64,6 +66,24 @@ def _say_once(what: str, folder: Path, why: str) -> None:
 def room_or_not(what: str, folder: Path) -> AbstractContextManager[None]:
     """What is written inside, in `folder`, may fail for want of space: that is said once."""
     return _room_or(partial(_say_once, what, folder))
+
+
+@contextmanager
+def room_or_stop(folder: Path) -> Iterator[None]:
+    """Turns what a full disk raises inside into a sentence.
+
+    Raises:
+      UserError: there is no room for what is written in `folder`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{folder}: {error.strerror} ({room(folder)}); make room and run the same command "
+            "again: what is done is kept"
+        ) from error
 
 
 def markdown(rows: list[list[str]]) -> str:

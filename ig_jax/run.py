@@ -20,6 +20,7 @@ from ig_jax import (
     importing,
     logs,
     prepare,
+    reference,
     replay,
     sample,
     search,
@@ -27,7 +28,7 @@ from ig_jax import (
 )
 from ig_jax.errors import UserError
 
-MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "replay")
+MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
 ALONE = ("search", "demo", "replay")  # in one process
 CONVERSIONS = ("import", "export")  # of files; without a config
 
@@ -92,7 +93,7 @@ def run(
     if dry_run:
         return logs.say(describe.describe(exp))
     folder = Path(workdir)
-    if mode in ("train", "demo", "prepare"):
+    if mode in ("train", "demo", "prepare", "reference") or parsed.evaluate.samples:
         _make_workdir(folder)
     if mode == "train":
         return train.run(exp, folder)
@@ -102,6 +103,8 @@ def run(
         return evaluate.run(exp, folder)
     if mode == "prepare":
         return prepare.run(exp, folder)
+    if mode == "reference":
+        return reference.run(exp, folder)
     if mode == "search":
         return search.run(exp, folder)
     if mode == "replay":

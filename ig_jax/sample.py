@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,17 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
-from ig_jax import checkpoint, guidance, guide, logs, pictures, prng, sharding
+from ig_jax import checkpoint, compatible, flops, guidance, guide, logs, prng, sharding
 from ig_jax.build import Experiment
 from ig_jax.config import Config
 from ig_jax.errors import UserError
 from ig_jax.guidance import KINDS, Guidances, Guided, Stretch, Worse
+from ig_jax.sample_files import SampleFiles
 from ig_jax.samplers import base
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import Labels, Latents, Params, Scalar
+
+T = TypeVar("T")
 
 
 class Plan(NamedTuple):
@@ -104,10 +108,10 @@ class Generator:
         )
 
     @property
-    def channels(self) -> int:
-        """Channels of what is returned."""
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of what is returned."""
         latents = jax.ShapeDtypeStruct((1, *self.exp.net.latent_shape), jnp.float32)
-        return jax.eval_shape(self._decode, latents, self._codec_weights).shape[-1]
+        return jax.eval_shape(self._decode, latents, self._codec_weights).shape[1:]
 
     def _generate(self, plan: Plan, *given: Any) -> tuple[jax.Array, Bool[Array, "b"]]:
         """Every device draws its own rows, and none waits for another."""
@@ -192,11 +196,20 @@ def labels_of(config: Config, seed: int, indices: np.ndarray) -> np.ndarray:
     return np.array([rounds[i // classes][i % classes] for i in indices], np.int32)
 
 
+class Drawn(NamedTuple):
+    """A batch of samples on the host."""
+
+    indices: np.ndarray
+    images: np.ndarray  # decoded
+    labels: np.ndarray
+
+
 def batches(
     generator: Generator, params: Params, seed: int, indices: np.ndarray, **chosen: Any
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(indices, decoded samples, labels), a batch at a time; the last one is padded, then cut.
+) -> Iterator[Drawn]:
+    """Samples `indices`, a batch at a time; the last one is padded, then cut.
 
+    The next batch is begun before one is handed out: while the host writes files, devices work.
     `chosen` may name guidances and a sampler, as for `Generator`.
 
     Raises:
@@ -204,17 +217,27 @@ def batches(
     """
     exp = generator.exp
     size = exp.config.sample.batch_size * exp.own_mesh.size // exp.mesh.size
-    for start in range(0, len(indices), size):
-        taken = indices[start : start + size]
-        padded = np.resize(taken, size)
-        labels = labels_of(exp.config, seed, padded)
-        host = {"i": padded.astype(np.int32), "y": labels}
-        rows = sharding.to_global(host, exp.own_mesh, size)
-        drawn = generator(params, np.uint32(seed), rows["i"], rows["y"], **chosen)
-        images, finite = map(sharding.to_host, drawn)
-        failed = taken[~finite[: len(taken)]]
-        _require_finite(failed, chosen.get("sampler") or exp.config.sample.sampler)
-        yield taken, images[: len(taken)], labels[: len(taken)]
+    labels = labels_of(exp.config, seed, indices)
+
+    def begun() -> Iterator[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]:
+        for start in range(0, len(indices), size):
+            taken = np.arange(start, min(start + size, len(indices)))
+            padded = np.resize(taken, size)
+            host = {"i": indices[padded].astype(np.int32), "y": labels[padded]}
+            rows = sharding.to_global(host, exp.own_mesh, size)
+            yield taken, generator(params, np.uint32(seed), rows["i"], rows["y"], **chosen)
+
+    for taken, drawn in _one_ahead(begun()):
+        images, finite = (sharding.to_host(x)[: len(taken)] for x in drawn)
+        sampler = chosen.get("sampler") or exp.config.sample.sampler
+        _require_finite(indices[taken][~finite], sampler)
+        yield Drawn(indices[taken], images, labels[taken])
+
+
+def _one_ahead(begun: Iterator[T]) -> Iterator[T]:
+    """Every item once the next one is begun."""
+    for item, _ in pairwise(chain(begun, [None])):
+        yield item
 
 
 def _require_finite(failed: np.ndarray, sampler: Sampler) -> None:
@@ -239,7 +262,7 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
     checkpoints = checkpoint.of_run(workdir, "--workdir")
 
     def read(step: int) -> Params:
-        checkpoints.require(step, exp.config.raw, checkpoint.SAMPLES)
+        checkpoints.require(step, exp.config.raw, compatible.SAMPLES)
         return checkpoints.weights(step, exp.config.sample.weights, exp.weights_here)
 
     try:
@@ -247,6 +270,29 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
         return step, sharding.whole_on(exp.mesh, found)
     finally:
         checkpoints.close()
+
+
+def cost(generator: Generator, **chosen: Any) -> dict[str, int] | None:
+    """What one image takes: evaluations of the networks and their FLOPs, without the decoder.
+
+    `chosen` may name guidances and a sampler, as for `Generator`. None: an adaptive sampler, which
+    decides for each image.
+    """
+    exp, other = generator.exp, generator.worse
+    sampler = chosen.get("sampler") or exp.config.sample.sampler
+    guidances = chosen.get("guidances") or exp.config.sample.guidances
+    if sampler.adaptive:
+        return None
+    cut, calls = plan(exp.config, sampler, guidances).cut, sampler.calls()
+    count = guidance.evaluations(cut, calls)
+    # Where Internal Guidance is off the early heads are never computed.
+    guided = guidance.evaluations(cut, calls, kind="ig").network
+    with_head = flops.forward(exp.net, exp.abstract_params, heads=(exp.config.readout,))
+    without = flops.forward(exp.net, exp.abstract_params, heads=())
+    total = guided * with_head + (count.network - guided) * without
+    if count.other:
+        total += count.other * flops.forward(other.net, other.params, heads=())
+    return {"evaluations": count.network, "of_the_guide": count.other, "flops": total}
 
 
 def settings(exp: Experiment, step: int) -> dict[str, Any]:
@@ -258,59 +304,46 @@ def settings(exp: Experiment, step: int) -> dict[str, Any]:
     return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **rest, **model}
 
 
-def folder(workdir: Path, record: dict[str, Any]) -> Path:
-    """A folder whose name tells the main settings and differs whenever any setting does."""
+def folder(parent: Path, record: Mapping[str, Any]) -> Path:
+    """A folder in `parent` whose name tells the main settings, and differs whenever any differs."""
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+    if "sampler" not in record:  # samples of other programs
+        return parent / f"files-{digest}"
     sampler = record["sampler"]
     name = (
         f"step{record['checkpoint_step']}-{record['weights']}-{sampler['name']}"
         f"{sampler['num_steps']}-ig{record['ig']['scale']:g}-cfg{record['cfg']['scale']:g}"
-        f"-seed{record['seed']}-{digest}"
     )
-    return workdir / "samples" / name
-
-
-def _file(target: Path, index: int) -> Path:
-    return target / f"{index:06d}.png"
-
-
-def _collect(generator: Generator, target: Path, num: int) -> None:
-    """Makes samples.npz (arr_0: uint8 [n, H, W, c], arr_1: labels) and grid.png from the files."""
-    channels = generator.channels
-    images = np.stack([pictures.load(_file(target, i), channels) for i in range(num)])
-    config = generator.exp.config
-    labels = labels_of(config, config.sample.seed, np.arange(num))
-    temporary = target / ".samples.npz.tmp"
-    with open(temporary, "wb") as file:
-        np.savez(file, arr_0=images, arr_1=labels)
-    temporary.replace(target / "samples.npz")
-    shown = min(num, 100)
-    columns = min(10, shown)
-    pictures.save(
-        target / "grid.png", pictures.grid(images[:shown], columns, labels[:shown].tolist())
-    )
+    seed = f"-seed{record['seed']}" if "seed" in record else ""
+    return parent / f"{name}{seed}-{digest}"
 
 
 def run(exp: Experiment, workdir: Path) -> Path:
-    """Draws `sample.num` pictures from the newest checkpoint of `workdir`; returns their folder."""
+    """Draws `sample.num` pictures from the newest checkpoint of `workdir`; returns their folder.
+
+    Raises:
+      UserError: there is no checkpoint; a sample is not finite; the disk is full.
+    """
     step, params = load_weights(exp, workdir)
     s = exp.config.sample
     record = settings(exp, step)
-    target = folder(workdir, record)
-    target.mkdir(parents=True, exist_ok=True)
-    indices = sharding.mine(s.num)
-    missing = np.array([i for i in indices if not _file(target, i).exists()], int)
     generator = Generator(exp, guide.load(exp))
-    done = len(indices) - len(missing)
+    target = folder(workdir / "samples", record)
+    files = SampleFiles(target, s.num, generator.shape, s.files)
+    if jax.process_index() == 0:
+        files.create()
+        logs.write_json(target / "settings.json", record | {"an_image": cost(generator)})
+    sharding.meet("begun")
+    mine = np.array(sharding.mine(s.num))
+    missing = files.missing(mine)
     # The bar is of this process, whose share takes as long as everybody's.
-    with logs.progress(len(indices), initial=done, unit="image", what="sampling") as bar:
+    done = len(mine) - len(missing)
+    with logs.progress(len(mine), initial=done, unit="image", what="sampling") as bar:
         for indices, images, _ in batches(generator, params, s.seed, missing):
-            for index, image in zip(indices.tolist(), images, strict=True):
-                pictures.save(_file(target, index), image)
+            files.write(indices, images)
             bar.update(len(indices))
     sharding.meet("sampled")
     if jax.process_index() == 0:
-        logs.write_json(target / "settings.json", record)
-        _collect(generator, target, s.num)
-    logs.say(f"{s.num} samples of step {step} are in {target} (PNG, grid.png, samples.npz)")
+        made = files.finish(labels_of(exp.config, s.seed, np.arange(s.num)))
+        logs.say(f"{s.num:,} samples of step {step} are in {target} ({', '.join(made)})")
     return target

@@ -7,12 +7,12 @@ scales alone share one; intervals and numbers of steps cost a compilation each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, guide, logs, sample, tree
+from ig_jax import evaluate, guide, judge, logs, sample, tree
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidances
@@ -40,7 +40,7 @@ def apply(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler]:
     return guidances, replace(s.sampler, num_steps=steps)
 
 
-def _race(exp: Experiment, workdir: Path, step: int, measures: Mapping[str, Any]) -> Search:
+def _race(exp: Experiment, workdir: Path, step: int, measures: Collection[str]) -> Search:
     c = exp.config.search
     if c.metric not in evaluate.BETTER or c.metric not in measures:
         known = [name for name in measures if name in evaluate.BETTER]
@@ -62,25 +62,25 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     """
     c = exp.config.search
     step, params = sample.load_weights(exp, workdir)
-    judge, floor = evaluate.make_judge(exp)
-    search = _race(exp, workdir, step, floor)
-    generator = sample.Generator(exp, _worse(exp), judge.decode)
+    judging, _ = judge.make_judge(exp)
+    search = _race(exp, workdir, step, judging.measures)
+    generator = sample.Generator(exp, _worse(exp), judging.decode)
     done, total = search.finished * c.num, search.total * c.num
     with logs.progress(total, initial=done, unit="image", what="searching") as bar:
 
         def measure(candidate: Candidate, seed: int) -> dict[str, float]:
             guidances, sampler = apply(exp.config.sample, candidate)
-            drawn = evaluate.draw(
+            images, labels = evaluate.draw(
                 generator, params, c.num, seed, bar, guidances=guidances, sampler=sampler
             )
-            return judge.measure(*drawn)
+            return judging.measure(judging.look(images), labels)
 
         for _ in search.run(measure):
             bar.set_postfix_str(f"best: {search.rows()[0]['candidate']}", refresh=False)
     rows = search.rows()
     picture = workdir / "search.png"
     report.heat_map(picture, rows, c.metric, evaluate.BETTER[c.metric], c.space.method)
-    shown = {name: evaluate.MEASURES[name] for name in floor}
+    shown = {name: evaluate.MEASURES[name] for name in judging.measures}
     logs.say("\n" + report.table(rows, shown, c.metric, SHOWN) + "\n")
     logs.say(f"± is the standard error over seeds of {c.num} samples; 'minus config' is paired")
     logs.say(f"all settings: {workdir / 'search.json'}, picture: {picture}")

@@ -22,9 +22,9 @@ class ConfigError(UserError, ValueError):
     """A user's mistake in a config."""
 
 
-def named(table: Mapping[str, Any]) -> Any:
+def named(table: Mapping[str, Any], default: Any = dataclasses.MISSING) -> Any:
     """A field whose section picks a class of `table` by its `name`."""
-    return field(metadata={"table": table})
+    return field(default=default, metadata={"table": table})
 
 
 def each_named(table: Mapping[str, Any]) -> Any:

@@ -15,6 +15,9 @@ from ig_jax.data import SOURCES
 from ig_jax.data.write import LAYOUTS
 from ig_jax.guidance import KINDS, Guidance, Guidances
 from ig_jax.halving.space import Space
+from ig_jax.metrics import FEATURES
+from ig_jax.metrics.inception import Inception
+from ig_jax.metrics.spaces import FeatureSpace
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
 from ig_jax.samplers import SAMPLERS
@@ -23,6 +26,8 @@ from ig_jax.sections import ConfigError, each_named, named, require
 from ig_jax.types import Codec, Source
 
 LABEL_MODES = ("random", "balanced")
+FILES = ("png", "npz")
+ENOUGH = "must be at least 10 for a covariance to mean much"
 SEEDS = 2**32
 SEED_RULE = "must not be negative, and below 2**32"
 
@@ -188,11 +193,15 @@ class Sample:
     autoguidance: Guidance
     guide: Guide
     sampler: Sampler = named(SAMPLERS)
+    files: tuple[str, ...] = FILES  # configs of older runs lack it
 
     def __post_init__(self):
         require(self.num >= 1, "num", self.num, "must be at least 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
         require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+        rule = f"must be one or both of {', '.join(FILES)}, each once"
+        known = set(self.files) <= set(FILES) and len(set(self.files)) == len(self.files) > 0
+        require(known, "files", self.files, rule)
         require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
         if self.time_shift != 1 and self.sampler.adaptive:
             raise ConfigError(
@@ -228,14 +237,28 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class EvaluateWhileTraining:
+    every_steps: int
+    num: int
+
+    def __post_init__(self):
+        rule = "must not be negative (0: only by --mode=evaluate)"
+        require(self.every_steps >= 0, "every_steps", self.every_steps, rule)
+        require(self.num >= 10, "num", self.num, ENOUGH)
+
+
+@dataclass(frozen=True)
 class Evaluate:
     num: int
     seeds: tuple[int, ...]
+    # Configs of older runs lack the rest.
+    reference: str = ""
+    samples: str = ""
+    while_training: EvaluateWhileTraining = EvaluateWhileTraining(0, 10_000)
+    features: FeatureSpace = named(FEATURES, Inception(""))
 
     def __post_init__(self):
-        require(
-            self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
-        )
+        require(self.num >= 10, "num", self.num, ENOUGH)
         require(bool(self.seeds), "seeds", self.seeds, "needs at least one")
         require(all(0 <= s < SEEDS for s in self.seeds), "seeds", self.seeds, f"each {SEED_RULE}")
 
@@ -250,9 +273,7 @@ class SearchSettings:
     space: Space
 
     def __post_init__(self):
-        require(
-            self.num >= 10, "num", self.num, "must be at least 10 for a covariance to mean much"
-        )
+        require(self.num >= 10, "num", self.num, ENOUGH)
         require(self.rounds >= 1, "rounds", self.rounds, "must be at least 1")
         require(0 < self.keep <= 1, "keep", self.keep, "must lie in (0, 1]; a half is usual")
         require(0 <= self.first_seed < SEEDS, "first_seed", self.first_seed, SEED_RULE)

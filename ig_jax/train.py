@@ -23,7 +23,19 @@ from clu import parameter_overview
 from jax import lax
 from jaxtyping import Array, Float
 
-from ig_jax import checkpoint, ema, logs, meters, optim, preview, prng, sharding, tree
+from ig_jax import (
+    checkpoint,
+    compatible,
+    ema,
+    evaluate,
+    logs,
+    meters,
+    optim,
+    preview,
+    prng,
+    sharding,
+    tree,
+)
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.data import loader
@@ -66,7 +78,7 @@ def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[Train
     """
     if step == 0:
         return _from_import(exp, checkpoints), 0
-    checkpoints.require(step, exp.config.raw, checkpoint.CONTINUES)
+    checkpoints.require(step, exp.config.raw, compatible.CONTINUES)
     start = checkpoints.meta(step)["data"]["next_index"]
     return checkpoints.restore(step, exp.abstract_state), start
 
@@ -78,14 +90,14 @@ def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
     optimizer's state all but what that depends on. Each average starts from the imported one.
     """
     c, like, workdir = exp.config, exp.abstract_state, checkpoints.workdir
-    checkpoints.require(0, c.raw, checkpoint.SAMPLES)
+    checkpoints.require(0, c.raw, compatible.SAMPLES)
     average = checkpoints.weights(0, "ema", like.params)
     averages = ema.init(average, c.train.ema_decays)
     if checkpoints.imported(0) != "state":
         logs.say(f"starting from the weights in {workdir}")
         return init_state(exp).replace(params=average, ema=averages)
     mend = "use those of its optimizer, or import the weights without --training_state"
-    checkpoints.require(0, c.raw, checkpoint.UPDATES, mend)
+    checkpoints.require(0, c.raw, compatible.UPDATES, mend)
     logs.say(f"starting from the weights and the optimizer's state in {workdir}")
     return checkpoints.restore(0, like.replace(ema=None)).replace(ema=averages)
 
@@ -235,6 +247,8 @@ class Trainer:
         self.writer = logs.MetricWriter(workdir, resumed_at=self.step)
         if c.log.samples_every_steps:  # otherwise its decoder would be read for nothing
             self.preview = preview.Preview(exp, workdir)
+        if c.evaluate.while_training.every_steps:
+            self.evaluation = evaluate.WhileTraining(exp)
         self.rates, self.window = meters.Rates(exp), meters.Window()
         self.profile = meters.Profile(c.profile, workdir / "profile", self.step)
         self.pending: tuple[int, History] | None = None
@@ -326,6 +340,8 @@ class Trainer:
         every = {"log": c.log.every_steps, "save": c.checkpoint.every_steps}
         if c.log.samples_every_steps:
             every["preview"] = c.log.samples_every_steps
+        if c.evaluate.while_training.every_steps:
+            every["evaluate"] = c.evaluate.while_training.every_steps
         return every
 
     def _handle(self, due: set[str], bar: Any) -> None:
@@ -333,17 +349,24 @@ class Trainer:
             self._log(bar)
         if "save" in due:
             self._save()
-        if "preview" in due:
+        drawn = due & {"preview", "evaluate"}
+        if drawn:
             started = time.perf_counter()
-            averaged = self.state.ema[str(self.exp.config.train.ema_decays[0])]
-            weights = sharding.whole_on(self.exp.mesh, averaged)
-            if jax.process_index() == 0:
-                with logs.room_or_not("previews", self.workdir):
-                    picture = self.preview.draw(weights, self.step)
-                    self.writer.images(self.step, "samples", picture)
+            self._draw(drawn)
             seconds = time.perf_counter() - started
             self.window.leave_out(seconds)
             logs.leave_out(bar, seconds)
+
+    def _draw(self, due: set[str]) -> None:
+        """What samples of the averaged weights are for, while training."""
+        averaged = self.state.ema[str(self.exp.config.train.ema_decays[0])]
+        weights = sharding.whole_on(self.exp.mesh, averaged)
+        if "preview" in due and jax.process_index() == 0:
+            with logs.room_or_not("previews", self.workdir):
+                picture = self.preview.draw(weights, self.step)
+                self.writer.images(self.step, "samples", picture)
+        if "evaluate" in due:
+            self.writer.scalars(self.step, self.evaluation.measure(weights))
 
     def run(self) -> Outcome:
         """Trains to the end, or until a signal asks to stop; both save."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,16 @@ def count(tree: Any) -> int:
 def num_bytes(tree: Any) -> int:
     """Bytes of all arrays, also of abstract ones."""
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def digest(tree: Mapping[str, Any]) -> str:
+    """SHA-256 of names, types, shapes and values of all arrays: whether two networks are one."""
+    found = hashlib.sha256()
+    for path, leaf in sorted(flatten(tree).items()):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        found.update(f"{path} {array.dtype} {array.shape} ".encode())
+        found.update(array.data if array.size else b"")
+    return found.hexdigest()
 
 
 def cut(tree: Any, parts: int) -> Any:

@@ -148,6 +148,8 @@ class Codec(Protocol):
     copied into each.
     """
 
+    rounding: str  # the rule from decoded pictures to 8 bits, as results name it
+
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]: ...
 
     def encoder_weights(self, stored_shape: tuple[int, ...]) -> Params:

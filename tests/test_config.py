@@ -28,6 +28,9 @@ OPTIONAL = {
     "sample.ig.channels": 0,
     "sample.cfg.channels": 0,
     "sample.autoguidance.channels": 0,
+    "sample.files": ("png", "npz"),
+    "evaluate.reference": "",
+    "evaluate.samples": "",
 }
 REQUIRED = [path for path in LEAVES if path not in OPTIONAL and not path.startswith(TRIED)]
 SECTIONS = sorted({p.rpartition(".")[0] for p in LEAVES if "." in p and not p.startswith(TRIED)})

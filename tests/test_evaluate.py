@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import evaluate, guidance, sample
+from ig_jax import evaluate, guidance, judge, sample, tree
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
 from ig_jax.evaluate import MEASURES
 from ig_jax.guidance import Guidance
 
-# Outliers need a density that is known.
-OF_IMAGES = set(MEASURES) - {"outliers"}
+# Outliers need a density that is known, FID and sFID another feature space.
+OF_DIGITS = set(MEASURES) - {"outliers", "fid", "sfid"}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,11 @@ def exp():
 @pytest.fixture(scope="module")
 def judged(exp):
     """The judge, and its verdict on the held-out images."""
-    return evaluate.make_judge(exp)
+    return judge.make_judge(exp)
+
+
+def measure(judged, images, labels):
+    return judged[0].measure(judged[0].look(images), labels)
 
 
 def real(split):
@@ -35,9 +39,10 @@ def real(split):
 
 
 def test_held_out_images_are_close_to_the_training_images_but_no_copies(judged):
-    judge, floor = judged
-    assert floor == judge.measure(*real("held_out"))
-    assert set(floor) == OF_IMAGES
+    _, floor = judged
+    assert floor == measure(judged, *real("held_out"))
+    assert set(floor) == {*OF_DIGITS, "inception_score_torch_fidelity"}
+    assert set(judged[0].measures) == OF_DIGITS
     assert floor["accuracy"] > 0.95
     assert floor["precision"] > 0.9 and floor["recall"] > 0.9
     assert 8.5 < floor["inception_score"] <= 10
@@ -45,8 +50,8 @@ def test_held_out_images_are_close_to_the_training_images_but_no_copies(judged):
 
 
 def test_training_images_are_unmasked_as_copies(judged):
-    judge, floor = judged
-    copies = judge.measure(*real("train"))
+    _, floor = judged
+    copies = measure(judged, *real("train"))
     assert copies["nearest"] == 0
     assert copies["fd"] == pytest.approx(0, abs=1e-6) and copies["fd"] < floor["fd"]
     assert copies["precision"] == copies["recall"] == 1
@@ -54,10 +59,10 @@ def test_training_images_are_unmasked_as_copies(judged):
 
 
 def test_noise_is_worse_than_held_out_images_in_every_measure(judged):
-    judge, floor = judged
+    _, floor = judged
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
-    found = judge.measure(noise, rng.integers(0, 10, 300))
+    found = measure(judged, noise, rng.integers(0, 10, 300))
     assert found["fd"] > 10 * floor["fd"] and found["nearest"] > 2 * floor["nearest"]
     assert found["accuracy"] < 0.3
     for name in ("precision", "recall", "inception_score"):
@@ -65,17 +70,16 @@ def test_noise_is_worse_than_held_out_images_in_every_measure(judged):
 
 
 def test_wrong_labels_cost_accuracy_alone(judged):
-    judge, floor = judged
+    _, floor = judged
     images, labels = real("held_out")
-    found = judge.measure(images, (labels + 1) % 10)
+    found = measure(judged, images, (labels + 1) % 10)
     assert found["accuracy"] < 0.02
     assert {**found, "accuracy": floor["accuracy"]} == floor
 
 
 def test_images_of_one_class_are_precise_but_recall_little(judged):
-    judge, floor = judged
     images, labels = real("held_out")
-    found = judge.measure(images[labels == 0], labels[labels == 0])
+    found = measure(judged, images[labels == 0], labels[labels == 0])
     assert found["precision"] > 0.8 and found["recall"] < 0.3
     assert found["inception_score"] < 1.2
 
@@ -85,13 +89,46 @@ def test_nearest_is_the_median_distance_in_pixels_from_minus_one_to_one(judged):
     images, labels = real("train")
     images, labels = images[:30].copy(), labels[:30]
     images[:20, 0, 0, 0] ^= 51  # the corner pixel is 0 in all of them
-    assert judged[0].measure(images, labels)["nearest"] == pytest.approx(0.4)
+    assert measure(judged, images, labels)["nearest"] == pytest.approx(0.4)
 
 
-def test_a_source_without_held_out_images_is_refused():
-    exp = tiny.experiment({"data.source.split": "held_out"})
-    with pytest.raises(UserError, match="data.source.name = 'digits': has no held-out split"):
-        evaluate.make_judge(exp)
+def test_without_labels_all_is_measured_but_accuracy(judged):
+    images, labels = real("held_out")
+    with_labels = measure(judged, images, labels)
+    del with_labels["accuracy"]
+    assert measure(judged, images, None) == with_labels
+
+
+def test_what_is_kept_of_a_picture_does_not_depend_on_the_batch(judged):
+    images, _ = real("held_out")
+    together = judged[0].look(images)
+    alone = judged[0].look(images[37:38])
+    for name, row in judged[0].rows((8, 8, 1)).items():
+        assert together[name].shape == (len(images), *row.shape)
+        assert together[name].dtype == row.dtype
+        np.testing.assert_array_equal(alone[name][0], together[name][37])
+
+
+def test_a_source_without_held_out_images_has_no_floor():
+    _, floor = judge.make_judge(tiny.experiment({"data.source.split": "held_out"}))
+    assert floor is None
+
+
+INCEPTION = {"evaluate.features": {"name": "inception", "weights": "weights/no.pth"}}
+LATENTS = {
+    "data.source": {"name": "synthetic", "side": 8, "channels": 1, "num_classes": 10, "size": 9},
+    "data.codec": {"name": "as_stored"},
+}
+
+
+def test_what_judging_needs_is_named_where_it_is_missing():
+    for changes, sentence in (
+        (INCEPTION, "evaluate.features.weights = .*pt_inception-2015.*mseitzer/pytorch-fid"),
+        (LATENTS, "evaluate.features.name = 'classifier': is fitted on the pictures"),
+        ({"evaluate.reference": "no.npz"}, "evaluate.reference = no.npz: cannot be read"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            judge.make_judge(tiny.experiment(changes))
 
 
 OFF = {"ig": {"sample.ig.scale": 1.0}, "cfg": {"sample.cfg.scale": 1.0}}
@@ -139,7 +176,7 @@ def test_the_readout_alone_comes_first_where_asked_and_is_internal_guidance_at_s
 
 
 def test_a_table_has_a_row_for_each_result_in_the_units_of_its_heading():
-    shown = [name for name in MEASURES if name in OF_IMAGES]
+    shown = [name for name in MEASURES if name in OF_DIGITS]
     stats = {name: {"mean": 0.5, "std": 0.0} for name in shown}
     spread = {name: {"mean": 0.12345, "std": 0.004} for name in shown}
     lines = evaluate.table({"held-out": stats, "plain": spread}).splitlines()
@@ -176,21 +213,57 @@ def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
     assert not np.array_equal(unguided, first[0])
 
 
-def test_a_run_writes_the_spread_over_seeds_beside_the_floor(exp, judged, tmp_path, capsys):
+def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged, tmp_path, capsys):
     trained = tiny.trained()
     record = evaluate.run(exp, trained.copy(tmp_path))
-    written = json.loads((tmp_path / "evaluation.json").read_text())
-    assert written == json.loads(json.dumps(record))
-    assert set(record) == {"floor", "samples", "settings"}
+    [file] = (tmp_path / "evaluations").glob("*/results.json")
+    assert json.loads(file.read_text()) == json.loads(json.dumps(record))
+    assert [f.name for f in file.parent.iterdir()] == ["results.json"]
     assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
-    assert set(record["samples"]) == OF_IMAGES
     generator, average = sample.Generator(exp), trained.weights("0.9")
     drawn = [evaluate.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
-    assert record["samples"] == evaluate.spread([judged[0].measure(*part) for part in drawn])
-    assert record["samples"]["fd"]["std"] > 0
+    assert record["each"] == [measure(judged, *part) for part in drawn]
+    assert record["measures"] == evaluate.spread(record["each"])
+    assert record["measures"]["fd"]["std"] > 0
     # Two dozen steps: nearer to the digits than noise would be, far from the floor.
-    assert record["samples"]["fd"]["mean"] > 2 * record["floor"]["fd"]["mean"]
-    assert record["settings"]["checkpoint_step"] == 24
-    assert record["settings"]["seeds"] == (0, 1) and record["settings"]["num"] == 20
+    assert record["measures"]["fd"]["mean"] > 2 * record["floor"]["fd"]["mean"]
+    settings = record["settings"]
+    assert settings["checkpoint_step"] == 24 and record["samples"] == 20
+    assert settings["evaluate"] == {"num": 20, "seeds": (0, 1)} and "seed" not in settings
+    assert record["rounding"] == "127.5 x + 128, cut"
+    assert record["features"]["name"] == "Classifier"
+    assert record["reference"]["pictures"] == 1442 and record["k"] == 3
+    assert record["network_sha256"] == tree.digest(average)
+    assert set(record["versions"]) >= {"jax", "python"}
     said = capsys.readouterr().out
     assert "| held-out data |" in said and "| samples " in said
+    assert record["an_image"]["evaluations"] == 6  # three steps, doubled by CFG
+    assert (
+        "20 samples for each of 2 seeds with balanced labels of step 24 (ema); Euler 3, "
+        "ig 2 on [0, 1], cfg 1.2 on [0, 1], 6 evaluations an image"
+    ) in said
+
+
+def test_a_run_that_is_done_is_not_done_again(exp, tmp_path, monkeypatch, capsys):
+    workdir = tiny.trained().copy(tmp_path)
+    record = evaluate.run(exp, workdir)
+    first = capsys.readouterr().out
+    monkeypatch.setattr(sample, "batches", None)  # would be called
+    assert evaluate.run(exp, workdir) == json.loads(json.dumps(record))
+    assert capsys.readouterr().out == first
+
+
+def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_path, capsys):
+    """An archive and a folder of pictures; what another program may have made."""
+    workdir = tiny.trained().copy(tmp_path)
+    drawn = evaluate.run(tiny.experiment({"evaluate.seeds": (0,)}), workdir)
+    target = sample.run(tiny.experiment({"sample.num": 20}), workdir)
+    archive, folder = (
+        evaluate.run(tiny.experiment({"evaluate.samples": str(path)}), workdir)
+        for path in (target / "samples.npz", target)
+    )
+    assert archive["measures"] == drawn["measures"]
+    without_labels = dict(drawn["measures"])
+    del without_labels["accuracy"]
+    assert folder["measures"] == without_labels and folder["samples"] == 20
+    assert "20 samples of" in capsys.readouterr().out

@@ -57,7 +57,7 @@ def at_toy_size(words: list[str]) -> list[str]:
     ours = next((word for word in words if word.startswith("--config=configs/")), "")
     if ours:
         changes = SMALL | changes
-        if "image" in ours.split(":")[1]:
+        if "image" in ours.partition(":")[2]:
             changes["data.source.size"] = SIDE
         if "no_data" in ours:
             changes["data.source.side"] = SIDE // (8 if "sit" in ours else 16)

@@ -71,10 +71,12 @@ def _without_samples(workdir, target):
 @pytest.mark.slow
 def test_two_processes_judge_the_samples_of_both(folder):
     run_script("judged", folder)
-    record = json.loads((folder / "run" / "evaluation.json").read_text())
+    [file] = (folder / "run" / "evaluations").glob("*/results.json")
+    record = json.loads(file.read_text())
+    file.unlink()
     alone = evaluate.run(tiny.experiment(), folder / "run")
-    for name, stats in alone["samples"].items():
-        assert record["samples"][name]["mean"] == pytest.approx(stats["mean"], rel=0.01), name
+    for name, stats in alone["measures"].items():
+        assert record["measures"][name]["mean"] == pytest.approx(stats["mean"], rel=0.01), name
 
 
 def test_when_one_process_is_killed_the_other_ends_soon_and_says_why(seen):

@@ -1,5 +1,6 @@
 """Sampling: sample i is sample i in any batch; files are whole, resumable and named by settings."""
 
+import errno
 import json
 import re
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import guidance, pictures, sample, sharding
+from ig_jax import flops, guidance, pictures, sample, sample_files, sharding
 from ig_jax.config import ConfigError
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidance, Stretch
@@ -307,6 +308,110 @@ def test_an_interrupted_run_makes_only_what_is_missing(workdir):
     with np.load(target / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (14, 8, 8, 1) and arrays["arr_1"].shape == (14,)
     assert len(list(target.glob("0*.png"))) == 14
+
+
+def files_of(target) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in target.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["png", "npz"])
+def test_one_kind_of_file_alone_holds_the_same_samples(workdir, tmp_path, kind):
+    both = files_of(sample.run(tiny.experiment(), workdir))
+    other = tiny.trained().copy(tmp_path / "other")
+    alone = files_of(sample.run(tiny.experiment({"sample.files": (kind,)}), other))
+    assert {name: both[name] for name in alone} == alone
+    pictures_there = {name for name in both if name[0].isdigit()}
+    missing = {"png": {"samples.npz"}, "npz": pictures_there}[kind]
+    assert set(both) - set(alone) == missing
+
+
+@pytest.mark.parametrize("kinds", [("npz",), ("png", "npz")], ids=["npz", "both"])
+def test_a_run_that_broke_off_goes_on_with_what_is_missing(workdir, tmp_path, monkeypatch, kinds):
+    """Batch by batch, and then with more samples: what is there is never drawn again."""
+    changes = {"sample.files": kinds, "sample.batch_size": 4}
+    unbroken = files_of(sample.run(tiny.experiment(changes), tiny.trained().copy(tmp_path / "b")))
+    drawn, batches = [], sample.batches
+
+    def breaks(generator, params, seed, indices, stop=2):
+        drawn.append(indices.tolist())
+        for i, batch in enumerate(batches(generator, params, seed, indices)):
+            if i == stop:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(sample, "batches", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        sample.run(tiny.experiment(changes), workdir)
+    target = sample.run(tiny.experiment(changes), workdir)
+    assert drawn == [list(range(12)), [8, 9, 10, 11]]
+    assert files_of(target) == unbroken
+    sample.run(tiny.experiment(changes), workdir)
+    sample.run(tiny.experiment(changes | {"sample.num": 15}), workdir)
+    assert drawn[2:] == [[], [12, 13, 14]]
+    with np.load(target / "samples.npz") as arrays:
+        assert len(arrays["arr_0"]) == len(arrays["arr_1"]) == 15
+    assert not list(target.glob(".*"))
+
+
+def test_fewer_samples_than_there_are_take_none_away(workdir):
+    target = sample.run(tiny.experiment({"sample.files": ("npz",)}), workdir)
+    before = (target / "samples.npz").read_bytes()
+    sample.run(tiny.experiment({"sample.files": ("npz",), "sample.num": 3}), workdir)
+    assert (target / "samples.npz").read_bytes() == before
+
+
+def test_a_full_disk_is_told_and_what_is_drawn_is_kept(workdir, monkeypatch):
+    write, calls = sample_files.Archive.write, []
+
+    def full(self, indices, images):
+        calls.append(len(indices))
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, indices, images)
+
+    monkeypatch.setattr(sample_files.Archive, "write", full)
+    exp = tiny.experiment({"sample.batch_size": 4})
+    with pytest.raises(
+        UserError, match="No space left on device .*free for .*what is done is kept"
+    ):
+        sample.run(exp, workdir)
+    target = sample.run(exp, workdir)
+    assert calls == [4, 4, 4, 4] and len(list(target.glob("0*.png"))) == 12
+
+
+def test_the_next_batch_is_begun_before_one_is_handed_out():
+    begun = []
+
+    def items():
+        for i in range(4):
+            begun.append(i)
+            yield i
+
+    seen = [(item, list(begun)) for item in sample._one_ahead(items())]
+    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2, 3]), (3, [0, 1, 2, 3])]
+    assert list(sample._one_ahead(iter(()))) == []
+
+
+def test_an_image_costs_a_head_a_step_for_internal_guidance_and_twice_the_network_within_cfg():
+    exp = tiny.experiment()
+    given = exp.config.sample.guidances
+    generator = sample.Generator(exp)
+    once = flops.forward(exp.net, exp.abstract_params, heads=())
+    head = flops.forward(exp.net, exp.abstract_params) - once
+
+    def cost(**kinds):
+        guidances = guidance.only(given, ()) | kinds
+        found = sample.cost(generator, guidances=guidances)
+        return found["evaluations"], found["flops"]
+
+    assert 0 < head < once / 10
+    assert cost() == (3, 3 * once)
+    assert cost(ig=Guidance(2.0, 0.0, 1.0)) == (3, 3 * (once + head))
+    assert cost(cfg=Guidance(2.0, 0.0, 0.7)) == (5, 5 * once)  # times 1, 2/3 and 1/3
+    both = cost(ig=Guidance(2.0, 0.5, 1.0), cfg=Guidance(2.0, 0.0, 0.7))
+    assert both == (5, 5 * once + 3 * head)  # of 1 alone, and of 2/3 twice
+    dopri5 = tiny.experiment({"sample.sampler": {"name": "dopri5", "num_steps": 9}})
+    assert sample.cost(sample.Generator(dopri5)) is None
 
 
 DECISIVE = {

@@ -8,7 +8,7 @@ import jax
 import pytest
 import tiny
 
-from ig_jax import build, config, evaluate, run, sample, search
+from ig_jax import build, config, evaluate, judge, run, sample, search
 from ig_jax.errors import UserError
 from ig_jax.halving.space import Candidate
 
@@ -42,7 +42,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
     exp = build.experiment(config.parse(settings(), jax.device_count()))
     c = exp.config
     _, params = sample.load_weights(exp, workdir)
-    judge, _ = evaluate.make_judge(exp)
+    judging, _ = judge.make_judge(exp)
     [row] = [row for row in rows if row["candidate"] == {"ig.scale": 3.0}]
     guidances, sampler = search.apply(c.sample, Candidate.of(row["candidate"]))
 
@@ -53,7 +53,8 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
         images, labels = evaluate.draw(
             sample.Generator(exp), params, 20, value["seed"], Bar(), guidances=guidances
         )
-        assert judge.measure(images, labels) == {k: v for k, v in value.items() if k != "seed"}
+        found = judging.measure(judging.look(images), labels)
+        assert found == {k: v for k, v in value.items() if k != "seed"}
     assert sampler == c.sample.sampler
 
 

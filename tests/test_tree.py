@@ -262,9 +262,9 @@ def test_the_judge_of_a_density_finds_exact_samples_faultless_and_noise_not():
     judge = DensityJudge(TREE, TREE.held_out())
     points, labels = TREE.sample(4000, seed=9)
     samples = points.reshape(-1, 1, 1, 2).astype(np.float32)
-    good = judge.measure(samples, labels)
+    good = judge.measure(judge.look(samples), labels)
     assert good["outliers"] < 0.02 and good["recall"] > 0.94
-    half = judge.measure(samples * [1.0, 0.5], labels)
+    half = judge.measure(judge.look(samples * [1.0, 0.5]), labels)
     assert half["outliers"] > 0.5 and half["recall"] < good["recall"] - 0.1
 
 

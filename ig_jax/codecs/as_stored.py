@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Array
 
@@ -14,6 +15,8 @@ from ig_jax.types import NONE, Images, Key, Latents, Params
 @dataclass(frozen=True)
 class AsStored(WithoutWeights):
     """Stored float32 [b, h, w, c] are the latents."""
+
+    rounding: ClassVar[str] = "false colours"
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return stored_shape

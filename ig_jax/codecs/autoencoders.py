@@ -119,6 +119,7 @@ class SdVae(Autoencoder):
     """
 
     name: ClassVar[str] = "sd_vae"
+    rounding: ClassVar[str] = pixels.TRUNCATED
     factor: ClassVar[int] = 8
     channels: ClassVar[int] = 4
 
@@ -158,6 +159,7 @@ class VaVae(Autoencoder):
     statistics: str = ""
 
     name: ClassVar[str] = "va_vae"
+    rounding: ClassVar[str] = pixels.ROUNDED
     factor: ClassVar[int] = 16
 
     @property

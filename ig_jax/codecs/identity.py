@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -15,6 +16,8 @@ from ig_jax.types import NONE, Images, Key, Latents, Params
 @dataclass(frozen=True)
 class Identity(WithoutWeights):
     """Stored uint8 [b, h, w, c] <-> latents x / 127.5 - 1 of the same shape."""
+
+    rounding: ClassVar[str] = pixels.ROUNDED
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return stored_shape

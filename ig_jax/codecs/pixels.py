@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from ig_jax.types import Images, Latents
 
+TRUNCATED, ROUNDED = "255 (x + 1) / 2, cut", "127.5 x + 128, cut"  # as results name them
+
 
 def to_uint8_truncated(x: Float[Array, "b H W C"]) -> Images:
     """clip(255 (x + 1) / 2), fraction cut: images of SiT + IG (SiT/generate.py), REPA and SRA."""

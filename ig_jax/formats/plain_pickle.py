@@ -2,12 +2,14 @@
 
 A pickle is a program for a small stack machine. This is that machine, without the instructions
 that import: a name in the pickle stays a `Name`, an instruction that would call it is looked up in
-a table of makers, and an instruction that would set attributes reaches only a `Record`. Anything
-else is refused. The instructions are described in Python's own pickletools.
+a table of makers, and an instruction that would set attributes reaches only a `Record`, or a
+`Stateful` that a maker made. Anything else is refused. The instructions are described in Python's
+own pickletools.
 """
 
 from __future__ import annotations
 
+import mmap
 import pickletools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ MEND = "save a dict of tensors, numbers and text only, such as model.state_dict(
 VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
@@ -53,8 +55,15 @@ class Record(Mapping):
         return f"Record({self._fields})"
 
 
+class Stateful:
+    """What a maker may return to be given the state that the pickle has of it."""
+
+    def set_state(self, state: Any) -> None:
+        raise NotImplementedError
+
+
 def run(
-    program: bytes,
+    program: bytes | mmap.mmap,
     makers: Mapping[str, Callable[..., Any]],
     inert: Collection[str],
     refer: Callable[[Any], Any],
@@ -64,7 +73,8 @@ def run(
     An OrderedDict becomes a dict, without its attributes; an argparse.Namespace becomes a Record.
 
     Args:
-      program: the pickle, of protocol 2 or higher.
+      program: the pickle, of protocol 2 or higher; in a mapped file it begins where the file
+        stands, and the file then stands at its end.
       makers: more that may be called: by dotted name, what stands in for it.
       inert: dotted names that may occur, but not be called.
       refer: from a persistent id to what it stands for.
@@ -207,6 +217,9 @@ class _Machine:
 
     def _build(self, _) -> None:
         (state,) = self._pop(1)
+        if isinstance(self.stack[-1], Stateful):
+            self.stack[-1].set_state(state)
+            return
         for name in _only(dict, state):
             if not isinstance(name, str) or name.startswith("__"):
                 raise UserError(f"sets the attribute {name!r}; {MEND}")

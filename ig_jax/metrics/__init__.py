@@ -1,5 +1,12 @@
-"""Quality of generated images: features in, numbers out, in float64 numpy.
+"""Quality of generated images: features of pictures, and numbers of features.
 
-Nothing here knows a network, a file or a device. Features come from the small digit classifier
-(`feature_classifier`) or from an Inception network; the formulas are the same.
+A feature space turns pictures into features on devices: `Inception` for FID and its relatives, or
+`Classifier`, a small one fitted on the data. The formulas are the same for both; what sums over
+many samples is in float64. Nothing here knows a network that is judged.
 """
+
+from ig_jax.metrics.classifier import Classifier
+from ig_jax.metrics.inception import Inception
+
+# Config name -> feature space. A new one is a file here and a row.
+FEATURES = {"inception": Inception, "classifier": Classifier}

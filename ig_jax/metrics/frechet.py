@@ -10,27 +10,27 @@ form is what is reported. S_a S_b is not symmetric, so its root is taken through
 
 No complex numbers appear, and nothing is added to the diagonal of a singular covariance (fewer
 samples than dimensions). The last form is the one computed: taking roots of the eigenvalues of
-A S_b A instead would turn a rounding of 1e-16 into 1e-8 in every shared null direction.
+A S_b A instead would turn a rounding of 1e-16 into 1e-8 in every shared null direction, to save
+what the singular values of 2048 x 2048 take longer than eigenvalues: half a second.
 """
 
 import numpy as np
 from jaxtyping import Float64
 
-from ig_jax.metrics.moments import Moments, require_same_dimension
+from ig_jax.metrics.moments import Gaussian, require_same_dimension
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared Frechet distance between the Gaussians with the moments of a and b; never negative.
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """Squared Frechet distance between a and b; never negative.
 
     Raises:
-      ValueError: the dimensions differ, or a set has fewer than two samples.
+      ValueError: the dimensions differ.
     """
     require_same_dimension(a, b)
-    covariance_a, covariance_b = a.covariance, b.covariance
     shift = a.mean - b.mean
-    roots = _symmetric_root(covariance_a) @ _symmetric_root(covariance_b)
+    roots = _symmetric_root(a.covariance) @ _symmetric_root(b.covariance)
     root_trace = np.linalg.svd(roots, compute_uv=False).sum()
-    distance = shift @ shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * root_trace
+    distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root_trace
     # A squared metric: what is left below zero is the rounding of near-equal traces.
     return max(float(distance), 0.0)
 

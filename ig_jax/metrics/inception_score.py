@@ -2,39 +2,71 @@
 
   score of a split = exp( mean_i sum_c p_ic (log p_ic - log mean_j p_jc) ),   p = softmax(logits)
 
-(Salimans et al., arXiv 1606.03498). It lies between 1 and the number of classes.
+(Salimans et al., arXiv 1606.03498). It lies between 1 and the number of classes. The two tools that
+papers quote cut the images into splits by different rules; they agree only about, not exactly. Both
+take the Inception logits *without* the classifier bias.
 """
 
 import numpy as np
 from jaxtyping import Float64
 
-from ig_jax.metrics.rows import as_rows
+from ig_jax.metrics.rows import as_rows, row_blocks
+
+TORCH_FIDELITY_SEED = 2020
+TORCH_FIDELITY_SPLITS = 10
 
 
 def inception_score(logits: np.ndarray, split_size: int) -> tuple[float, Float64[np.ndarray, "s"]]:
     """Mean over splits, and the score of every split, by the rule of the ADM evaluator.
 
     Splits are runs of `split_size` consecutive rows; the last may be shorter and counts as much as
-    the others. ADM uses 5000 and the Inception logits *without* the classifier bias. Rows are never
-    shuffled, so samples sorted by class must be shuffled before: a split of one class scores 1.
-    torch-fidelity differs: it shuffles with a fixed seed, cuts into ten parts whatever their size,
-    and also reports the spread. The two agree only about, not exactly.
+    the others. ADM uses 5000. Rows are never shuffled, so samples sorted by class must be shuffled
+    before: a split of one class scores 1. One split is in memory at a time.
 
     Args:
-      logits: [n, classes], any real dtype.
+      logits: [n, classes], any real dtype; may be memory-mapped.
       split_size: rows per split, at least 1.
 
     Raises:
       ValueError: logits is empty, not [n, classes] or not finite, or split_size is below 1.
     """
-    rows = as_rows(logits, "logits")
-    if rows.size == 0:
-        raise ValueError(f"logits has shape {rows.shape}: needs at least one row and one class")
+    _require_values(logits)
     if split_size < 1:
         raise ValueError(f"split_size = {split_size}: must be at least 1; ADM uses 5000")
-    starts = range(0, len(rows), split_size)
-    per_split = np.array([_split_score(rows[start : start + split_size]) for start in starts])
+    splits = row_blocks(logits, "logits", split_size)
+    per_split = np.array([_split_score(split) for split in splits])
     return float(per_split.mean()), per_split
+
+
+def inception_score_torch_fidelity(logits: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation (ddof = 0) over splits, by the rule of torch-fidelity.
+
+    Rows are shuffled with a fixed seed, then cut into ten splits that differ by one row at most.
+
+    Args:
+      logits: [n, classes], any real dtype, n at least 10.
+
+    Raises:
+      ValueError: logits is not [n, classes], not finite, or has fewer than ten rows.
+    """
+    _require_values(logits)
+    rows = as_rows(logits, "logits")
+    if len(rows) < TORCH_FIDELITY_SPLITS:
+        raise ValueError(
+            f"logits has {len(rows)} rows: torch-fidelity's score cuts them into "
+            f"{TORCH_FIDELITY_SPLITS} splits, each of at least one; generate more"
+        )
+    order = np.random.RandomState(TORCH_FIDELITY_SEED).permutation(len(rows))
+    cuts = [i * len(rows) // TORCH_FIDELITY_SPLITS for i in range(1, TORCH_FIDELITY_SPLITS)]
+    per_split = np.array([_split_score(rows[chosen]) for chosen in np.split(order, cuts)])
+    return float(per_split.mean()), float(per_split.std())
+
+
+def _require_values(logits: np.ndarray) -> None:
+    if np.size(logits) == 0:
+        raise ValueError(
+            f"logits has shape {np.shape(logits)}: needs at least one row and one class"
+        )
 
 
 def _split_score(logits: Float64[np.ndarray, "n c"]) -> float:

@@ -8,23 +8,30 @@ merge without a look at the rows (Chan, Golub, LeVeque 1983, pairwise update):
 
 The sums of x and x x^T would merge as easily, but their difference loses every digit once the mean
 is large beside the spread; the centred form loses none.
+
+A `Gaussian` is what remains when the count is forgotten, and all that published statistics hold.
 """
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
-from ig_jax.metrics.rows import as_rows
+from ig_jax.metrics.rows import BLOCK_ROWS, row_blocks
+
+
+class Gaussian(NamedTuple):
+    """Mean and unbiased covariance of a set of feature vectors."""
+
+    mean: Float64[np.ndarray, "d"]
+    covariance: Float64[np.ndarray, "d d"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, mean and centred scatter of a set of feature vectors.
-
-    Published statistics (mean and unbiased covariance of `count` images) enter as
-    `Moments(count, mean, covariance * (count - 1))`.
-    """
+    """Count, mean and centred scatter of a set of feature vectors."""
 
     count: int
     mean: Float64[np.ndarray, "d"]
@@ -37,12 +44,18 @@ class Moments:
 
     @classmethod
     def from_features(cls, features: np.ndarray) -> "Moments":
-        """Moments of one batch of features [n, d], any real dtype; n = 0 gives `empty`.
+        """Moments of features [n, d], any real dtype; n = 0 gives `empty`.
+
+        They are read in blocks of rows, so that a memory-mapped file is never in memory at once.
 
         Raises:
           ValueError: features is not [n, d], or a row holds NaN or infinity (the first is named).
         """
-        rows = as_rows(features, "features")
+        blocks = row_blocks(features, "features", BLOCK_ROWS)
+        return functools.reduce(cls.merge, (cls._from_block(block) for block in blocks))
+
+    @classmethod
+    def _from_block(cls, rows: Float64[np.ndarray, "n d"]) -> "Moments":
         if len(rows) == 0:
             return cls.empty(rows.shape[1])
         mean = rows.mean(axis=0)
@@ -77,8 +90,17 @@ class Moments:
             )
         return self.scatter / (self.count - 1)
 
+    @property
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance alone.
 
-def require_same_dimension(a: Moments, b: Moments) -> None:
+        Raises:
+          ValueError: fewer than two samples.
+        """
+        return Gaussian(self.mean, self.covariance)
+
+
+def require_same_dimension(a: Moments | Gaussian, b: Moments | Gaussian) -> None:
     """Raises ValueError, naming both dimensions, unless a and b describe the same feature space."""
     if len(a.mean) != len(b.mean):
         raise ValueError(

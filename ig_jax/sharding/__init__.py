@@ -81,9 +81,9 @@ def to_global(
     return {name: globally(array) for name, array in rows.items()}
 
 
-def to_host(array: jax.Array) -> Any:
-    """An array that this process holds all of as numpy, explicitly, to pass a transfer guard."""
-    return jax.device_get(array)
+def to_host(arrays: Any) -> Any:
+    """Arrays that this process holds all of as numpy, explicitly, to pass a transfer guard."""
+    return jax.device_get(arrays)
 
 
 def mine(total: int) -> range:

@@ -1,0 +1,67 @@
+"""Which settings of a run may differ from those that its checkpoint was made under, and for what.
+
+Every section that counts is compared whole, but for the fields that are free: a field nobody has
+thought of refuses rather than lets pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ig_jax import tree
+
+# What must be the same for a run to be continued, and for its weights to be sampled from.
+CONTINUES = ("seed", "model", "process", "data", "objective", "optim", "train")
+SAMPLES = ("model", "process")
+# What must be the same for an imported optimizer's state to be used.
+UPDATES = ("optim",)
+# Fields of those that may differ: they change how far or how fast, not what.
+FREE = (
+    "train.steps",
+    "train.images",
+    "train.epochs",
+    "train.steps_per_dispatch",
+    "model.remat",
+    "model.unroll",
+    # Where files lie; that they are of the same kind is checked against the record beside them.
+    "data.source.path",
+    "data.codec.weights",
+    "data.codec.statistics",
+)
+# What matters to training alone, or to rounding.
+FREE_WHEN_SAMPLING = (
+    "model.dtype",
+    "process.time_distribution",
+    "process.time_mean",
+    "process.time_std",
+)
+# What an imported optimizer's state may be trained on with: they change the step, not the state.
+FREE_OF_STATE = (
+    "optim.learning_rate",
+    "optim.weight_decay",
+    "optim.warmup_steps",
+    "optim.schedule",
+    "optim.ns_steps",
+    "optim.ns_dtype",
+)
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples become lists, so that old and new compare equal."""
+    return json.loads(json.dumps(config))
+
+
+def mismatches(
+    old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
+) -> list[str]:
+    """Fields of `sections` in which two raw configs differ, other than the free ones."""
+
+    free = FREE + {SAMPLES: FREE_WHEN_SAMPLING, UPDATES: FREE_OF_STATE}.get(sections, ())
+
+    def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
+        flat = tree.flatten({s: config[s] for s in sections if s in config})
+        return tree.unflatten({p: v for p, v in flat.items() if p not in free})
+
+    return tree.differences(chosen(plain(old)), chosen(plain(new)))

@@ -1,0 +1,92 @@
+"""Arrays on disk that are filled row by row: in any order, over several runs, by several processes.
+
+A folder holds a .npy file for each array and `done.npy` with a byte for each row. A row is marked
+once its values are on the disk, so that after a kill at any moment, or the loss of the machine, it
+is known which rows are left. Files are written at offsets, not through a mapping: processes of
+other hosts may write neighbouring rows of the same page, and a full disk is an OSError.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+DONE = "done"
+
+
+class Row(NamedTuple):
+    """What one row of an array is."""
+
+    shape: tuple[int, ...]
+    dtype: Any  # of numpy
+
+
+class RowStore:
+    """`rows` rows of the named `arrays` in `folder`."""
+
+    def __init__(self, folder: Path, rows: int, arrays: Mapping[str, Row]):
+        self.folder, self.rows = folder, rows
+        self._arrays = {**arrays, DONE: Row((), np.uint8)}
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self._arrays if name != DONE]
+
+    def create(self) -> None:
+        """Makes the files unless they are there; one process does it, before any writes."""
+        if self.path(DONE).exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, row in self._arrays.items():  # `done` comes last: with it the store exists
+            # Hidden until it has its whole length, which takes no room on the disk yet.
+            hidden = self.folder / f".{name}.npy"
+            shape = (self.rows, *row.shape)
+            np.lib.format.open_memmap(hidden, mode="w+", dtype=row.dtype, shape=shape)
+            os.replace(hidden, self.path(name))
+
+    def path(self, name: str) -> Path:
+        """The .npy file of an array."""
+        return self.folder / f"{name}.npy"
+
+    def read(self, name: str) -> np.ndarray:
+        """An array as it is now, mapped from its file; rows that were not written are zeros."""
+        return np.load(self.path(name), mmap_mode="r")
+
+    def done(self, indices: Int[np.ndarray, "n"]) -> np.ndarray:
+        """Which rows are written, bool [n]."""
+        return self.read(DONE)[indices] == 1
+
+    def write(self, indices: Int[np.ndarray, "n"], values: Mapping[str, np.ndarray]) -> None:
+        """Rows `indices` of all arrays, each [n, ...].
+
+        Raises:
+          OSError: there is no room for them; what is not marked does no harm.
+        """
+        for name, found in values.items():
+            self._put(name, indices, found)
+        self._put(DONE, indices, np.ones(len(indices)))
+
+    def _put(self, name: str, indices: np.ndarray, values: np.ndarray) -> None:
+        row = self._arrays[name]
+        values = np.ascontiguousarray(values, row.dtype)
+        if values.shape != (len(indices), *row.shape):
+            raise ValueError(f"{name}: has shape {values.shape}, not {(len(indices), *row.shape)}")
+        size = int(np.prod(row.shape)) * np.dtype(row.dtype).itemsize
+        start = self.path(name).stat().st_size - self.rows * size  # behind the header
+        with open(self.path(name), "r+b", buffering=0) as file:
+            # Runs of neighbours in one go.
+            for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
+                data, offset = values[run].tobytes(), start + int(indices[run[0]]) * size
+                while data:  # a disk that is nearly full may take less than it is given
+                    written = os.pwrite(file.fileno(), data, offset)
+                    data, offset = data[written:], offset + written
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,234 @@
+"""Who says how good samples are: features of pictures against those of real ones.
+
+Judging has two halves. `look` keeps a few rows of numbers of each picture, and can be done a batch
+at a time, on many devices, in many runs; `measure` needs all rows, and is done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from ig_jax import pictures, tree
+from ig_jax.build import Experiment
+from ig_jax.density import DensityJudge
+from ig_jax.errors import UserError
+from ig_jax.formats.row_store import Row
+from ig_jax.look import Look, Rows
+from ig_jax.metrics import reference as statistics
+from ig_jax.metrics.frechet import frechet_distance
+from ig_jax.metrics.inception_score import inception_score, inception_score_torch_fidelity
+from ig_jax.metrics.moments import Gaussian, Moments
+from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
+from ig_jax.types import Encoded
+
+IS_SPLIT = 5000  # as ADM; one split at the size of the digits
+SHOWN_ROWS = 5
+# Where real pictures' statistics come from, for those who have none.
+PUBLISHED = (
+    "ADM's VIRTUAL_imagenet256_labeled.npz (published with github.com/openai/guided-diffusion), or "
+    "a file that --mode=reference wrote"
+)
+
+
+@runtime_checkable
+class AnyJudge(Protocol):
+    """Pictures or points in, measures out."""
+
+    measures: tuple[str, ...]  # those that a search may go by, and a table shows
+    shows_readout: bool  # whether a demo also shows what the readout alone would draw
+    decode: Any  # from latents to what is judged; None: the codec's pictures
+
+    def look(self, images: np.ndarray) -> Rows: ...
+
+    def rows(self, shape: tuple[int, ...]) -> dict[str, Row]: ...
+
+    def measure(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]: ...
+
+    def record(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Real:
+    """What real pictures are like."""
+
+    pool: Gaussian
+    spatial: Gaussian | None  # None: sFID cannot be told
+    rows: np.ndarray | None  # features of single ones; None: nor precision and recall
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Features against those of real pictures, by the definitions of the ADM evaluator."""
+
+    eye: Look
+    real: Real
+    training: np.ndarray | None  # pictures that a sample may be a copy of; None: too many to ask
+    weights_digest: str  # of the feature space
+
+    decode: ClassVar[None] = None
+    shows_readout: ClassVar[bool] = False
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what `measure` gives, but for the second rule of the inception score."""
+        space, real = self.eye.space, self.real
+        present = {
+            space.frechet: True,
+            "sfid": real.spatial is not None,
+            "accuracy": space.reads_labels,
+            "precision": real.rows is not None,
+            "recall": real.rows is not None,
+            "inception_score": True,
+            "nearest": self.training is not None,
+        }
+        return tuple(name for name, there in present.items() if there)
+
+    def look(self, images: np.ndarray) -> Rows:
+        """Of uint8 pictures [n, h, w, c]: features, and the distance to the nearest real one."""
+        rows = dict(self.eye(images))
+        if self.training is not None:
+            rows["nearest"] = nearest_distance(_pixels(images), _pixels(self.training))
+        return rows
+
+    def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
+        near = {} if self.training is None else {"nearest": Row((), np.float64)}
+        return self.eye.rows(shape) | near
+
+    def measure(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]:
+        """All measures of pictures that `look` saw, meant to show classes `labels` [n] (or None).
+
+        fid (fd in other feature spaces), sfid: squared Frechet distances to the real pictures.
+        inception_score: mean over runs of 5000 in the given order; also by torch-fidelity's rule.
+        precision, recall: shares, k = 3.
+        accuracy: share that is read as the class asked for.
+        nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training
+          picture; well below the held-out pictures' own value, it means memorised ones.
+        """
+        space, real = self.eye.space, self.real
+        found = {space.frechet: frechet_distance(real.pool, _gaussian(rows["pool"]))}
+        if real.spatial is not None and "spatial" in rows:
+            found["sfid"] = frechet_distance(real.spatial, _gaussian(rows["spatial"]))
+        if space.reads_labels and labels is not None:
+            found["accuracy"] = float(np.mean(np.argmax(rows["logits"], axis=1) == labels))
+        if real.rows is not None:
+            found |= precision_recall(real.rows, rows["pool"])._asdict()
+        found["inception_score"], _ = inception_score(rows["logits"], IS_SPLIT)
+        mean, _ = inception_score_torch_fidelity(rows["logits"])
+        found["inception_score_torch_fidelity"] = mean
+        if "nearest" in rows:
+            found["nearest"] = float(np.median(rows["nearest"]))
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """What the measures hang on, besides the samples."""
+        space = {"name": type(self.eye.space).__name__, "weights_sha256": self.weights_digest}
+        return {"features": space, "reference": dict(self.real.record), "k": 3, "split": IS_SPLIT}
+
+    def draw(
+        self,
+        path: Path,
+        drawn: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        results: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """The first samples of every way side by side, a column for each class, as PNG."""
+        columns = min(int(max(labels.max() for _, labels in drawn.values())) + 1, 10)
+        grids = {}
+        for name, (images, labels) in drawn.items():
+            chosen = [np.flatnonzero(labels == c)[:SHOWN_ROWS] for c in range(columns)]
+            rows = min(map(len, chosen))
+            order = np.array([c[:rows] for c in chosen]).T.reshape(-1)
+            grids[name] = pictures.grid(images[order], columns, least_side=32)
+        pictures.save(path, pictures.panels(grids))
+
+
+def _gaussian(features: np.ndarray) -> Gaussian:
+    return Moments.from_features(features).gaussian
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 127.5 - 1
+
+
+def all_of(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What a small source stores, and its labels."""
+    batch = source.batch(np.arange(len(source)))
+    return batch["stored"], batch["label"]
+
+
+def make_look(exp: Experiment) -> tuple[Look, str]:
+    """The feature space that the config asks for, ready, and the hash of its weights.
+
+    Raises:
+      UserError: its file is missing, or it cannot be fitted on the config's source.
+    """
+    space, source = exp.config.evaluate.features, exp.config.data.source
+    if space.reads_labels and (isinstance(source, Encoded) or source.stored_dtype != np.uint8):
+        raise UserError(
+            "evaluate.features.name = 'classifier': is fitted on the pictures of data.source, "
+            "which holds latents; use inception"
+        )
+    weights = space.load(partial(all_of, source))
+    size = exp.config.sample.batch_size * exp.own_mesh.size // exp.mesh.size
+    return Look(space, weights, exp.own_mesh, size), tree.digest(weights)
+
+
+def _from_file(exp: Experiment, look: Look, weights_digest: str) -> Real:
+    field, path = "evaluate.reference", Path(exp.config.evaluate.reference)
+    found = statistics.read(path, field)
+    if found.space not in ("", weights_digest):
+        raise UserError(
+            f"{field} = {str(path)!r}: was made with other weights of the feature space than "
+            "evaluate.features has; make it again with --mode=reference"
+        )
+    record = {"file": str(path), "sha256": found.digest}
+    seen = {} if found.pictures is None else look(found.pictures)
+    rows = found.rows if found.rows is not None else seen.get("pool")
+    if found.pool is not None:
+        return Real(found.pool, found.spatial, rows, record | _counted(rows))
+    spatial = _gaussian(seen["spatial"]) if "spatial" in seen else None
+    return Real(_gaussian(rows), spatial, rows, record | _counted(rows))
+
+
+def _counted(rows: np.ndarray | None) -> dict[str, int]:
+    return {"pictures_of_precision_and_recall": 0 if rows is None else len(rows)}
+
+
+def make_judge(exp: Experiment) -> tuple[AnyJudge, dict[str, float] | None]:
+    """The judge of this data set, and what its held-out examples score (None: it has none).
+
+    Raises:
+      UserError: a file of the feature space or of the real pictures is missing or does not fit.
+    """
+    source = exp.config.data.source
+    held_out = source.held_out()
+    if hasattr(source, "log_density"):
+        judge = DensityJudge(source, held_out)
+    else:
+        judge = _by_features(exp)
+    if held_out is None or (isinstance(judge, Judge) and judge.training is None):
+        return judge, None
+    images, labels = all_of(held_out)
+    return judge, judge.measure(judge.look(images), labels)
+
+
+def _by_features(exp: Experiment) -> Judge:
+    look, digest = make_look(exp)
+    fitted = look.space.reads_labels
+    training = all_of(exp.config.data.source)[0] if fitted else None
+    if exp.config.evaluate.reference:
+        real = _from_file(exp, look, digest)
+    elif fitted:
+        seen = look(training)
+        gaussian = _gaussian(seen["pool"])
+        source = exp.config.raw["data"]["source"]
+        real = Real(gaussian, None, seen["pool"], {"source": source, "pictures": len(training)})
+    else:
+        raise UserError(f"evaluate.reference = '': name statistics of real pictures: {PUBLISHED}")
+    return Judge(look, real, training, digest)

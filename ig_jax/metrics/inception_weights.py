@@ -1,0 +1,83 @@
+"""The published weights of the FID Inception network: their names, and how to fill them in.
+
+A convolution is `<name>.conv.weight`, OIHW and without a bias, and a batch norm `<name>.bn`. With
+its averages fixed, the norm is an affine map of each channel and becomes part of the convolution:
+
+  scale = gamma / sqrt(variance + 0.001),   kernel = weight scale,   bias = beta - mean scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ig_jax import tree
+from ig_jax.metrics import inception_network
+
+EPSILON = 1e-3
+NORM = ("weight", "bias", "running_mean", "running_var")
+# Counts the training steps of a norm. Files carry it or not; nothing depends on it.
+COUNTER = ".num_batches_tracked"
+# The logits of FID's network are without their bias, which files have all the same.
+HEAD_BIAS = "fc.bias"
+SHOWN = 3  # names of each kind that a refusal lists
+
+
+def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Published name and shape of every array that a file must hold."""
+    for conv in inception_network.convolutions():
+        yield f"{conv.name}.conv.weight", (conv.outputs, conv.inputs, *conv.window)
+        yield from ((f"{conv.name}.bn.{part}", (conv.outputs,)) for part in NORM)
+    features, classes = inception_network.HEAD
+    yield "fc.weight", (classes, features)
+    yield HEAD_BIAS, (classes,)
+
+
+def from_published(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The weights for `inception_network.features`, float32 numpy arrays, from a state dict.
+
+    Raises:
+      ValueError: names are missing, left over, or of another shape; tells the first of each.
+    """
+    state = {name: array for name, array in state.items() if not name.endswith(COUNTER)}
+    _refuse_others(state)
+    folded = {conv.name: _folded(state, conv.name) for conv in inception_network.convolutions()}
+    head = {"kernel": np.array(state["fc.weight"].T, np.float32)}
+    return tree.unflatten({**folded, "fc": head})
+
+
+def _folded(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """A convolution and its norm as one; in float64, so that folding rounds once."""
+    gamma, beta, mean, variance = (
+        np.asarray(state[f"{name}.bn.{part}"], np.float64) for part in NORM
+    )
+    scale = gamma / np.sqrt(variance + EPSILON)
+    kernel = np.asarray(state[f"{name}.conv.weight"], np.float64).transpose(2, 3, 1, 0)
+    folded = {"kernel": kernel * scale, "bias": beta - mean * scale}
+    return {part: array.astype(np.float32) for part, array in folded.items()}
+
+
+def _refuse_others(state: Mapping[str, np.ndarray]) -> None:
+    shapes = dict(_shapes())
+    wrong = {
+        "missing": [name for name in shapes if name not in state],
+        "left over": [name for name in state if name not in shapes],
+        "of another shape": [
+            f"{name} {state[name].shape} for {shape}"
+            for name, shape in shapes.items()
+            if name in state and state[name].shape != shape
+        ],
+    }
+    told = [f"{kind}: {_first(names)}" for kind, names in wrong.items() if names]
+    if told:
+        raise ValueError(
+            "these are not the weights of FID's Inception network, which has 1008 classes and no "
+            f"AuxLogits, unlike torchvision's own; {'; '.join(told)}"
+        )
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

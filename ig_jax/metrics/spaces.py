@@ -1,0 +1,43 @@
+"""What a feature space is: pictures in, the vectors that metrics compare out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Float, Integer, UInt8
+
+from ig_jax.types import Params
+
+Pictures = UInt8[Array, "b h w c"]
+# The training pictures, uint8 [n, h, w, c], and their labels, integers [n].
+Training = tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, "n"]]
+
+
+class Features(NamedTuple):
+    """Features of a batch of pictures, float32."""
+
+    pool: Float[Array, "b d"]  # Frechet distance, precision, recall
+    logits: Float[Array, "b c"]  # inception score
+    spatial: Float[Array, "b s"] | None  # sFID; None where the space has none
+
+
+@runtime_checkable
+class FeatureSpace(Protocol):
+    """What turns pictures into features; a config section's `evaluate.features`."""
+
+    frechet: str  # what a Frechet distance is called here: 'fid' for Inception, 'fd' elsewhere
+    reads_labels: bool  # whether the largest logit is the data set's label
+
+    def load(self, pictures: Callable[[], Training]) -> Params:
+        """The weights, as numpy arrays; `pictures` is called only by spaces that are fitted.
+
+        Raises:
+          UserError: there are none to be had.
+        """
+        ...
+
+    def __call__(self, weights: Params, pictures: Pictures) -> Features:
+        """Pure, so that it may be compiled; every picture is treated alone."""
+        ...

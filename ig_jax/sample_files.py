@@ -1,0 +1,211 @@
+"""What a sampling run leaves behind: numbered PNG files, one array of all, and a grid to look at.
+
+Both kinds grow while samples are drawn, and tell which samples they hold already. The array is an
+.npz as ADM's evaluator reads it; until it is whole its rows are in a hidden folder beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image
+
+from ig_jax import logs, pictures
+from ig_jax.errors import UserError
+from ig_jax.formats import npz
+from ig_jax.formats.row_store import Row, RowStore
+
+ARCHIVE = "samples.npz"
+IMAGES, LABELS = "arr_0", "arr_1"  # as ADM names them
+SHOWN, COLUMNS = 100, 10  # of the grid
+WRITERS = 8  # PNG files compressed at the same time
+COPIED = 256  # samples at a time
+
+Pictures = UInt8[np.ndarray, "n h w c"]
+Indices = Int[np.ndarray, "n"]
+
+
+@runtime_checkable
+class Kind(Protocol):
+    """One way of keeping samples."""
+
+    def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]: ...
+
+    def read(self, indices: Indices) -> Pictures: ...
+
+    def write(self, indices: Indices, images: Pictures) -> None: ...
+
+
+def _copy(read: Callable[[Indices], Pictures], to: Kind, indices: Indices) -> None:
+    for start in range(0, len(indices), COPIED):
+        part = indices[start : start + COPIED]
+        to.write(part, read(part))
+
+
+class PngFiles:
+    """000000.png, 000001.png, ..."""
+
+    def __init__(self, target: Path, channels: int):
+        self._target, self._channels = target, channels
+        self._writers = ThreadPoolExecutor(WRITERS)
+
+    def _file(self, index: int) -> Path:
+        return self._target / f"{index:06d}.png"
+
+    def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]:
+        return np.array([self._file(i).exists() for i in indices.tolist()], bool)
+
+    def read(self, indices: Indices) -> Pictures:
+        load = self._writers.map
+        files = map(self._file, indices.tolist())
+        return np.stack(list(load(lambda file: pictures.load(file, self._channels), files)))
+
+    def write(self, indices: Indices, images: Pictures) -> None:
+        list(self._writers.map(pictures.save, map(self._file, indices.tolist()), images))
+
+
+class Archive:
+    """samples.npz: all pictures and their labels."""
+
+    def __init__(self, target: Path, num: int, shape: tuple[int, ...]):
+        self.file = target / ARCHIVE
+        self._num = num
+        self._store = RowStore(target / f".samples-{num}", num, {IMAGES: Row(shape, np.uint8)})
+
+    def create(self) -> None:
+        """One process does it, before any writes; what a smaller samples.npz holds is kept."""
+        if self.whole():
+            return
+        self._store.create()
+        if self.file.exists():
+            old = npz.array(self.file, IMAGES)
+            _copy(old.__getitem__, self, np.arange(len(old)))
+
+    def whole(self) -> bool:
+        """Whether samples.npz is there, with at least as many samples as are asked for."""
+        return self.file.exists() and len(npz.array(self.file, IMAGES)) >= self._num
+
+    def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]:
+        return np.ones(len(indices), bool) if self.whole() else self._store.done(indices)
+
+    def read(self, indices: Indices) -> Pictures:
+        found = npz.array(self.file, IMAGES) if self.whole() else self._store.read(IMAGES)
+        return np.asarray(found[indices])
+
+    def write(self, indices: Indices, images: Pictures) -> None:
+        self._store.write(indices, {IMAGES: images})
+
+    def finish(self, labels: np.ndarray) -> None:
+        """Makes samples.npz of the rows, without ever holding all of them."""
+        if not self.whole():
+            npz.write(self.file, {IMAGES: self._store.path(IMAGES), LABELS: labels})
+        self._store.remove()
+
+
+class Found:
+    """Samples that somebody drew: an .npz with arr_0 (and labels in arr_1), or a folder of PNG."""
+
+    def __init__(self, path: Path, field: str, channels: int = 3):
+        """
+        Args:
+          path: of the file or folder.
+          field: what named it, for the messages.
+          channels: 1 for PNG files that are meant to be grey.
+
+        Raises:
+          UserError: it holds no uint8 pictures.
+        """
+        self.path, self.labels, self._channels = path, None, channels
+        self._files = sorted(f for f in path.glob("*.png") if f.stem.isdigit())
+        if path.is_dir():
+            if not self._files:
+                raise UserError(f"{field} = {str(path)!r}: holds no 000000.png, 000001.png, ...")
+            with Image.open(self._files[0]) as first:
+                self.shape = (first.height, first.width, channels)
+            return
+        self._array = npz.array(path, IMAGES)
+        if self._array.dtype != np.uint8 or self._array.ndim != 4:
+            raise UserError(
+                f"{field} = {str(path)!r}: {IMAGES} is {self._array.dtype} of shape "
+                f"{self._array.shape}; must be pictures, uint8 [n, h, w, c]"
+            )
+        self.shape = self._array.shape[1:]
+        if LABELS in npz.names(path):
+            self.labels = np.array(npz.array(path, LABELS))
+
+    def __len__(self) -> int:
+        return len(self._files) or len(self._array)
+
+    def read(self, indices: Indices) -> Pictures:
+        """Raises UserError where pictures have different sizes."""
+        if not self._files:
+            return np.asarray(self._array[indices])
+        images = [pictures.load(self._files[i], self._channels) for i in indices.tolist()]
+        for index, image in zip(indices.tolist(), images, strict=True):
+            if image.shape != self.shape:
+                raise UserError(
+                    f"{self._files[index]}: is {image.shape[1]} x {image.shape[0]} pixels, but "
+                    f"{self._files[0].name} is {self.shape[1]} x {self.shape[0]}; judge pictures "
+                    "of one size"
+                )
+        return np.stack(images)
+
+    def digest(self) -> str:
+        """SHA-256 of the file, or of names and contents of all of them."""
+        found = hashlib.sha256()
+        for file in self._files or [self.path]:
+            with file.open("rb") as content:
+                found.update(hashlib.file_digest(content, "sha256").digest())
+        return found.hexdigest()
+
+
+class SampleFiles:
+    """The files of `num` samples of one `shape` [h, w, c] in `target`, of the given kinds."""
+
+    def __init__(self, target: Path, num: int, shape: tuple[int, ...], kinds: tuple[str, ...]):
+        self._target, self._num = target, num
+        self.archive = Archive(target, num, shape) if "npz" in kinds else None
+        png = PngFiles(target, shape[-1]) if "png" in kinds else None
+        self._kinds: list[Kind] = [kind for kind in (png, self.archive) if kind is not None]
+
+    def create(self) -> None:
+        """One process does it, before any asks or writes."""
+        with logs.room_or_stop(self._target):
+            self._target.mkdir(parents=True, exist_ok=True)
+            if self.archive is not None:
+                self.archive.create()
+
+    def missing(self, indices: Indices) -> Int[np.ndarray, "m"]:
+        """Those of `indices` that no file holds; what one kind holds is copied to the other."""
+        held = [kind.holds(indices) for kind in self._kinds]
+        anywhere = np.logical_or.reduce(held)
+        for kind, own in zip(self._kinds, held, strict=True):
+            for other, there in zip(self._kinds, held, strict=True):
+                with logs.room_or_stop(self._target):
+                    _copy(other.read, kind, indices[there & ~own])
+        return indices[~anywhere]
+
+    def write(self, indices: Indices, images: Pictures) -> None:
+        """Raises UserError where the disk is full."""
+        with logs.room_or_stop(self._target):
+            for kind in self._kinds:
+                kind.write(indices, images)
+
+    def finish(self, labels: np.ndarray) -> list[str]:
+        """Makes the array and grid.png once every sample is written; returns what there is."""
+        shown = min(self._num, SHOWN)
+        images = self._kinds[0].read(np.arange(shown))
+        with logs.room_or_stop(self._target):
+            columns = min(COLUMNS, shown)
+            grid = pictures.grid(images, columns, labels[:shown].tolist())
+            pictures.save(self._target / "grid.png", grid)
+            if self.archive is None:
+                return ["PNG", "grid.png"]
+            self.archive.finish(labels)
+        return [*(["PNG"] if len(self._kinds) > 1 else []), "grid.png", ARCHIVE]

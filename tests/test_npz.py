@@ -1,0 +1,205 @@
+"""npz.py against numpy's own reading and writing, and against a reader by the rules of ADM's."""
+
+import ast
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ig_jax.errors import UserError
+from ig_jax.formats import npz
+
+PICTURES = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "file.npz"
+
+
+def refusal(path, name="arr_0"):
+    with pytest.raises(UserError) as caught:
+        npz.array(path, name)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+def is_mapped(array):
+    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+        array = array.base
+    return isinstance(array, np.memmap)
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        PICTURES,
+        np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        np.float32(3.5),
+        np.array("sha256:0f"),
+        np.zeros((0, 3)),
+        np.arange(7, dtype=">i4"),
+        np.arange(2**16 + 5, dtype=np.uint16)[:, None],
+    ],
+    ids=["pictures", "columns first", "a number", "text", "empty", "big-endian", "many rows"],
+)
+def test_an_array_that_numpy_stored_is_mapped_read_only(path, array):
+    np.savez(path, first=np.zeros(3), wanted=array, last=np.ones(2))
+    found = npz.array(path, "wanted")
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == np.asarray(array).dtype
+    assert is_mapped(found)
+    assert not found.flags.writeable
+    assert npz.names(path) == ["first", "wanted", "last"]
+
+
+def test_a_compressed_array_is_read_whole(path):
+    np.savez_compressed(path, PICTURES)
+    found = npz.array(path, "arr_0")
+    np.testing.assert_array_equal(found, PICTURES)
+    assert not is_mapped(found)
+
+
+def test_a_long_header_is_read(path, tmp_path):
+    # Version 2.0 of .npy has four bytes for the length of its header.
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.lib.format.write_array(file, PICTURES, version=(2, 0))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(tmp_path / "a.npy", "arr_0.npy")
+    np.testing.assert_array_equal(npz.array(path, "arr_0"), PICTURES)
+
+
+def test_the_arrays_that_are_there_are_named(path):
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
+    assert refusal(path).endswith("has no array 'arr_0'; it holds 'mu', 'sigma'")
+    np.savez(path)
+    assert refusal(path).endswith("it holds nothing")
+
+
+def test_an_absent_file_is_refused(path):
+    assert "cannot be read (No such file or directory)" in refusal(path)
+    with pytest.raises(UserError, match="No such file"):
+        npz.names(path)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_file_cut_short_is_refused(path, kept):
+    np.savez(path, PICTURES)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "is no .npz, or damaged" in refusal(path)
+    assert "download or copy it again" in refusal(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_damaged_member_is_refused(path, compressed):
+    (np.savez_compressed if compressed else np.savez)(path, PICTURES)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"arr_0.npy") + len("arr_0.npy") + 20  # behind the zip's own header
+    content[place : place + 60] = bytes(60)
+    path.write_bytes(content)
+    assert "is no .npz, or damaged" in refusal(path)
+
+
+def test_a_member_out_of_place_is_refused(path):
+    np.savez(path, PICTURES)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\x03\x04", b"PK\x03\x05"))
+    assert "no member where arr_0.npy should begin" in refusal(path)
+
+
+def test_a_member_of_another_length_than_its_header_says_is_refused(path):
+    np.savez(path, PICTURES)
+    path.write_bytes(path.read_bytes().replace(b"(5, 4, 4, 3)", b"(6, 4, 4, 3)"))
+    assert "arr_0.npy is not as long as its header says" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("save", "says"),
+    [(np.savez, "arr_0.npy holds Python objects"), (np.savez_compressed, "Object arrays cannot")],
+)
+def test_python_objects_are_refused(path, save, says):
+    save(path, np.array([{}, None]))
+    assert says in refusal(path)
+
+
+def test_an_encrypted_member_is_refused(path):
+    np.savez(path, PICTURES)
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 8] |= 1
+    path.write_bytes(content)
+    assert "encrypted" in refusal(path)
+
+
+# Writing
+
+
+@pytest.fixture
+def written(path, tmp_path):
+    np.save(tmp_path / "pictures.npy", PICTURES)
+    npz.write(path, {"arr_0": tmp_path / "pictures.npy", "arr_1": np.arange(5)})
+    return path
+
+
+def test_numpy_reads_what_is_written(written, tmp_path):
+    with np.load(written) as found:
+        assert found.files == ["arr_0", "arr_1"]
+        np.testing.assert_array_equal(found["arr_0"], PICTURES)
+        np.testing.assert_array_equal(found["arr_1"], np.arange(5))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file.npz", "pictures.npy"]
+
+
+def test_what_is_written_is_mapped_again(written):
+    assert is_mapped(npz.array(written, "arr_0"))
+    np.testing.assert_array_equal(npz.array(written, "arr_0"), PICTURES)
+
+
+def test_equal_members_give_equal_bytes(written, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    again = tmp_path / "again.npz"
+    npz.write(again, {"arr_0": PICTURES, "arr_1": np.arange(5)})
+    assert again.read_bytes() == written.read_bytes()
+
+
+def test_a_write_that_fails_leaves_the_old_file(written, tmp_path):
+    before = written.read_bytes()
+    with pytest.raises(FileNotFoundError):
+        npz.write(written, {"arr_0": PICTURES, "arr_1": tmp_path / "absent.npy"})
+    assert written.read_bytes() == before
+
+
+def adm_blocks(path: Path, size: int):
+    """Blocks of `arr_0` as ADM's evaluator streams them: only from a stored member, .npy 1 or 2,
+    C order, read forward through the zip."""
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        major, length_of_length = file.read(8)[6], {1: 2, 2: 4}
+        assert major in length_of_length
+        code = {1: "<H", 2: "<I"}[major]
+        (length,) = struct.unpack(code, file.read(length_of_length[major]))
+        header = ast.literal_eval(file.read(length).decode("latin1"))
+        assert not header["fortran_order"]
+        assert header["descr"] == "|u1"
+        row = int(np.prod(header["shape"][1:]))
+        for start in range(0, header["shape"][0], size):
+            count = min(size, header["shape"][0] - start)
+            content = file.read(count * row)
+            assert len(content) == count * row
+            yield np.frombuffer(content, np.uint8).reshape(count, *header["shape"][1:])
+
+
+def test_the_evaluator_of_adm_reads_what_is_written(written):
+    blocks = list(adm_blocks(written, size=2))
+    assert [len(block) for block in blocks] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(blocks), PICTURES)
+
+
+def test_a_picture_array_of_more_rows_than_two_bytes_count(path):
+    pictures = np.random.default_rng(0).integers(0, 256, (2**16 + 3, 1, 1, 3), dtype=np.uint8)
+    npz.write(path, {"arr_0": pictures})
+    np.testing.assert_array_equal(npz.array(path, "arr_0"), pictures)
+    np.testing.assert_array_equal(np.concatenate(list(adm_blocks(path, 50_000))), pictures)
