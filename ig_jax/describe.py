@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ig_jax import guidance, guide, sample, sharding, train, tree
+from ig_jax import guide, sample, sharding, train, tree
 from ig_jax.build import Experiment
-from ig_jax.samplers.base import Sampler
 from ig_jax.sharding import placement
 
 MIB = 2**20
@@ -60,15 +59,16 @@ def _sampling(exp: Experiment) -> list[str]:
     """Shape-checks the sampler; shows every step with the guidance that is on."""
     s = exp.config.sample
     n = s.batch_size
+    generator = sample.Generator(exp, guide.load(exp))
     jax.eval_shape(
-        sample.Generator(exp, guide.load(exp)),
+        generator,
         exp.abstract_params,
         jax.ShapeDtypeStruct((), jnp.uint32),
         *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
     )
     _, grid, cut, _ = sample.plan(exp.config, s.sampler, s.guidances)
     lines = [
-        f"sampling: {type(s.sampler).__name__}, {_cost(s.sampler, cut)}; t = 1 is noise",
+        f"sampling: {type(s.sampler).__name__}, {_cost(generator)}; t = 1 is noise",
         f"{'step':>6}{'t':>10}{'t_next':>10}   guidance",
     ]
     for stretch in cut:
@@ -78,13 +78,16 @@ def _sampling(exp: Experiment) -> list[str]:
     return lines
 
 
-def _cost(sampler: Sampler, cut: tuple[guidance.Stretch, ...]) -> str:
-    """Steps and network evaluations of one sample."""
-    if sampler.adaptive:
+def _cost(generator: sample.Generator) -> str:
+    """Steps, network evaluations and FLOPs of one sample."""
+    sampler, count = generator.exp.config.sample.sampler, sample.cost(generator)
+    if count is None:
         return f"at most {sampler.num_steps} steps of its own choice on each line below"
-    count = guidance.evaluations(cut, sampler.calls())
-    others = f" and {count.other} of the guiding network" if count.other else ""
-    return f"{cut[-1].stop} steps, {count.network} network evaluations a sample{others}"
+    others = f" and {count['of_the_guide']} of the guiding network" * (count["of_the_guide"] > 0)
+    return (
+        f"{len(sampler.grid()) - 1} steps, {count['evaluations']} network evaluations a sample"
+        f"{others}, {count['flops'] / 1e12:,.3g} TFLOP"
+    )
 
 
 def describe(exp: Experiment) -> str:

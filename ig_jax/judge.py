@@ -25,7 +25,7 @@ from ig_jax.metrics.frechet import frechet_distance
 from ig_jax.metrics.inception_score import inception_score, inception_score_torch_fidelity
 from ig_jax.metrics.moments import Gaussian, Moments
 from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
-from ig_jax.types import Encoded
+from ig_jax.types import Encoded, Source
 
 IS_SPLIT = 5000  # as ADM; one split at the size of the digits
 SHOWN_ROWS = 5
@@ -81,11 +81,11 @@ class Judge:
         space, real = self.eye.space, self.real
         present = {
             space.frechet: True,
-            "sfid": real.spatial is not None,
+            "sfid": real.spatial is not None and "spatial" in space.gives,
             "accuracy": space.reads_labels,
             "precision": real.rows is not None,
             "recall": real.rows is not None,
-            "inception_score": True,
+            "inception_score": "logits" in space.gives,
             "nearest": self.training is not None,
         }
         return tuple(name for name, there in present.items() if there)
@@ -119,9 +119,10 @@ class Judge:
             found["accuracy"] = float(np.mean(np.argmax(rows["logits"], axis=1) == labels))
         if real.rows is not None:
             found |= precision_recall(real.rows, rows["pool"])._asdict()
-        found["inception_score"], _ = inception_score(rows["logits"], IS_SPLIT)
-        mean, _ = inception_score_torch_fidelity(rows["logits"])
-        found["inception_score_torch_fidelity"] = mean
+        if "logits" in rows:
+            found["inception_score"], _ = inception_score(rows["logits"], IS_SPLIT)
+            mean, _ = inception_score_torch_fidelity(rows["logits"])
+            found["inception_score_torch_fidelity"] = mean
         if "nearest" in rows:
             found["nearest"] = float(np.median(rows["nearest"]))
         return found
@@ -162,6 +163,11 @@ def all_of(source: Any) -> tuple[np.ndarray, np.ndarray]:
     return batch["stored"], batch["label"]
 
 
+def holds_pictures(source: Source) -> bool:
+    """Whether it holds pictures, not latents or points."""
+    return not isinstance(source, Encoded) and source.stored_dtype == np.uint8
+
+
 def make_look(exp: Experiment) -> tuple[Look, str]:
     """The feature space that the config asks for, ready, and the hash of its weights.
 
@@ -169,7 +175,7 @@ def make_look(exp: Experiment) -> tuple[Look, str]:
       UserError: its file is missing, or it cannot be fitted on the config's source.
     """
     space, source = exp.config.evaluate.features, exp.config.data.source
-    if space.reads_labels and (isinstance(source, Encoded) or source.stored_dtype != np.uint8):
+    if space.reads_labels and not holds_pictures(source):
         raise UserError(
             "evaluate.features.name = 'classifier': is fitted on the pictures of data.source, "
             "which holds latents; use inception"
@@ -212,7 +218,7 @@ def make_judge(exp: Experiment) -> tuple[AnyJudge, dict[str, float] | None]:
         judge = DensityJudge(source, held_out)
     else:
         judge = _by_features(exp)
-    if held_out is None or (isinstance(judge, Judge) and judge.training is None):
+    if held_out is None or (isinstance(judge, Judge) and not holds_pictures(held_out)):
         return judge, None
     images, labels = all_of(held_out)
     return judge, judge.measure(judge.look(images), labels)

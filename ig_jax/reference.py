@@ -24,7 +24,7 @@ from ig_jax.errors import UserError
 from ig_jax.look import Look
 from ig_jax.metrics import reference as statistics
 from ig_jax.metrics.moments import Moments
-from ig_jax.types import Encoded, Source
+from ig_jax.types import Source
 
 PART = 50_000  # pictures; what a kill can cost
 TOGETHER = 5_000  # rows of features that are added to the moments at once
@@ -39,7 +39,7 @@ def _chosen(total: int) -> np.ndarray:
 
 
 def _require_pictures(source: Source) -> None:
-    if isinstance(source, Encoded) or source.stored_dtype != np.uint8:
+    if not judge.holds_pictures(source):
         raise UserError(
             "data.source: holds latents; statistics are taken of pictures, such as those of "
             ":image_folder or :tfds_images"

@@ -287,7 +287,8 @@ def cost(generator: Generator, **chosen: Any) -> dict[str, int] | None:
     count = guidance.evaluations(cut, calls)
     # Where Internal Guidance is off the early heads are never computed.
     guided = guidance.evaluations(cut, calls, kind="ig").network
-    with_head = flops.forward(exp.net, exp.abstract_params, heads=(exp.config.readout,))
+    head = () if exp.config.readout is None else (exp.config.readout,)
+    with_head = flops.forward(exp.net, exp.abstract_params, heads=head)
     without = flops.forward(exp.net, exp.abstract_params, heads=())
     total = guided * with_head + (count.network - guided) * without
     if count.other:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import io
+import json
 import re
 import shlex
 from pathlib import Path
 
 import commands
+import inception_weights
 import lively
 import narrow
 import numpy as np
@@ -18,12 +20,17 @@ from test_torch_file import write
 from ig_jax.data import tfds_files
 from ig_jax.formats import torch_writer
 from ig_jax.interop import names
+from ig_jax.metrics import reference
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SiT, SiTSettings
 
 DOCS = commands.ROOT / "docs"
 SIDE, CLASSES = 32, 2
+MEASURED = {
+    *("fid", "sfid", "precision", "recall"),
+    *("inception_score", "inception_score_torch_fidelity"),
+}
 MODEL = {
     "depth": 2,
     "hidden_size": 16,
@@ -41,6 +48,12 @@ SMALL = {
 }
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}  # as published
 SAMPLES = {"sample.num": 2, "sample.batch_size": 2, "sample.sampler.num_steps": 2}
+JUDGED = {"evaluate.num": 10, "sample.batch_size": 10, "sample.sampler.num_steps": 2}
+CHANGES = {
+    "--mode=sample": SAMPLES,
+    "--mode=evaluate": JUDGED,
+    "--mode=reference": {"sample.batch_size": 10},
+}
 
 
 def shown(page: str) -> list[list[str]]:
@@ -53,7 +66,7 @@ def shown(page: str) -> list[list[str]]:
 
 def at_toy_size(words: list[str]) -> list[str]:
     """The command with small networks and few samples."""
-    changes = dict(SAMPLES) if "--mode=sample" in words else {}
+    changes = next((dict(CHANGES[word]) for word in words if word in CHANGES), {})
     ours = next((word for word in words if word.startswith("--config=configs/")), "")
     if ours:
         changes = SMALL | changes
@@ -83,6 +96,18 @@ def plant_data(root: Path) -> None:
     torch_writer.save(root / "weights" / "vavae.pt", narrow.state("vavae_f16d32"))
     statistics = {"mean": np.zeros((1, 32, 1, 1)), "std": np.ones((1, 32, 1, 1))}
     torch_writer.save(root / "weights" / "latents_stats.pt", statistics)
+    plant_inception(root, rng)
+
+
+def plant_inception(root: Path, rng: np.random.Generator) -> None:
+    """A made-up Inception, statistics as ADM publishes them, and samples of somebody else."""
+    state = inception_weights.state()
+    torch_writer.save(root / "weights" / "pt_inception-2015-12-05-6726825d.pth", state)
+    pictures = rng.integers(0, 255, (12, SIDE, SIDE, 3), np.uint8)
+    adm = {"arr_0": pictures, "mu": np.zeros(2048, np.float32), "sigma": np.eye(2048)}
+    adm |= {"mu_s": np.zeros(2023, np.float32), "sigma_s": np.eye(2023)}
+    np.savez(root / "weights" / "VIRTUAL_imagenet256_labeled.npz", **adm)
+    np.savez(root / "samples.npz", pictures)
 
 
 def plant_tfds(folder: Path) -> None:
@@ -172,6 +197,27 @@ def test_the_way_from_pictures_to_samples_works(imagenet, place):
         assert side(file.with_name("000001.png")) == (SIDE, SIDE)
     assert len(list((place / "data" / "latents-npy" / "vae-sd").rglob("*.npy"))) == 8
     assert (place / "data" / "latents-shards" / "latents_rank00_shard000.safetensors").exists()
+
+
+def test_samples_are_judged_as_the_page_says(imagenet, place):
+    """The numbers mean nothing: network, Inception and real pictures are made up."""
+    told = [said for said in imagenet if "FID" in said]
+    assert len(told) == 2
+    drawn, given = (
+        json.loads(next((place / "runs" / run).glob("evaluations/*/results.json")).read_text())
+        for run in ("sit_xl", "judged")
+    )
+    assert set(drawn["measures"]) == set(given["measures"]) == MEASURED
+    assert all(np.isfinite(stats["mean"]) for stats in drawn["measures"].values())
+    assert "10 samples with random labels of step 50 (ema); EulerMaruyama 2, ig 1.4" in told[0]
+    assert "12 samples of samples.npz" in told[1]
+    assert drawn["rounding"] == "255 (x + 1) / 2, cut" and drawn["an_image"]["evaluations"] == 3
+    assert drawn["reference"]["pictures_of_precision_and_recall"] == 12
+    assert drawn["features"] == given["features"]
+    made = reference.read(place / "data" / "reference" / "reference.npz", "")
+    assert made.space == drawn["features"]["weights_sha256"]
+    assert made.pool.mean.shape == (2048,) and made.spatial.covariance.shape == (2023, 2023)
+    assert made.rows.shape == (8, 2048)
 
 
 def test_the_ways_of_published_checkpoints_work(imagenet, place):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import logs, train
+from ig_jax import evaluate, logs, train
 from ig_jax.checkpoint import CheckpointError
 from ig_jax.meters import NonFiniteLoss
 from ig_jax.stopping import StopSignal
@@ -148,3 +148,14 @@ def test_lines_of_steps_that_are_run_again_are_dropped(tmp_path):
     logs.MetricWriter(tmp_path, resumed_at=12).close()
     assert [m["step"] for m in logs.read_metrics(tmp_path)] == [6, 12]
     assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
+
+
+def test_samples_are_judged_while_training_as_evaluation_judges_them(tmp_path):
+    changes = {"evaluate.while_training": {"every_steps": 12, "num": 20}, "evaluate.seeds": (0,)}
+    train.run(tiny.experiment(changes), tmp_path)
+    lines = {m["step"]: m for m in logs.read_metrics(tmp_path) if "eval/fd" in m}
+    assert list(lines) == [12, 24] and lines[12]["eval/fd"] != lines[24]["eval/fd"]
+    [verdict] = evaluate.run(tiny.experiment(changes), tmp_path)["each"]
+    assert {f"eval/{name}": pytest.approx(v, rel=1e-6) for name, v in verdict.items()} == {
+        name: value for name, value in lines[24].items() if name.startswith("eval/")
+    }

@@ -1,43 +1,29 @@
 """Weights from PyTorch's .pt and .pth files, without PyTorch and without running what they hold.
 
 Since PyTorch 1.6 such a file is a zip of uncompressed members under one folder: `data.pkl`, a
-pickle of the saved object, and `data/<key>`, the raw elements of one storage. A tensor is a view of
-a storage: an offset, a size and a stride per axis, all counted in elements; two tensors may share
-a storage. The file is mapped into memory once, and each array is a read-only view of that map, so
-that a value is read from the disk when it is used.
+pickle of the saved object, and `data/<key>`, the raw elements of one storage. Older ones are read
+by torch_legacy.py. The file is mapped into memory once, and each array is a read-only view of that
+map, so that a value is read from the disk when it is used.
 
-The pickle is read by plain_pickle.py, which runs nothing that it names; the names in `STORAGES` and
-`MAKERS` are those of PyTorch that it knows.
+The pickle is read by plain_pickle.py, which runs nothing that it names; torch_tensors.py has the
+names of PyTorch that are known.
 """
 
 from __future__ import annotations
 
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from ig_jax.errors import UserError
-from ig_jax.formats import plain_pickle
+from ig_jax.formats import plain_pickle, torch_legacy, torch_tensors
+from ig_jax.formats.torch_tensors import COPY_AGAIN, RESAVE
 
-STORAGES = {
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch.HalfStorage": np.dtype("<f2"),
-    "torch.FloatStorage": np.dtype("<f4"),
-    "torch.DoubleStorage": np.dtype("<f8"),
-    "torch.CharStorage": np.dtype("i1"),
-    "torch.ShortStorage": np.dtype("<i2"),
-    "torch.IntStorage": np.dtype("<i4"),
-    "torch.LongStorage": np.dtype("<i8"),
-    "torch.ByteStorage": np.dtype("u1"),
-    "torch.BoolStorage": np.dtype("?"),
-}
-
-RESAVE = "re-save it in PyTorch 1.6 or newer with torch.save(torch.load(f), f)"
-COPY_AGAIN = "download or copy it again"
+ZIP_START = b"PK\x03\x04"
 
 # What reading a damaged zip or pickle may raise; zipfile raises NotImplementedError for a way of
 # compressing that it does not know.
@@ -62,12 +48,11 @@ def load(path: str | Path) -> Any:
     OrderedDict becomes a dict, without its attributes; an argparse.Namespace becomes a Record.
 
     Raises:
-      UserError: the file is absent, damaged, of the format before PyTorch 1.6, compressed, or
-        big-endian, or it holds anything but the above.
+      UserError: the file is absent, damaged, compressed, big-endian, or a tar file as PyTorch's
+        first releases wrote, or it holds anything but the above.
     """
     try:
-        archive = _Archive(Path(path))
-        return plain_pickle.run(archive.pickle, MAKERS, STORAGES, archive.storage)
+        return _reader_of(path)(Path(path))
     except UserError as refusal:
         raise UserError(f"{path}: {refusal}") from None
     except OSError as error:
@@ -108,15 +93,30 @@ def _without_module_prefix(found: dict) -> dict[str, np.ndarray]:
     return {name.removeprefix("module.") if prefixed else name: v for name, v in found.items()}
 
 
-# The zip
+# The file
+
+
+def _reader_of(path: str | Path) -> Callable[[Path], Any]:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == ZIP_START:
+        return _read_zip
+    if start[:1] == torch_legacy.START:
+        return torch_legacy.read
+    raise UserError(f"is no file of torch.save (neither a zip nor a pickle); {RESAVE}")
+
+
+def _read_zip(path: Path) -> Any:
+    archive = _Archive(path)
+    return plain_pickle.run(
+        archive.pickle, torch_tensors.MAKERS, torch_tensors.STORAGES, archive.storage
+    )
 
 
 class _Archive:
     """The members of the zip as views of the one mapped file."""
 
     def __init__(self, path: Path) -> None:
-        with open(path, "rb") as file:
-            _refuse_other_formats(file.read(4))
         # One map for all: each map would hold a file descriptor of its own.
         self._bytes = np.memmap(path, np.uint8, mode="r")
         try:
@@ -127,7 +127,7 @@ class _Archive:
         self._folder = self._only_folder()
         order = f"{self._folder}/byteorder"
         if order in self._members and bytes(self._member(order)) != b"little":
-            raise UserError("was saved on a big-endian machine; re-save it on a little-endian one")
+            raise UserError(torch_tensors.BIG_ENDIAN)
         self.pickle = bytes(self._member(f"{self._folder}/data.pkl"))
 
     def _only_folder(self) -> str:
@@ -147,78 +147,15 @@ class _Archive:
         name_length, extra_length = struct.unpack("<26x2H", header)
         start = member.header_offset + 30 + name_length + extra_length
         end = start + member.file_size
-        if header[:4] != b"PK\x03\x04" or end > self._bytes.size:
+        if header[:4] != ZIP_START or end > self._bytes.size:
             raise UserError(f"has its member {name!r} out of place; {COPY_AGAIN}")
         return self._bytes[start:end]
 
-    def storage(self, persistent_id: Any) -> _Storage:
+    def storage(self, persistent_id: Any) -> torch_tensors.Storage:
         """The elements that ('storage', type, key, device, number of elements) stands for."""
         match persistent_id:
             case ("storage", plain_pickle.Name(dotted), str(key), str(), int(numel)):
-                pass
-            case _:
-                raise UserError(f"refers to something other than a storage; {plain_pickle.MEND}")
-        if dotted not in STORAGES:
-            raise plain_pickle.refused(dotted)
-        dtype = STORAGES[dotted]
-        raw = self._member(f"{self._folder}/data/{key}")
-        if raw.size != numel * dtype.itemsize:
-            raise UserError(
-                f"its storage {key!r} has {raw.size} bytes, but {numel} elements of {dtype} need "
-                f"{numel * dtype.itemsize}; {COPY_AGAIN}"
-            )
-        return _Storage(raw, dtype)
-
-
-def _refuse_other_formats(start: bytes) -> None:
-    if start[:1] == b"\x80":
-        raise UserError(f"is in PyTorch's format from before version 1.6; {RESAVE}")
-    if start != b"PK\x03\x04":
-        raise UserError(f"is no file of torch.save (it is not a zip); {RESAVE}")
-
-
-# What the names in the pickle stand for
-
-
-class _Storage(NamedTuple):
-    raw: np.ndarray  # uint8; numpy makes no view of a bfloat16 buffer by offset and stride
-    dtype: np.dtype
-
-
-def _tensor(storage, offset, size, stride, _requires_grad, _hooks, metadata=None) -> np.ndarray:
-    """The view of a storage with this offset, size and stride, in elements; strides may be 0."""
-    if type(storage) is not _Storage or type(size) is not tuple or type(stride) is not tuple:
-        raise UserError(f"has a tensor without a storage, size or stride; {COPY_AGAIN}")
-    if metadata:
-        raise UserError("has a tensor with a pending conjugation or sign; resolve it before saving")
-    if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
-        raise UserError(f"has a tensor with a negative or broken offset or size; {COPY_AGAIN}")
-    width = storage.dtype.itemsize
-    held = storage.raw.size // width
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if offset > held or (last >= held and 0 not in size):
-        raise UserError(
-            f"has a tensor of offset {offset}, size {size} and stride {stride}, which leaves its "
-            f"storage of {held} elements; {COPY_AGAIN}"
-        )
-    steps = tuple(step * width for step in stride)
-    return np.ndarray(size, storage.dtype, storage.raw, offset * width, steps)
-
-
-def _parameter(data, _requires_grad, _hooks) -> np.ndarray:
-    if not isinstance(data, np.ndarray):
-        raise UserError(f"has a parameter without a tensor; {COPY_AGAIN}")
-    return data
-
-
-def _size(numbers) -> tuple:
-    if type(numbers) is not tuple:
-        raise UserError(f"has a torch.Size of something other than a tuple; {COPY_AGAIN}")
-    return numbers
-
-
-MAKERS = {
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": _size,
-}
+                dtype = torch_tensors.dtype_of(dotted)
+                raw = self._member(f"{self._folder}/data/{key}")
+                return torch_tensors.checked_storage(key, raw, dtype, numel)
+        raise UserError(f"refers to something other than a storage; {plain_pickle.MEND}")

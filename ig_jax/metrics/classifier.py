@@ -30,6 +30,7 @@ class Classifier:
     """A perceptron of one hidden layer. The same pictures give the same weights."""
 
     frechet: ClassVar[str] = "fd"
+    gives: ClassVar[tuple[str, ...]] = ("pool", "logits")
     reads_labels: ClassVar[bool] = True
 
     def load(self, pictures: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Params:

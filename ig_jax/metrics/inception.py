@@ -39,6 +39,7 @@ class Inception:
     weights: str  # the published .pth, or a .safetensors with the same names
 
     frechet: ClassVar[str] = "fid"
+    gives: ClassVar[tuple[str, ...]] = ("pool", "logits", "spatial")
     reads_labels: ClassVar[bool] = False  # its classes are its own, and in an order of their own
 
     def load(self, pictures: Callable[[], Training]) -> Params:

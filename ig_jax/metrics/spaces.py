@@ -19,7 +19,7 @@ class Features(NamedTuple):
     """Features of a batch of pictures, float32."""
 
     pool: Float[Array, "b d"]  # Frechet distance, precision, recall
-    logits: Float[Array, "b c"]  # inception score
+    logits: Float[Array, "b c"] | None  # inception score; None where the space is no classifier's
     spatial: Float[Array, "b s"] | None  # sFID; None where the space has none
 
 
@@ -28,7 +28,8 @@ class FeatureSpace(Protocol):
     """What turns pictures into features; a config section's `evaluate.features`."""
 
     frechet: str  # what a Frechet distance is called here: 'fid' for Inception, 'fd' elsewhere
-    reads_labels: bool  # whether the largest logit is the data set's label
+    gives: tuple[str, ...]  # which of the features it has
+    reads_labels: bool  # whether the largest logit is the label: it was fitted on the data set
 
     def load(self, pictures: Callable[[], Training]) -> Params:
         """The weights, as numpy arrays; `pictures` is called only by spaces that are fitted.

@@ -1,0 +1,96 @@
+"""What PyTorch's names in a pickle stand for here: storages, the tensors over them, parameters.
+
+A tensor is a view of a storage: an offset, a size and a stride per axis, all counted in elements;
+two tensors may share a storage. The names in `STORAGES` and `MAKERS` are those of PyTorch that are
+known; nothing is looked up by them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ig_jax.errors import UserError
+from ig_jax.formats import plain_pickle
+
+STORAGES = {
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.BoolStorage": np.dtype("?"),
+}
+
+RESAVE = "re-save it in PyTorch 1.6 or newer with torch.save(torch.load(f), f)"
+COPY_AGAIN = "download or copy it again"
+BIG_ENDIAN = "was saved on a big-endian machine; re-save it on a little-endian one"
+
+
+class Storage(NamedTuple):
+    raw: np.ndarray  # uint8; numpy makes no view of a bfloat16 buffer by offset and stride
+    dtype: np.dtype
+
+
+def dtype_of(storage_type: str) -> np.dtype:
+    if storage_type not in STORAGES:
+        raise plain_pickle.refused(storage_type)
+    return STORAGES[storage_type]
+
+
+def checked_storage(key: str, raw: np.ndarray, dtype: np.dtype, numel: int) -> Storage:
+    """The storage of this key, if its bytes are as many as its elements need."""
+    if raw.size != numel * dtype.itemsize:
+        raise UserError(
+            f"its storage {key!r} has {raw.size} bytes, but {numel} elements of {dtype} need "
+            f"{numel * dtype.itemsize}; {COPY_AGAIN}"
+        )
+    return Storage(raw, dtype)
+
+
+def _tensor(
+    storage, offset, size, stride, _requires_grad=False, _hooks=None, metadata=None
+) -> np.ndarray:
+    """The view of a storage with this offset, size and stride, in elements; strides may be 0."""
+    if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
+        raise UserError(f"has a tensor without a storage, size or stride; {COPY_AGAIN}")
+    if metadata:
+        raise UserError("has a tensor with a pending conjugation or sign; resolve it before saving")
+    if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
+        raise UserError(f"has a tensor with a negative or broken offset or size; {COPY_AGAIN}")
+    width = storage.dtype.itemsize
+    held = storage.raw.size // width
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if offset > held or (last >= held and 0 not in size):
+        raise UserError(
+            f"has a tensor of offset {offset}, size {size} and stride {stride}, which leaves its "
+            f"storage of {held} elements; {COPY_AGAIN}"
+        )
+    steps = tuple(step * width for step in stride)
+    return np.ndarray(size, storage.dtype, storage.raw, offset * width, steps)
+
+
+def _parameter(data, _requires_grad, _hooks) -> np.ndarray:
+    if not isinstance(data, np.ndarray):
+        raise UserError(f"has a parameter without a tensor; {COPY_AGAIN}")
+    return data
+
+
+def _size(numbers) -> tuple:
+    if type(numbers) is not tuple:
+        raise UserError(f"has a torch.Size of something other than a tuple; {COPY_AGAIN}")
+    return numbers
+
+
+MAKERS = {
+    "torch._utils._rebuild_tensor": _tensor,  # before PyTorch 0.4
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": _size,
+}
