@@ -198,11 +198,11 @@ def _say(record: Mapping[str, Any], where: Path) -> None:
 def sentence(record: Mapping[str, Any]) -> str:
     """The result in one line, with everything that numbers of others are compared by."""
     found = record["measures"]
-    parts = [
-        f"{MEASURES[name][0]} {measure_to_text(name, found[name])}"
-        for name in MEASURES
-        if name in found
-    ]
+    parts = []
+    for name, (heading, _, _) in MEASURES.items():
+        if name in found:
+            words, percent = heading.removesuffix(" %"), " %" * heading.endswith(" %")
+            parts.append(f"{words} {measure_to_text(name, found[name])}{percent}")
     return f"{', '.join(parts)}: {record['of']}"
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -107,6 +108,17 @@ def test_what_is_kept_of_a_picture_does_not_depend_on_the_batch(judged):
         assert together[name].shape == (len(images), *row.shape)
         assert together[name].dtype == row.dtype
         np.testing.assert_array_equal(alone[name][0], together[name][37])
+
+
+def test_one_device_gives_the_verdict_of_two(judged):
+    images, labels = real("held_out")
+    alone = judge.make_judge(tiny.experiment(devices=jax.devices()[:1]))
+    assert len(jax.devices()) == 2
+    several, one = judged[0].look(images), alone[0].look(images)
+    for name in several:
+        np.testing.assert_allclose(one[name], several[name], rtol=0, atol=2e-5)
+    for name, value in judged[0].measure(several, labels).items():
+        assert alone[0].measure(one, labels)[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_a_source_without_held_out_images_has_no_floor():
