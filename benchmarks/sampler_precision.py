@@ -10,7 +10,6 @@ fixed grid: root mean square and largest, beside the spread of the latents.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -20,15 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ig_jax import build, config, guidance, guide, prng, sample
+from benchmarks import measuring
+from ig_jax import guidance, guide, prng, sample
 from ig_jax.samplers import SAMPLERS, base
-
-
-def load_config(path: str) -> config.Config:
-    spec = importlib.util.spec_from_file_location("run_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return config.parse(module.get_config())
 
 
 def main() -> None:
@@ -39,7 +32,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     args = parser.parse_args()
 
-    exp = build.experiment(load_config(args.config), jax.devices()[:1])
+    exp = measuring.load(args.config, devices=1)
     _, params = sample.load_weights(exp, args.workdir)
     s, worse = exp.config.sample, guide.load(exp)
     keys = prng.sample_keys(0, jnp.arange(args.samples))

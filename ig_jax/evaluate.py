@@ -179,6 +179,7 @@ class _Evaluation:
             **rest,
             **self.judge.record(),
             "settings": self.settings,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "versions": checkpoint.versions(),
         }
         logs.write_json(self.file, record)
@@ -304,6 +305,7 @@ class WhileTraining:
         self.exp, self.num = exp, exp.config.evaluate.while_training.num
         self.judge, _ = make_judge(exp)
         self.generator = Generator(exp, decode=self.judge.decode)
+        self.judge.rows(self.generator.shape)  # raises now, not after hours, what does not fit
         self.guidances = guidance.only(exp.config.sample.guidances, ("ig", "cfg"))
 
     def measure(self, params: Params) -> dict[str, float]:

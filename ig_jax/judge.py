@@ -98,8 +98,21 @@ class Judge:
         return rows
 
     def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
+        """What `look` will keep of a picture [h, w, c].
+
+        Raises:
+          UserError: the real pictures' statistics are of other features.
+        """
+        rows = self.eye.rows(shape)
+        for name, known in (("pool", self.real.pool), ("spatial", self.real.spatial)):
+            if known is not None and name in rows and rows[name].shape != known.mean.shape:
+                raise UserError(
+                    f"evaluate.reference = {self.real.record.get('file')!r}: is of features with "
+                    f"{known.mean.size} numbers, but {type(self.eye.space).__name__} gives "
+                    f"{rows[name].shape[0]}; choose statistics of the same features"
+                )
         near = {} if self.training is None else {"nearest": Row((), np.float64)}
-        return self.eye.rows(shape) | near
+        return rows | near
 
     def measure(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]:
         """All measures of pictures that `look` saw, meant to show classes `labels` [n] (or None).
@@ -221,6 +234,7 @@ def make_judge(exp: Experiment) -> tuple[AnyJudge, dict[str, float] | None]:
     if held_out is None or (isinstance(judge, Judge) and not holds_pictures(held_out)):
         return judge, None
     images, labels = all_of(held_out)
+    judge.rows(images.shape[1:])  # raises what does not fit
     return judge, judge.measure(judge.look(images), labels)
 
 

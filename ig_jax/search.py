@@ -65,6 +65,7 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     judging, _ = judge.make_judge(exp)
     search = _race(exp, workdir, step, judging.measures)
     generator = sample.Generator(exp, _worse(exp), judging.decode)
+    judging.rows(generator.shape)  # raises now what does not fit
     done, total = search.finished * c.num, search.total * c.num
     with logs.progress(total, initial=done, unit="image", what="searching") as bar:
 

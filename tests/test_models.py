@@ -216,3 +216,21 @@ def test_a_dit_holds_its_variance_rows_without_reading_them(dit):
     for name, head in halves(dit, grads).items():
         for leaf in head.values():
             assert np.all(leaf[:, :, 0] != 0) and not np.any(leaf[:, :, 1]), name
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_and_its_derivative_are_the_tanh_approximation_to_rounding(dtype):
+    """Also far out, where an exponential overflows. The sum's derivative is each element's."""
+    x = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, -200.0, 200.0, 1e4]])
+    given = jnp.asarray(x, dtype)
+    wide = np.asarray(given, np.float64)
+    inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+    slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * wide**2)
+    value = wide / 2 * (1 + np.tanh(inner))
+    derivative = (1 + np.tanh(inner)) / 2 + wide / 2 * (1 - np.tanh(inner) ** 2) * slope
+    found = jax.grad(lambda x: layers.gelu(x).sum())(given)
+    assert layers.gelu(given).dtype == found.dtype == dtype
+    tolerance = {jnp.float32: 4e-6, jnp.bfloat16: 4e-3}[dtype]
+    for ours, exact in ((layers.gelu(given), value), (found, derivative)):
+        apart = np.abs(np.asarray(ours, np.float64) - exact)
+        assert np.all(apart <= tolerance * np.maximum(np.abs(exact), 1))

@@ -83,6 +83,16 @@ def test_statistics_of_another_feature_space_are_refused(made, tmp_path):
         judge.make_judge(tiny.experiment(changes))
 
 
+def test_statistics_of_other_features_are_refused_before_anything_is_drawn(tmp_path, monkeypatch):
+    np.savez(tmp_path / "dino.npz", mu=np.zeros(1024), sigma=np.eye(1024))
+    exp = tiny.experiment({"evaluate.reference": str(tmp_path / "dino.npz")})
+    workdir = tiny.trained().copy(tmp_path / "run")
+    monkeypatch.setattr(evaluate.sample, "batches", None)  # would be called
+    sentence = "evaluate.reference = '.*dino.npz': is of features with 1024 numbers, but Classifier"
+    with pytest.raises(UserError, match=sentence):
+        evaluate.run(exp, workdir)
+
+
 def test_statistics_are_not_taken_of_latents(tmp_path):
     source = {"name": "synthetic", "side": 8, "channels": 1, "num_classes": 10, "size": 9}
     changes = {"data.source": source, "data.codec": {"name": "as_stored"}}

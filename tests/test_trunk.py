@@ -55,6 +55,24 @@ def test_recomputing_more_keeps_less_for_the_backward_pass(params):
     assert kept("full") < kept("dots") < kept("none")
 
 
+@pytest.mark.parametrize(("unroll", "forbidden"), [(1, False), (2, False), (3, True)])
+def test_keeping_what_should_be_recomputed_is_forbidden_where_no_loop_prevents_it(
+    unroll, forbidden
+):
+    """With all three blocks unrolled XLA would see that the backward pass computes them again."""
+    stacked = {"a": jnp.ones(3)}
+
+    def block(p, x):
+        return jnp.sin(p["a"] * x)
+
+    def loss(p):
+        x = jnp.ones((1, 1, 1))
+        return trunk.run_blocks(block, p, x, exits=(), unroll=unroll, remat="full")[0].sum()
+
+    found = str(jax.make_jaxpr(jax.grad(loss))(stacked))
+    assert (f"prevent_cse={forbidden}" in found) and (f"prevent_cse={not forbidden}" not in found)
+
+
 def test_the_gradient_is_the_slope_of_the_output_along_every_parameter(params, plain):
     """Central differences; outputs of readouts and of the last block all enter."""
     loss = lively.compile_quickly(functools.partial(lively.weighted_sum, lively.make()))

@@ -147,6 +147,26 @@ class Attention(nnx.Module):
         return self.proj(attend(q.astype(v.dtype), k.astype(v.dtype), v))
 
 
+@jax.custom_jvp
+def gelu(x: Array) -> Array:
+    """The tanh-approximated GELU (arXiv 1606.08415, section 2), computed in float32.
+
+    Its derivative is written out, with another function than tanh: XLA would keep a tanh that
+    value and derivative share in memory, which costs 2 to 3% of a training step on an H200.
+    """
+    return nnx.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """gelu(x) = x s(2u) with the logistic s and u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    (x,), (dx,) = primals, tangents
+    wide, c = x.astype(jnp.float32), math.sqrt(2 / math.pi)
+    s = 1 / (1 + jnp.exp(-2 * c * (wide + 0.044715 * wide**3)))
+    slope = s + wide * s * (1 - s) * 2 * c * (1 + 3 * 0.044715 * wide**2)
+    return gelu(x), (dx.astype(jnp.float32) * slope).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
     """hidden_size -> hidden -> hidden_size with the tanh-approximated GELU."""
 
@@ -155,21 +175,24 @@ class Mlp(nnx.Module):
         self.fc2 = nnx.Linear(hidden, hidden_size, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
-        return self.fc2(nnx.gelu(self.fc1(x), approximate=True))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class SwiGlu(nnx.Module):
     """silu(a) * b of two linear maps to `hidden`, then back (arXiv 2002.05202)."""
 
     def __init__(self, hidden_size: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        # One product for both maps; (2, hidden) as axes, so that `hidden` can be split.
+        # One matrix of both maps; (2, hidden) as axes, so that `hidden` can be split.
         self.w12 = nnx.LinearGeneral(
             hidden_size, (2, hidden), kernel_init=xavier, dtype=dtype, rngs=rngs
         )
         self.w3 = nnx.Linear(hidden, hidden_size, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
-        gate, value = jnp.moveaxis(self.w12(x), -2, 0)
+        # Two products. On a GPU XLA would transpose the result of one, for the backward pass.
+        given = (x, self.w12.kernel[...], self.w12.bias[...])
+        x, kernel, bias = (jnp.asarray(array, self.w12.dtype) for array in given)
+        gate, value = (x @ kernel[:, i] + bias[i][None, None] for i in range(2))
         return self.w3(nnx.silu(gate) * value)
 
 

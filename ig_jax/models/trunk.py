@@ -27,12 +27,17 @@ REMAT = {
 }
 
 
-def rematerialised(block: Callable, remat: str) -> Callable:
-    """`block` under the named policy of `REMAT`."""
+def rematerialised(block: Callable, remat: str, *, looped: bool = True) -> Callable:
+    """`block` under the named policy of `REMAT`.
+
+    Args:
+      looped: whether forward and backward pass are loops of their own. XLA would otherwise see
+        that the same is computed twice, and keep it instead: that must be forbidden.
+    """
     policy = REMAT[remat]
     if policy is None:
         return block
-    return jax.checkpoint(block, policy=policy, prevent_cse=False)
+    return jax.checkpoint(block, policy=policy, prevent_cse=not looped)
 
 
 def run_blocks(
@@ -57,8 +62,8 @@ def run_blocks(
     Returns:
       The tokens after the last block, and {depth: tokens after that block} for `exits`.
     """
-    block = rematerialised(block, remat)
     depth = jax.tree.leaves(stacked)[0].shape[0]
+    block = rematerialised(block, remat, looped=unroll < depth)
     depths = sorted(set(exits))
     slots = np.full(depth, len(depths), np.int32)
     slots[np.array(depths, int) - 1] = np.arange(len(depths))
