@@ -18,10 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import jax
 import numpy as np
 from PIL import Image
 
-from ig_jax import logs
+from benchmarks import measuring
 from ig_jax.data import loader, write
 from ig_jax.data.array_record import ArrayRecord
 from ig_jax.data.image_folder import ImageFolder
@@ -98,13 +99,16 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write all results to this file")
     flags = parser.parse_args()
-    rows = [["source", "images/s", f"times {NEEDED}"]]
+    found = {}
     with tempfile.TemporaryDirectory() as root:
         for name, source in sources(Path(root), flags.examples):
-            found = rate(source, flags.seconds, flags.threads)
-            rows.append([name, f"{found:,.0f}", f"{found / NEEDED:.1f}"])
-    print(logs.markdown(rows))
+            found[name] = rate(source, flags.seconds, flags.threads)
+    rows = [[name, f"{value:,.0f}", f"{value / NEEDED:.1f}"] for name, value in found.items()]
+    given = {"examples": flags.examples, "threads": flags.threads, "images_per_second": found}
+    record = {**measuring.machine(jax.devices()), **given}
+    measuring.tell(record, [["source", "images/s", f"times {NEEDED}"], *rows], json_file=flags.json)
 
 
 if __name__ == "__main__":

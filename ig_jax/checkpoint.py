@@ -31,7 +31,7 @@ from flax import struct
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ig_jax import compatible, logs
+from ig_jax import compatible, logs, sharding
 from ig_jax.ema import Averages
 from ig_jax.errors import UserError
 from ig_jax.formats import orbax_step
@@ -278,8 +278,7 @@ class Checkpoints:
                     folder.rename(aside)
             logs.say(f"{folder} cannot be read ({fault}): {where}; step {used} is used")
         if faults and not self._reading:
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("unreadable checkpoints are put aside")
+            sharding.meet("unreadable checkpoints are put aside")
             self._manager.reload()
 
     def _aside(self, step: int) -> Path:

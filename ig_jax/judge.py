@@ -67,7 +67,7 @@ class Real:
 class Judge:
     """Features against those of real pictures, by the definitions of the ADM evaluator."""
 
-    eye: Look
+    features: Look
     real: Real
     training: np.ndarray | None  # pictures that a sample may be a copy of; None: too many to ask
     weights_digest: str  # of the feature space
@@ -78,7 +78,7 @@ class Judge:
     @property
     def measures(self) -> tuple[str, ...]:
         """Names of what `measure` gives, but for the second rule of the inception score."""
-        space, real = self.eye.space, self.real
+        space, real = self.features.space, self.real
         present = {
             space.frechet: True,
             "sfid": real.spatial is not None and "spatial" in space.gives,
@@ -92,7 +92,7 @@ class Judge:
 
     def look(self, images: np.ndarray) -> Rows:
         """Of uint8 pictures [n, h, w, c]: features, and the distance to the nearest real one."""
-        rows = dict(self.eye(images))
+        rows = dict(self.features(images))
         if self.training is not None:
             rows["nearest"] = nearest_distance(_pixels(images), _pixels(self.training))
         return rows
@@ -103,12 +103,12 @@ class Judge:
         Raises:
           UserError: the real pictures' statistics are of other features.
         """
-        rows = self.eye.rows(shape)
+        rows = self.features.rows(shape)
         for name, known in (("pool", self.real.pool), ("spatial", self.real.spatial)):
             if known is not None and name in rows and rows[name].shape != known.mean.shape:
                 raise UserError(
                     f"evaluate.reference = {self.real.record.get('file')!r}: is of features with "
-                    f"{known.mean.size} numbers, but {type(self.eye.space).__name__} gives "
+                    f"{known.mean.size} numbers, but {type(self.features.space).__name__} gives "
                     f"{rows[name].shape[0]}; choose statistics of the same features"
                 )
         near = {} if self.training is None else {"nearest": Row((), np.float64)}
@@ -124,7 +124,7 @@ class Judge:
         nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training
           picture; well below the held-out pictures' own value, it means memorised ones.
         """
-        space, real = self.eye.space, self.real
+        space, real = self.features.space, self.real
         found = {space.frechet: frechet_distance(real.pool, _gaussian(rows["pool"]))}
         if real.spatial is not None and "spatial" in rows:
             found["sfid"] = frechet_distance(real.spatial, _gaussian(rows["spatial"]))
@@ -142,7 +142,7 @@ class Judge:
 
     def record(self) -> dict[str, Any]:
         """What the measures hang on, besides the samples."""
-        space = {"name": type(self.eye.space).__name__, "weights_sha256": self.weights_digest}
+        space = {"name": type(self.features.space).__name__, "weights_sha256": self.weights_digest}
         return {"features": space, "reference": dict(self.real.record), "k": 3, "split": IS_SPLIT}
 
     def draw(

@@ -331,9 +331,10 @@ def run(exp: Experiment, workdir: Path) -> Path:
     generator = Generator(exp, guide.load(exp))
     target = folder(workdir / "samples", record)
     files = SampleFiles(target, s.num, generator.shape, s.files)
+    of_image = cost(generator)
     if jax.process_index() == 0:
         files.create()
-        logs.write_json(target / "settings.json", record | {"an_image": cost(generator)})
+        logs.write_json(target / "settings.json", record | {"an_image": of_image})
     sharding.meet("begun")
     mine = np.array(sharding.mine(s.num))
     missing = files.missing(mine)
@@ -347,4 +348,9 @@ def run(exp: Experiment, workdir: Path) -> Path:
     if jax.process_index() == 0:
         made = files.finish(labels_of(exp.config, s.seed, np.arange(s.num)))
         logs.say(f"{s.num:,} samples of step {step} are in {target} ({', '.join(made)})")
+        if of_image is not None:
+            logs.say(
+                f"each took {of_image['evaluations']} evaluations of the network, "
+                f"{of_image['flops'] / 1e12:,.3g} TFLOP"
+            )
     return target

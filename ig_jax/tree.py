@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,9 +34,21 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def map_named(fn: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`fn(path, leaf)` on every leaf, keeping the structure."""
-    return unflatten({path: fn(path, leaf) for path, leaf in flatten(tree).items()})
+def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`fn(dotted path, leaf, *leaves of rest)` on every leaf of any pytree, keeping its structure.
+
+    Holes that optax leaves in a tree stay.
+    """
+
+    def named(path: tuple, *leaves: Any) -> Any:
+        return fn(jax.tree_util.keystr(path, simple=True, separator="."), *leaves)
+
+    return jax.tree.map_with_path(named, tree, *rest)
+
+
+def is_stack(path: str) -> bool:
+    """Whether the leaf of this dotted name holds one array a block, [depth, ...]."""
+    return "blocks" in path.split(".")
 
 
 def count(tree: Any) -> int:

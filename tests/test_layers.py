@@ -44,7 +44,7 @@ PEERS_ALLOWED = {
     "prng": {"types"},
     "formats": {"errors"},
     "logs": {"errors"},
-    "checkpoint": {"compatible"},
+    "checkpoint": {"compatible", "sharding"},
     "config": {"settings"},
     "build": {"config"},
 } | {program: PROGRAMS for program in PROGRAMS}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_import_state import adamw_state, drawn, published_order, squares, tensors
+from test_npz import adm_blocks
 from test_torch_file import write
 
 from ig_jax.data import tfds_files
@@ -194,6 +195,8 @@ def test_the_way_from_pictures_to_samples_works(imagenet, place):
         with np.load(file) as samples:
             assert samples["arr_0"].shape == (2, SIDE, SIDE, 3)
             assert samples["arr_0"].dtype == np.uint8 and np.ptp(samples["arr_0"]) > 0
+            adm = np.concatenate(list(adm_blocks(file, 1)))
+            np.testing.assert_array_equal(adm, samples["arr_0"])
         assert side(file.with_name("000001.png")) == (SIDE, SIDE)
     assert len(list((place / "data" / "latents-npy" / "vae-sd").rglob("*.npy"))) == 8
     assert (place / "data" / "latents-shards" / "latents_rank00_shard000.safetensors").exists()

@@ -33,7 +33,7 @@ def trained_only(
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
 
     def labels(params: Params) -> Params:
-        return leaves.map_named(
+        return tree.map_named(
             lambda path, _: "fixed" if leaves.is_fixed(path) else "trained", params
         )
 

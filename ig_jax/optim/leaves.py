@@ -9,16 +9,13 @@ never one matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from ig_jax.types import Params
+from ig_jax import tree
 
 # End of a name -> our axes that make the first dimension of the published shape, those that make
 # the second, and those of any further ones, in order; the depth of a stack is not counted.
@@ -69,7 +66,7 @@ def matrix_of(path: str, shape: tuple[int, ...]) -> Matrix | None:
     if end is None:
         return None
     first, second, more = _AXES[end]
-    stacked = int("blocks" in path.split("."))
+    stacked = int(tree.is_stack(path))
     axes = (*first, *second, *more)
     if len(shape) != stacked + len(axes):
         raise ValueError(
@@ -93,12 +90,3 @@ def is_fixed(path: str) -> bool:
     step although it has no gradient; that is an accident, and not done here.
     """
     return path.split(".")[-1] == "pos_embed"
-
-
-def map_named(fn: Callable[..., Any], params: Params, *rest: Params) -> Any:
-    """`fn(path, leaf, *leaves of rest)` on every leaf; holes that optax leaves in a tree stay."""
-
-    def named(path: tuple, *leaves: Any) -> Any:
-        return fn(jax.tree_util.keystr(path, simple=True, separator="."), *leaves)
-
-    return jax.tree.map_with_path(named, params, *rest)

@@ -130,7 +130,7 @@ def scale_by_muon(
     def update(grads: Params, state: MuonState, params: Params | None = None):
         average = mix(state.momentum, grads)
         # Nesterov's look-ahead: the same mix once more.
-        return leaves.map_named(direction, mix(average, grads)), MuonState(average)
+        return tree.map_named(direction, mix(average, grads)), MuonState(average)
 
     return optax.GradientTransformation(init, update)
 
@@ -152,7 +152,7 @@ def muon(s: MuonSettings, total_steps: int, share: Share = alone) -> optax.Gradi
     }
 
     def labels(params: Params) -> Params:
-        return leaves.map_named(
+        return tree.map_named(
             lambda path, leaf: "muon" if leaves.matrix_of(path, leaf.shape) else "adamw", params
         )
 

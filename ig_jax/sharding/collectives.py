@@ -151,9 +151,8 @@ def share_out(mesh: Mesh) -> Callable[[str, jax.Array, Callable], jax.Array]:
         placed = place(mesh, path, leaf.shape)
         if not placed.over:
             return fn(leaf)
-        stacked = "blocks" in path.split(".")
         spec = placed.spec(leaf.ndim, tensor=False)
-        each = _by_depth if stacked else _everywhere
+        each = _by_depth if tree.is_stack(path) else _everywhere
         return jax.shard_map(
             lambda shard: each(shard, placed, fn),
             mesh=mesh,

@@ -66,7 +66,7 @@ def _axes(path: str, shape: tuple[int, ...]) -> tuple[int | None, int | None]:
     if rule is None and len(shape) <= 1:
         return None, None  # counters, and what is too small to matter
     if rule is not None:
-        stacked = int("blocks" in path.split("."))
+        stacked = int(tree.is_stack(path))
         return tuple(
             None if axis is None else axis + (stacked if axis >= 0 else len(shape))
             for axis in RULES[rule]
@@ -98,13 +98,6 @@ def place(mesh: Mesh, path: str, shape: tuple[int, ...]) -> Placed:
     return Placed(split if over else None, over, tensor if mesh.shape[TENSOR] > 1 else None)
 
 
-def _named(fn: Any, values: Any) -> Any:
-    def named(path: tuple, leaf: Any) -> Any:
-        return fn(jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-
-    return jax.tree.map_with_path(named, values)
-
-
 def placements(mesh: Mesh, params: Params) -> dict[str, Placed]:
     """Dotted name -> placement of every parameter.
 
@@ -123,7 +116,7 @@ def placements(mesh: Mesh, params: Params) -> dict[str, Placed]:
 
 def shardings(mesh: Mesh, values: Any) -> Any:
     """A sharding for every leaf of a state, or of any part of one; leaves may be abstract."""
-    return _named(
+    return tree.map_named(
         lambda path, leaf: NamedSharding(mesh, place(mesh, path, leaf.shape).spec(len(leaf.shape))),
         values,
     )
