@@ -101,9 +101,13 @@ class Judge:
         """What `look` will keep of a picture [h, w, c].
 
         Raises:
-          UserError: the real pictures' statistics are of other features.
+          UserError: the feature space cannot see such pictures, or the real ones' statistics are
+            of other features.
         """
-        rows = self.features.rows(shape)
+        try:
+            rows = self.features.rows(shape)
+        except ValueError as error:
+            raise UserError(f"evaluate.features: {error}") from error
         for name, known in (("pool", self.real.pool), ("spatial", self.real.spatial)):
             if known is not None and name in rows and rows[name].shape != known.mean.shape:
                 raise UserError(

@@ -129,7 +129,10 @@ class Found:
             with Image.open(self._files[0]) as first:
                 self.shape = (first.height, first.width, channels)
             return
-        self._array = npz.array(path, IMAGES)
+        try:
+            self._array = npz.array(path, IMAGES)
+        except UserError as refusal:
+            raise UserError(f"{field} = {refusal}") from None
         if self._array.dtype != np.uint8 or self._array.ndim != 4:
             raise UserError(
                 f"{field} = {str(path)!r}: {IMAGES} is {self._array.dtype} of shape "

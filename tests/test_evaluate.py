@@ -256,6 +256,26 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     ) in said
 
 
+def test_samples_that_cannot_be_judged_are_told_in_a_sentence(tmp_path):
+    arrays = {
+        "float": np.zeros((20, 8, 8, 1), np.float32),
+        "large": np.zeros((20, 16, 16, 1), np.uint8),
+        "few": np.zeros((3, 8, 8, 1), np.uint8),
+    }
+    for name, array in arrays.items():
+        np.savez(tmp_path / f"{name}.npz", array)
+    (tmp_path / "empty").mkdir()
+    for name, sentence in {
+        "absent.npz": "evaluate.samples = .*absent.npz: cannot be read",
+        "empty": "evaluate.samples = .*empty': holds no 000000.png",
+        "float.npz": "arr_0 is float32 of shape .*; must be pictures, uint8",
+        "few.npz": "3 samples are too few to judge",
+        "large.npz": r"evaluate.features: pictures are \[16, 16, 1\]: must have 64 values",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            evaluate.run(tiny.experiment({"evaluate.samples": str(tmp_path / name)}), tmp_path)
+
+
 def test_a_run_that_is_done_is_not_done_again(exp, tmp_path, monkeypatch, capsys):
     workdir = tiny.trained().copy(tmp_path)
     record = evaluate.run(exp, workdir)

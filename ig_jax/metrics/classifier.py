@@ -59,7 +59,17 @@ class Classifier:
         }
 
     def __call__(self, weights: Params, pictures: UInt8[Array, "b h w c"]) -> Features:
-        """The hidden layer after its ReLU, and a logit for each class."""
+        """The hidden layer after its ReLU, and a logit for each class.
+
+        Raises:
+          ValueError: the pictures have another size than those it was fitted on.
+        """
+        inputs = len(weights["hidden"]["kernel"])
+        if pictures[0].size != inputs:
+            raise ValueError(
+                f"pictures are {list(pictures.shape[1:])}: must have {inputs} values, as those "
+                "that the classifier was fitted on"
+            )
         pixels = pictures.reshape(len(pictures), -1).astype(jnp.float32) / 127.5 - 1
         hidden = jax.nn.relu(_linear(weights["hidden"], pixels))
         return Features(pool=hidden, logits=_linear(weights["classes"], hidden), spatial=None)
