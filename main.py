@@ -80,7 +80,7 @@ def convert_files() -> None:
 def main(argv: list[str]) -> None:
     del argv
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # libraries announce every backend and every save
+        logging.set_verbosity(logging.ERROR)  # libraries announce every backend and every save
     import_seconds = time.perf_counter() - STARTED
     try:
         if FLAGS.mode in run.CONVERSIONS:

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     c.sample.cfg = base.guidance(1.5)
 
     c.evaluate.num = 4000
+    c.evaluate.seeds = (0, 1, 2)
     c.search.metric = "outliers"
     c.search.num = 4000
     return c
