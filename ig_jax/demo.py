@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, figures, guide, judge, logs, sample, train
+from ig_jax import evaluate, figures, guide, judge, logs, measures, sample, train
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
 from ig_jax.guidance import Guidances
@@ -46,7 +46,7 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     judging, floor = judge.make_judge(exp)
     generator = Generator(exp, guide.load(exp), judging.decode)
     seconds["evaluate"] += time.perf_counter() - started
-    results: dict[str, Any] = {"floor": evaluate.spread([floor])}
+    results: dict[str, Any] = {"floor": measures.spread([floor])}
     titles, drawn = {"floor": FLOOR}, {}
     ways = evaluate.variants(exp, readout=judging.shows_readout)
     total = len(ways) * len(c.evaluate.seeds) * c.evaluate.num
@@ -64,7 +64,7 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
                 seconds["sample"] += drawn_at - started
                 seconds["evaluate"] += time.perf_counter() - drawn_at
                 drawn.setdefault(titles[name], (images, labels))
-            results[name] = evaluate.spread(measured)
+            results[name] = measures.spread(measured)
     by_title = {titles[name]: stats for name, stats in results.items()}
     judging.draw(workdir / "samples.png", drawn, by_title)
     results["settings"] = {**sample.settings(exp, step), **c.raw["evaluate"]}
@@ -84,7 +84,7 @@ def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]
     results, seconds, titles = _judge(exp, workdir)
     results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
     logs.write_json(workdir / "results.json", results)
-    logs.say("\n" + evaluate.table({titles[name]: results[name] for name in titles}) + "\n")
+    logs.say("\n" + measures.table({titles[name]: results[name] for name in titles}) + "\n")
     logs.say(f"pictures: {workdir / 'samples.png'}, {workdir / 'loss.png'}")
     logs.say(f"numbers:  {workdir / 'results.json'}")
     return results

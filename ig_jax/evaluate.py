@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, guidance, guide, logs, sample, sharding, tree
+from ig_jax import checkpoint, guidance, guide, logs, measures, sample, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
 from ig_jax.errors import UserError
@@ -27,50 +27,8 @@ from ig_jax.sample import Generator
 from ig_jax.sample_files import Found
 from ig_jax.types import Params
 
-# Name of a measure -> (heading, decimals, factor to what the heading says).
-MEASURES = {
-    "outliers": ("outliers %", 1, 100.0),
-    "fid": ("FID", 2, 1.0),
-    "fd": ("FD", 2, 1.0),
-    "sfid": ("sFID", 2, 1.0),
-    "accuracy": ("label accuracy %", 1, 100.0),
-    "precision": ("precision %", 1, 100.0),
-    "recall": ("recall %", 1, 100.0),
-    "inception_score": ("IS", 2, 1.0),
-    "nearest": ("nearest real", 2, 1.0),
-}
-# Which way is better, of those that a search may go by.
-BETTER = {
-    "fid": "lower",
-    "fd": "lower",
-    "sfid": "lower",
-    "accuracy": "higher",
-    "precision": "higher",
-    "recall": "higher",
-    "inception_score": "higher",
-    "outliers": "lower",
-}
 RESULTS = "results.json"
 FEWEST = 10  # samples, for any measure to mean something
-
-
-def measure_to_text(name: str, stats: Mapping[str, float]) -> str:
-    """'2.31 ± 0.05' in the unit of the measure's heading."""
-    _, decimals, factor = MEASURES[name]
-    mean, std = (f"{stats[key] * factor:.{decimals}f}" for key in ("mean", "std"))
-    return f"{mean} ± {std}" if stats["std"] else mean
-
-
-def spread(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """{'fd': {'mean', 'std'}, ...} over seeds; the standard deviation is the sample's (n - 1)."""
-    several = len(values) > 1
-    return {
-        name: {
-            "mean": float(np.mean([v[name] for v in values])),
-            "std": float(np.std([v[name] for v in values], ddof=1)) if several else 0.0,
-        }
-        for name in values[0]
-    }
 
 
 def variants(exp: Experiment, *, readout: bool = False) -> dict[str, Guidances]:
@@ -104,16 +62,6 @@ def draw(
         bar.update(len(part.indices) * jax.process_count())
     images, labels = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
     return sharding.everybodys(images, num), sharding.everybodys(labels, num)
-
-
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table, a row for each entry of {name: {measure: {'mean', 'std'}}}."""
-    shown = [m for m in MEASURES if m in next(iter(results.values()))]
-    rows = [["", *(MEASURES[m][0] for m in shown)]]
-    rows += [
-        [name, *(measure_to_text(m, stats[m]) for m in shown)] for name, stats in results.items()
-    ]
-    return logs.markdown(rows)
 
 
 class _Evaluation:
@@ -173,7 +121,7 @@ class _Evaluation:
         """Measures, writes results.json, and clears the rows away."""
         measured = self.measure(stores)
         record = {
-            "measures": spread(measured),
+            "measures": measures.spread(measured),
             "each": measured,
             "samples": self.num,
             **rest,
@@ -191,20 +139,9 @@ class _Evaluation:
 def _say(record: Mapping[str, Any], where: Path) -> None:
     """A table, a line that says how it was made, and where all of it is written."""
     rows = {FLOOR: record["floor"]} if record.get("floor") else {}
-    logs.say(table({**rows, "samples": record["measures"]}))
-    logs.say(sentence(record))
+    logs.say(measures.table({**rows, "samples": record["measures"]}))
+    logs.say(measures.sentence(record))
     logs.say(f"numbers: {where}")
-
-
-def sentence(record: Mapping[str, Any]) -> str:
-    """The result in one line, with everything that numbers of others are compared by."""
-    found = record["measures"]
-    parts = []
-    for name, (heading, _, _) in MEASURES.items():
-        if name in found:
-            words, percent = heading.removesuffix(" %"), " %" * heading.endswith(" %")
-            parts.append(f"{words} {measure_to_text(name, found[name])}{percent}")
-    return f"{', '.join(parts)}: {record['of']}"
 
 
 def _how(exp: Experiment, step: int, cost: Mapping[str, int] | None) -> str:
@@ -229,8 +166,9 @@ def _of_checkpoint(exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any) 
     c = exp.config
     step, params = sample.load_weights(exp, workdir)
     generator = Generator(exp, guide.load(exp), judge.decode)
+    network = {"network_sha256": tree.digest(params)}
     decisive = {name: c.raw["evaluate"][name] for name in ("num", "seeds")}
-    settings = {**sample.settings(exp, step), **judge.record(), "evaluate": decisive}
+    settings = {**sample.settings(exp, step), **judge.record(), **network, "evaluate": decisive}
     del settings["seed"]  # of --mode=sample; here there may be several
     job = _Evaluation(workdir, judge, settings, c.evaluate.num)
     if (record := job.done()) is None:
@@ -248,10 +186,10 @@ def _of_checkpoint(exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any) 
         cost = sample.cost(generator)
         rest = {
             "of": _how(exp, step, cost),
-            "floor": floor and spread([floor]),
+            "floor": floor and measures.spread([floor]),
             "an_image": cost,
             "rounding": c.data.codec.rounding,
-            "network_sha256": tree.digest(params),
+            **network,
         }
         if jax.process_index() == 0:
             record = job.finish(stores, **rest)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, guide, judge, logs, sample, tree
+from ig_jax import evaluate, guide, judge, logs, measures, sample, tree
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidances
@@ -40,13 +40,13 @@ def apply(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler]:
     return guidances, replace(s.sampler, num_steps=steps)
 
 
-def _race(exp: Experiment, workdir: Path, step: int, measures: Collection[str]) -> Search:
+def _race(exp: Experiment, workdir: Path, step: int, told: Collection[str]) -> Search:
     c = exp.config.search
-    if c.metric not in evaluate.BETTER or c.metric not in measures:
-        known = [name for name in measures if name in evaluate.BETTER]
+    if c.metric not in measures.BETTER or c.metric not in told:
+        known = [name for name in told if name in measures.BETTER]
         raise UserError(f"search.metric = {c.metric!r}: must be one of {', '.join(known)}")
     compared = space.candidates(c.space, c.first_seed, numbers(exp.config.sample))
-    halving = Halving(c.metric, evaluate.BETTER[c.metric], c.rounds, c.keep, c.first_seed)
+    halving = Halving(c.metric, measures.BETTER[c.metric], c.rounds, c.keep, c.first_seed)
     settings = {**sample.settings(exp, step), "search": exp.config.raw["search"]}
     return race.Search(workdir / "search.json", compared, halving, settings)
 
@@ -80,8 +80,8 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
             bar.set_postfix_str(f"best: {search.rows()[0]['candidate']}", refresh=False)
     rows = search.rows()
     picture = workdir / "search.png"
-    report.heat_map(picture, rows, c.metric, evaluate.BETTER[c.metric], c.space.method)
-    shown = {name: evaluate.MEASURES[name] for name in judging.measures}
+    report.heat_map(picture, rows, c.metric, measures.BETTER[c.metric], c.space.method)
+    shown = {name: measures.MEASURES[name] for name in judging.measures}
     logs.say("\n" + report.table(rows, shown, c.metric, SHOWN) + "\n")
     logs.say(f"± is the standard error over seeds of {c.num} samples; 'minus config' is paired")
     logs.say(f"all settings: {workdir / 'search.json'}, picture: {picture}")

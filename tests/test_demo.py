@@ -9,7 +9,7 @@ import tiny
 from PIL import Image
 
 from ig_jax import demo, run, train
-from ig_jax.evaluate import MEASURES
+from ig_jax.measures import MEASURES
 
 OTHERS = {"outliers", "fid", "sfid"}  # need a known density, or another feature space
 OF_DIGITS = set(MEASURES) - OTHERS

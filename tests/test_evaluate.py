@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import evaluate, guidance, judge, sample, tree
+from ig_jax import evaluate, guidance, judge, measures, sample, tree
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
-from ig_jax.evaluate import MEASURES
 from ig_jax.guidance import Guidance
+from ig_jax.measures import MEASURES
 
 # Outliers need a density that is known, FID and sFID another feature space.
 OF_DIGITS = set(MEASURES) - {"outliers", "fid", "sfid"}
@@ -171,9 +171,9 @@ def test_every_guidance_that_is_on_is_judged_alone_and_together(changes, names):
 
 
 def test_spread_is_the_mean_and_the_sample_deviation():
-    found = evaluate.spread([{"fd": 1.0}, {"fd": 2.0}, {"fd": 6.0}])
+    found = measures.spread([{"fd": 1.0}, {"fd": 2.0}, {"fd": 6.0}])
     assert found == {"fd": {"mean": 3.0, "std": pytest.approx(7**0.5)}}
-    assert evaluate.spread([{"fd": 1.5}]) == {"fd": {"mean": 1.5, "std": 0.0}}
+    assert measures.spread([{"fd": 1.5}]) == {"fd": {"mean": 1.5, "std": 0.0}}
 
 
 def test_the_readout_alone_comes_first_where_asked_and_is_internal_guidance_at_scale_0():
@@ -191,7 +191,7 @@ def test_a_table_has_a_row_for_each_result_in_the_units_of_its_heading():
     shown = [name for name in MEASURES if name in OF_DIGITS]
     stats = {name: {"mean": 0.5, "std": 0.0} for name in shown}
     spread = {name: {"mean": 0.12345, "std": 0.004} for name in shown}
-    lines = evaluate.table({"held-out": stats, "plain": spread}).splitlines()
+    lines = measures.table({"held-out": stats, "plain": spread}).splitlines()
     cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines]
     assert cells[0][1:] == [
         *("FD", "label accuracy %", "precision %", "recall %", "IS", "nearest real")
@@ -235,7 +235,7 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     generator, average = sample.Generator(exp), trained.weights("0.9")
     drawn = [evaluate.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
     assert record["each"] == [measure(judged, *part) for part in drawn]
-    assert record["measures"] == evaluate.spread(record["each"])
+    assert record["measures"] == measures.spread(record["each"])
     assert record["measures"]["fd"]["std"] > 0
     # Two dozen steps: nearer to the digits than noise would be, far from the floor.
     assert record["measures"]["fd"]["mean"] > 2 * record["floor"]["fd"]["mean"]
