@@ -9,7 +9,7 @@ adds none, CFG one wherever it is on. `time / evaluations` is the time of a samp
 guidance, divided by the same ratio of evaluations: 1 where guided sampling costs what it must. A
 scale that the config has off is taken as 1.4, which changes no time.
 
-Weights are fresh ones. The sampler is that of `sample.Generator`, without its decoder: the network
+Weights are fresh ones. The sampler is that of `drawing.Generator`, without its decoder: the network
 and the steps. Latents of 4 channels are decoded as well, by the Stable Diffusion autoencoder at
 random weights, with the numbers it is published with: 83.7 million in its two halves.
 """
@@ -32,7 +32,7 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import Seconds
-from ig_jax import chips, guidance, prng, sample, sharding
+from ig_jax import chips, drawing, guidance, prng, sharding
 from ig_jax.build import Experiment
 from ig_jax.codecs import kl_names, sd_vae
 from ig_jax.errors import UserError
@@ -63,13 +63,13 @@ def settings(exp: Experiment, *, ig: bool = True, cfg: bool = True) -> dict[str,
     return {name: g for name, g in rows.items() if not left & set(name.split())}
 
 
-def cost(generator: sample.Generator, guidances: Guidances) -> Mapping[str, int]:
+def cost(generator: drawing.Generator, guidances: Guidances) -> Mapping[str, int]:
     """Evaluations and FLOPs of one sample.
 
     Raises:
       UserError: the sampler chooses its own steps.
     """
-    found = sample.cost(generator, guidances=guidances)
+    found = drawing.cost(generator, guidances=guidances)
     if found is None:
         name = generator.exp.config.raw["sample"]["sampler"]["name"]
         raise UserError(
@@ -92,7 +92,7 @@ def one_setting(
 ) -> dict[str, Any]:
     """The record of a batch of latents under some guidance."""
     size = exp.config.sample.batch_size
-    generator = sample.Generator(exp, decode=lambda latents: latents)
+    generator = drawing.Generator(exp, decode=lambda latents: latents)
     indices = np.arange(size, dtype=np.int32)
     host = {"i": indices, "y": indices % exp.num_classes}
     rows = sharding.to_global(host, exp.own_mesh, size)

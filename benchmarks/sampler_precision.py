@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measuring
-from ig_jax import guidance, guide, prng, sample
+from ig_jax import drawing, guidance, guide, prng, sample
 from ig_jax.samplers import SAMPLERS, base
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     shape = exp.net.latent_shape
 
     def final(sampler, dtype) -> np.ndarray:
-        plan = sample.plan(exp.config, sampler, s.guidances)
+        plan = drawing.plan(exp.config, sampler, s.guidances)
         guided = guidance.Guided(
             exp.net,
             params,

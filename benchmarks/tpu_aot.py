@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import hlo
-from ig_jax import build, config, flops, sample, sharding, train
+from ig_jax import build, config, drawing, flops, sharding, train
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
 
@@ -110,7 +110,7 @@ def lower_step(exp: Experiment) -> jax.stages.Lowered:
 def lower_sampler(exp: Experiment) -> jax.stages.Lowered:
     """The config's sampler with all its steps, without a decoder, on the first host of a slice."""
     mesh = exp.own_mesh
-    generator = sample.Generator(exp, decode=lambda latents: latents)
+    generator = drawing.Generator(exp, decode=lambda latents: latents)
     whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), exp.abstract_params

@@ -9,8 +9,8 @@ from typing import Any
 from ig_jax import evaluate, figures, guide, judge, logs, measures, sample, train
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
+from ig_jax.drawing import Generator
 from ig_jax.guidance import Guidances
-from ig_jax.sample import Generator
 
 NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ig_jax import guide, sample, sharding, train, tree
+from ig_jax import drawing, guide, sharding, train, tree
 from ig_jax.build import Experiment
 from ig_jax.sharding import placement
 
@@ -59,14 +59,14 @@ def _sampling(exp: Experiment) -> list[str]:
     """Shape-checks the sampler; shows every step with the guidance that is on."""
     s = exp.config.sample
     n = s.batch_size
-    generator = sample.Generator(exp, guide.load(exp))
+    generator = drawing.Generator(exp, guide.load(exp))
     jax.eval_shape(
         generator,
         exp.abstract_params,
         jax.ShapeDtypeStruct((), jnp.uint32),
         *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
     )
-    _, grid, cut, _ = sample.plan(exp.config, s.sampler, s.guidances)
+    _, grid, cut, _ = drawing.plan(exp.config, s.sampler, s.guidances)
     lines = [
         f"sampling: {type(s.sampler).__name__}, {_cost(generator)}; t = 1 is noise",
         f"{'step':>6}{'t':>10}{'t_next':>10}   guidance",
@@ -78,9 +78,9 @@ def _sampling(exp: Experiment) -> list[str]:
     return lines
 
 
-def _cost(generator: sample.Generator) -> str:
+def _cost(generator: drawing.Generator) -> str:
     """Steps, network evaluations and FLOPs of one sample."""
-    sampler, count = generator.exp.config.sample.sampler, sample.cost(generator)
+    sampler, count = generator.exp.config.sample.sampler, drawing.cost(generator)
     if count is None:
         return f"at most {sampler.num_steps} steps of its own choice on each line below"
     others = f" and {count['of_the_guide']} of the guiding network" * (count["of_the_guide"] > 0)

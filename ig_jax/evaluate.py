@@ -15,15 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, guidance, guide, logs, measures, sample, sharding, tree
+from ig_jax import checkpoint, drawing, guidance, guide, logs, measures, sample, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
+from ig_jax.drawing import Generator
 from ig_jax.errors import UserError
 from ig_jax.formats.row_store import RowStore
 from ig_jax.guidance import Guidance, Guidances
 from ig_jax.judge import AnyJudge, Judge, make_judge
 from ig_jax.look import Rows
-from ig_jax.sample import Generator
 from ig_jax.sample_files import Found
 from ig_jax.types import Params
 
@@ -183,7 +183,7 @@ def _of_checkpoint(exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any) 
                 labels = sample.labels_of(exp.config, seed, np.arange(job.num))
                 rows = job.rows(f"seed{seed}", generator.shape, batches, bar)
                 stores.append((rows, labels))
-        cost = sample.cost(generator)
+        cost = drawing.cost(generator)
         rest = {
             "of": _how(exp, step, cost),
             "floor": floor and measures.spread([floor]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ig_jax import guidance, logs, pictures, sample
+from ig_jax import drawing, guidance, logs, pictures, sample
 from ig_jax.build import Experiment
 from ig_jax.types import Params
 
@@ -33,7 +33,7 @@ class Preview:
             "unguided": guidance.only(s.guidances, ()),
             f"IG {s.ig.scale:g}, CFG {s.cfg.scale:g}": guided,
         }
-        self.generator = sample.Generator(self.exp)
+        self.generator = drawing.Generator(self.exp)
 
     def draw(self, params: Params, step: int) -> np.ndarray:
         """Writes the picture of this step; returns it as uint8 [h, w, 3]."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, guide, judge, logs, measures, sample, tree
+from ig_jax import drawing, evaluate, guide, judge, logs, measures, sample, tree
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidances
@@ -64,7 +64,7 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     step, params = sample.load_weights(exp, workdir)
     judging, _ = judge.make_judge(exp)
     search = _race(exp, workdir, step, judging.measures)
-    generator = sample.Generator(exp, _worse(exp), judging.decode)
+    generator = drawing.Generator(exp, _worse(exp), judging.decode)
     judging.rows(generator.shape)  # raises now what does not fit
     done, total = search.finished * c.num, search.total * c.num
     with logs.progress(total, initial=done, unit="image", what="searching") as bar:

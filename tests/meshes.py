@@ -20,7 +20,7 @@ import numpy as np
 import tiny
 
 from configs import lightningdit_xl, sit_xl
-from ig_jax import build, checkpoint, config, describe, sample, sharding, train, tree
+from ig_jax import build, checkpoint, config, describe, drawing, sample, sharding, train, tree
 from ig_jax.checkpoint import TrainState
 from ig_jax.data import loader
 from ig_jax.optim.muon import newton_schulz_flops
@@ -143,7 +143,7 @@ def run(
 def sampled(folder: Path, name: str, programs: Programs, state: TrainState) -> None:
     """Latents of ten samples under the weights of a state, by a fixed and an adaptive sampler."""
     exp = programs.exp
-    generator = sample.Generator(exp, decode=lambda x: x)
+    generator = drawing.Generator(exp, decode=lambda x: x)
     weights = sharding.whole_on(exp.mesh, state.params)
     found = {}
     for kind, sampler in {"euler": exp.config.sample.sampler, "dopri5": DOPRI5}.items():

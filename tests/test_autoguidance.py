@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import checkpoint, describe, evaluate, guide, sample, train
+from ig_jax import checkpoint, describe, drawing, evaluate, guide, sample, train
 from ig_jax.data import SOURCES
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
@@ -54,7 +54,7 @@ def latents(changes, **chosen) -> np.ndarray:
     """Latents of the tiny run's newest averages under a config, as `sample.run` would draw them."""
     exp = tiny.experiment(changes)
     _, params = sample.load_weights(exp, tiny.trained().workdir)
-    generator = sample.Generator(exp, guide.load(exp), decode=lambda x: x)
+    generator = drawing.Generator(exp, guide.load(exp), decode=lambda x: x)
     [(_, found, _)] = sample.batches(generator, params, 0, np.arange(NUM), **chosen)
     return found
 
@@ -84,7 +84,7 @@ def test_one_step_of_euler_goes_from_the_worse_velocity_through_the_better(small
     np.testing.assert_allclose(ends[3.0], expected, atol=1e-4)
     exp = tiny.experiment({**SMALLER, **one, "sample.weights": "ema"})
     _, params = sample.load_weights(exp, smaller)
-    generator = sample.Generator(exp, decode=lambda x: x)
+    generator = drawing.Generator(exp, decode=lambda x: x)
     [(_, alone, _)] = sample.batches(generator, params, 0, np.arange(NUM))
     np.testing.assert_allclose(ends[0.0], alone, atol=1e-5)
 

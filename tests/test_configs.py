@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ig_jax import build, config, describe, guidance, sample, tree
+from ig_jax import build, config, describe, drawing, guidance, tree
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
@@ -52,7 +52,7 @@ def plan(name: str, *variant: str):
     """Times, and the kinds that are on at each step's start."""
     exp = experiment(name, *variant)
     s = exp.config.sample
-    p = sample.plan(exp.config, s.sampler, s.guidances)
+    p = drawing.plan(exp.config, s.sampler, s.guidances)
     on = [stretch.on for stretch in p.cut for _ in range(stretch.start, stretch.stop)]
     return np.array(p.grid), on, p, s
 

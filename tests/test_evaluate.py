@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import evaluate, guidance, judge, measures, sample, tree
+from ig_jax import drawing, evaluate, guidance, judge, measures, sample, tree
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidance
@@ -211,7 +211,7 @@ class Bar:
 
 def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
     params, bar = tiny.trained().weights(), Bar()
-    generator = sample.Generator(exp)
+    generator = drawing.Generator(exp)
     first, second = (evaluate.draw(generator, params, 20, seed, bar) for seed in (0, 1))
     assert bar.total == 40
     assert first[0].shape == second[0].shape == (20, 8, 8, 1)
@@ -232,7 +232,7 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     assert json.loads(file.read_text()) == json.loads(json.dumps(record))
     assert [f.name for f in file.parent.iterdir()] == ["results.json"]
     assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
-    generator, average = sample.Generator(exp), trained.weights("0.9")
+    generator, average = drawing.Generator(exp), trained.weights("0.9")
     drawn = [evaluate.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
     assert record["each"] == [measure(judged, *part) for part in drawn]
     assert record["measures"] == measures.spread(record["each"])

@@ -18,7 +18,7 @@ PROGRAMS = {
     *("search", "density", "guide"),
     *("prepare", "encode", "probe", "visualize", "importing", "exporting"),
     *("stopping", "meters", "replay"),
-    *("sample_files", "look", "judge", "measures", "reference"),
+    *("sample_files", "drawing", "look", "judge", "measures", "reference"),
 }
 LAYERS = (
     # The root __init__ runs before every other module, so it may import none of them.

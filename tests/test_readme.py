@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import digits
-from ig_jax import build, config, describe, sample, train
+from ig_jax import build, config, describe, drawing, sample, train
 from ig_jax.data import SOURCES
 from ig_jax.objectives import TERMS
 from ig_jax.samplers import SAMPLERS
@@ -96,7 +96,7 @@ def test_sampler_of_the_readme_samples(monkeypatch):
     exp = build.experiment(config.parse(c, jax.device_count()))
     assert "Midpoint, 3 steps, 10 network evaluations" in describe.describe(exp)
     params = jax.jit(exp.net.init)(jax.random.key(0))
-    [(_, images, _)] = sample.batches(sample.Generator(exp), params, 0, np.arange(4))
+    [(_, images, _)] = sample.batches(drawing.Generator(exp), params, 0, np.arange(4))
     assert images.shape == (4, 8, 8, 1)
 
 

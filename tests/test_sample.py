@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import flops, guidance, pictures, sample, sample_files, sharding
+from ig_jax import drawing, flops, guidance, pictures, sample, sample_files, sharding
 from ig_jax.config import ConfigError
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidance, Stretch
@@ -32,7 +32,7 @@ def workdir(trained, tmp_path):
 
 def images_of(trained, indices, generator=None, *, seed=0, **chosen) -> np.ndarray:
     """Samples `indices` under the raw weights of the trained run."""
-    generator = generator or sample.Generator(trained.exp)
+    generator = generator or drawing.Generator(trained.exp)
     weights = jax.device_put(
         jax.device_get(trained.outcome.state.params), sharding.replicated(generator.exp.mesh)
     )
@@ -43,7 +43,7 @@ def images_of(trained, indices, generator=None, *, seed=0, **chosen) -> np.ndarr
 
 @pytest.fixture(scope="module")
 def generator(trained):
-    return sample.Generator(trained.exp)
+    return drawing.Generator(trained.exp)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_sample_is_the_same_in_any_batch_size_and_on_any_number_of_devices(
     trained, images, adaptive_images, sampler, batch, devices
 ):
     exp = tiny.experiment({"sample.batch_size": batch}, jax.devices()[:devices])
-    got = images_of(trained, range(NUM), sample.Generator(exp), sampler=sampler)
+    got = images_of(trained, range(NUM), drawing.Generator(exp), sampler=sampler)
     apart = np.abs(got.astype(int) - (adaptive_images if sampler else images))
     assert apart.max() <= 1 and np.count_nonzero(apart) <= (256 if sampler else 2)  # of 1280
 
@@ -133,7 +133,7 @@ def programs(generator) -> int:
 @samplers
 def test_other_scales_of_the_same_guidances_need_no_other_program(trained, sampler):
     s = trained.exp.config.sample
-    generator = sample.Generator(trained.exp)
+    generator = drawing.Generator(trained.exp)
     found = []
     for scale in (1.5, 2.5):
         given = {k: replace(s.guidances[k], scale=scale) for k in ("ig", "cfg")}
@@ -145,9 +145,9 @@ def test_other_scales_of_the_same_guidances_need_no_other_program(trained, sampl
     assert programs(generator) == 2
 
 
-def plan(changes=(), **given: Guidance) -> sample.Plan:
+def plan(changes=(), **given: Guidance) -> drawing.Plan:
     config = tiny.experiment(dict(changes)).config
-    return sample.plan(config, config.sample.sampler, given)
+    return drawing.plan(config, config.sample.sampler, given)
 
 
 def test_a_plan_holds_whatever_decides_the_program_but_no_scale():
@@ -395,13 +395,13 @@ def test_the_next_batch_is_begun_before_one_is_handed_out():
 def test_an_image_costs_a_head_a_step_for_internal_guidance_and_twice_the_network_within_cfg():
     exp = tiny.experiment()
     given = exp.config.sample.guidances
-    generator = sample.Generator(exp)
+    generator = drawing.Generator(exp)
     once = flops.forward(exp.net, exp.abstract_params, heads=())
     head = flops.forward(exp.net, exp.abstract_params) - once
 
     def cost(**kinds):
         guidances = guidance.only(given, ()) | kinds
-        found = sample.cost(generator, guidances=guidances)
+        found = drawing.cost(generator, guidances=guidances)
         return found["evaluations"], found["flops"]
 
     assert 0 < head < once / 10
@@ -411,7 +411,7 @@ def test_an_image_costs_a_head_a_step_for_internal_guidance_and_twice_the_networ
     both = cost(ig=Guidance(2.0, 0.5, 1.0), cfg=Guidance(2.0, 0.0, 0.7))
     assert both == (5, 5 * once + 3 * head)  # of 1 alone, and of 2/3 twice
     dopri5 = tiny.experiment({"sample.sampler": {"name": "dopri5", "num_steps": 9}})
-    assert sample.cost(sample.Generator(dopri5)) is None
+    assert drawing.cost(drawing.Generator(dopri5)) is None
 
 
 DECISIVE = {
@@ -445,9 +445,9 @@ def test_every_setting_that_changes_samples_has_a_folder_of_its_own(trained):
 
 
 def test_drawing_samples_sends_nothing_between_devices(trained):
-    generator = sample.Generator(trained.exp)
+    generator = drawing.Generator(trained.exp)
     guidances, s = trained.exp.config.sample.guidances, trained.exp.config.sample
-    chosen = sample.plan(trained.exp.config, s.sampler, guidances)
+    chosen = drawing.plan(trained.exp.config, s.sampler, guidances)
     scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
     rows = jnp.arange(20, dtype=jnp.int32)
     given = (trained.weights(), None, {}, scales, np.uint32(0), rows, rows % 10)
@@ -459,7 +459,7 @@ def test_drawing_samples_sends_nothing_between_devices(trained):
 def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
     """Scale 1 compiles a program without guidance; it must be the limit of the others."""
     given = trained.exp.config.sample.guidances
-    generator = sample.Generator(trained.exp, decode=lambda x: x)
+    generator = drawing.Generator(trained.exp, decode=lambda x: x)
     weights, indices = trained.weights(), jnp.arange(NUM, dtype=jnp.int32)
 
     def latents(**scales):

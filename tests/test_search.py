@@ -8,7 +8,7 @@ import jax
 import pytest
 import tiny
 
-from ig_jax import build, config, evaluate, judge, run, sample, search
+from ig_jax import build, config, drawing, evaluate, judge, run, sample, search
 from ig_jax.errors import UserError
 from ig_jax.halving.space import Candidate
 
@@ -51,7 +51,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
 
     for value in row["values"]:
         images, labels = evaluate.draw(
-            sample.Generator(exp), params, 20, value["seed"], Bar(), guidances=guidances
+            drawing.Generator(exp), params, 20, value["seed"], Bar(), guidances=guidances
         )
         found = judging.measure(judging.look(images), labels)
         assert found == {k: v for k, v in value.items() if k != "seed"}
