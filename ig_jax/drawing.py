@@ -19,7 +19,8 @@ from ig_jax.config import Config
 from ig_jax.guidance import Guidances, Guided, Stretch, Worse
 from ig_jax.samplers import base
 from ig_jax.samplers.base import Sampler
-from ig_jax.types import Labels, Latents, Params, Scalar
+from ig_jax.sharding import collectives
+from ig_jax.types import DTYPES, Labels, Latents, Params, Scalar
 
 
 class Plan(NamedTuple):
@@ -123,6 +124,9 @@ class Generator:
         indices: jax.Array,
         y: Labels,
     ) -> tuple[jax.Array, Bool[Array, "b"]]:
+        dtype = DTYPES[self.exp.config.model.dtype]
+        params = collectives.as_computed(params, dtype)  # before the loop, not in every step of it
+
         def draw(indices: jax.Array, y: Labels) -> Latents:
             guided = Guided(
                 net=self.exp.net,

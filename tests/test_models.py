@@ -230,7 +230,9 @@ def test_gelu_and_its_derivative_are_the_tanh_approximation_to_rounding(dtype):
     derivative = (1 + np.tanh(inner)) / 2 + wide / 2 * (1 - np.tanh(inner) ** 2) * slope
     found = jax.grad(lambda x: layers.gelu(x).sum())(given)
     assert layers.gelu(given).dtype == found.dtype == dtype
-    tolerance = {jnp.float32: 4e-6, jnp.bfloat16: 4e-3}[dtype]
-    for ours, exact in ((layers.gelu(given), value), (found, derivative)):
+    # The value is computed in the type of x, the derivative in float32 and then rounded.
+    tolerances = {jnp.float32: (4e-6, 4e-6), jnp.bfloat16: (2e-2, 4e-3)}[dtype]
+    both = ((layers.gelu(given), value), (found, derivative))
+    for (ours, exact), tolerance in zip(both, tolerances, strict=True):
         apart = np.abs(np.asarray(ours, np.float64) - exact)
         assert np.all(apart <= tolerance * np.maximum(np.abs(exact), 1))

@@ -3,6 +3,8 @@
 What needs eight devices runs in processes of its own (meshes.py); complaints are tested here.
 """
 
+import dataclasses
+import functools
 import json
 import os
 import re
@@ -13,6 +15,8 @@ from math import prod
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import lively
 import meshes
 import numpy as np
 import pytest
@@ -22,7 +26,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ig_jax import sharding, train, tree
 from ig_jax.config import ConfigError
 from ig_jax.errors import UserError
-from ig_jax.sharding import placement
+from ig_jax.sharding import collectives, placement
 
 ONE = (1, 1, 1)
 DEPTH = meshes.COMMON["model.depth"]
@@ -443,3 +447,21 @@ def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
     named = line.split(": ")[1].split(", ")
     assert "blocks.attn.qkv.kernel" in named and "t_embedder.fc1.kernel" not in named
     assert not [name for name in named if name.endswith("bias")]
+
+
+def test_weights_converted_once_change_no_bit_of_the_prediction_or_of_the_gradient():
+    net = lively.make(dtype="bfloat16", qk_norm=True)
+    params = lively.parameters(net)
+    gather = collectives.gather(sharding.make_mesh(jax.devices()[:1]), params, jnp.bfloat16)
+    losses = [
+        functools.partial(lively.weighted_sum, n)
+        for n in (net, dataclasses.replace(net, gather=gather))
+    ]
+    plain, once = (jax.jit(jax.value_and_grad(loss))(params) for loss in losses)
+    jax.tree.map(np.testing.assert_array_equal, plain, once)
+    converted = collectives.as_computed(params, jnp.bfloat16)
+    types = {path: leaf.dtype for path, leaf in tree.flatten(converted).items()}
+    assert {path for path, dtype in types.items() if dtype == jnp.bfloat16} == {
+        path for path in types if path.startswith("blocks.") and path.endswith("kernel")
+    }
+    assert jax.jit(losses[0])(converted) == plain[0]

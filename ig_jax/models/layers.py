@@ -149,12 +149,13 @@ class Attention(nnx.Module):
 
 @jax.custom_jvp
 def gelu(x: Array) -> Array:
-    """The tanh-approximated GELU (arXiv 1606.08415, section 2), computed in float32.
+    """The tanh-approximated GELU (arXiv 1606.08415, section 2).
 
-    Its derivative is written out, with another function than tanh: XLA would keep a tanh that
-    value and derivative share in memory, which costs 2 to 3% of a training step on an H200.
+    Its value is left in the type of x: so XLA lets a GPU's matrix product compute it as it ends.
+    Its derivative is written out, in float32 and with another function than tanh: XLA would keep a
+    tanh that the two share in memory, 2 to 3 % of a training step (benchmarks/NOTES.md).
     """
-    return nnx.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+    return nnx.gelu(x, approximate=True)
 
 
 @gelu.defjvp

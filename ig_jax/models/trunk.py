@@ -2,9 +2,9 @@
 
 Every matrix of the blocks is one stack [depth, ...]. Tokens wanted after some blocks (for readouts
 and taps) leave through a carry buffer of K+1 slots: slot k belongs to the k-th exit, the last one
-is scratch that the other blocks overwrite. Slicing the stack at the readout instead would copy half
-the weights forward and concatenate their gradients backward, and would tie the parameter layout to
-where the readout sits.
+is scratch that the other blocks overwrite. With all blocks unrolled they are simply kept. Slicing
+the stack at the readout instead would copy half the weights forward and concatenate their gradients
+backward, and would tie the parameter layout to where the readout sits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run_blocks(
       stacked: parameters with a leading axis of the depth.
       x: tokens [b, n, d].
       exits: depths (1 = after the first block) whose tokens are returned.
-      unroll: blocks per iteration of the scan; 1 compiles a single body, the depth unrolls all.
+      unroll: blocks per iteration of the scan; 1 compiles a single body, the depth writes out all.
       remat: a name of `REMAT`.
 
     Returns:
@@ -64,6 +64,8 @@ def run_blocks(
     """
     depth = jax.tree.leaves(stacked)[0].shape[0]
     block = rematerialised(block, remat, looped=unroll < depth)
+    if unroll >= depth:
+        return _one_by_one(block, stacked, x, exits)
     depths = sorted(set(exits))
     slots = np.full(depth, len(depths), np.int32)
     slots[np.array(depths, int) - 1] = np.arange(len(depths))
@@ -81,3 +83,18 @@ def run_blocks(
     buffer = jnp.broadcast_to(0 * x, (len(depths) + 1, *x.shape))
     (x, buffer), _ = lax.scan(body, (x, buffer), (stacked, jnp.asarray(slots)), unroll=unroll)
     return x, {depth: buffer[k] for k, depth in enumerate(depths)}
+
+
+def _one_by_one(
+    block: Callable[[Params, Tokens], Tokens], stacked: Params, x: Tokens, exits: tuple[int, ...]
+) -> tuple[Tokens, Mapping[int, Tokens]]:
+    """`run_blocks` without a loop: nothing is copied into a buffer at every block."""
+    leaves, structure = jax.tree.flatten(stacked)
+    # The gradient of `unstack` is one stack; that of x[i] would be a whole stack for every block.
+    layers = zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)
+    left = {}
+    for depth, layer in enumerate(layers, 1):
+        x = block(structure.unflatten(layer), x)
+        if depth in exits:
+            left[depth] = x
+    return x, left

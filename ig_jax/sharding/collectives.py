@@ -45,6 +45,19 @@ def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax
     return gathered(x)
 
 
+def _type_of(path: str, leaf: jax.Array, dtype: Any) -> Any:
+    matrix = path.startswith("blocks.") and path.endswith("kernel")
+    return dtype if matrix else leaf.dtype
+
+
+def as_computed(params: Params, dtype: Any) -> Params:
+    """The blocks' matrices as `dtype`, in which they are used: the same predictions.
+
+    Every layer would convert its matrix itself, in every evaluation.
+    """
+    return tree.map_named(lambda path, x: x.astype(_type_of(path, x, dtype)), params)
+
+
 @dataclass(frozen=True)
 class Gather:
     """Puts one network's parameters together, inside a program of `over_devices`."""
@@ -52,20 +65,16 @@ class Gather:
     placed: Mapping[str, Placed]
     dtype: Any  # in which the blocks' matrices are used
 
-    def _type_of(self, path: str, leaf: jax.Array) -> Any:
-        matrix = path.startswith("blocks.") and path.endswith("kernel")
-        return self.dtype if matrix else leaf.dtype
-
     def once(self, params: Params) -> Params:
         """All that a pass needs whole from its beginning: everything but what FSDP splits of the
-        blocks."""
+        blocks. Their matrices are converted here, once, and so are stacked gradients, back."""
 
         def gather(path: str, leaf: jax.Array) -> jax.Array:
-            placed, dtype = self.placed[path], self._type_of(path, leaf)
+            placed, dtype = self.placed[path], _type_of(path, leaf, self.dtype)
             over = placed.over
             if FSDP in over and path.startswith("blocks."):  # put together, and turned, in `block`
                 over, dtype = tuple(a for a in over if a != FSDP), leaf.dtype
-            return _together(leaf, placed.axis, over, dtype) if over else leaf
+            return _together(leaf, placed.axis, over, dtype) if over else leaf.astype(dtype)
 
         return tree.map_named(gather, params)
 
@@ -76,7 +85,7 @@ class Gather:
             placed = self.placed[f"blocks.{path}"]
             if FSDP not in placed.over:
                 return leaf
-            dtype = self._type_of(f"blocks.{path}", leaf)
+            dtype = _type_of(f"blocks.{path}", leaf, self.dtype)
             return _together(leaf, placed.axis - 1, (FSDP,), dtype)  # -1: no depth in a slice
 
         return tree.map_named(gather, params)
