@@ -6,15 +6,15 @@
 Needs JAX's CUDA plugin in an environment of its own, and no GPU: XLA compiles for the H200 that
 h200.txt describes, a step of SiT-XL/2 in half a minute, with all blocks written out in two. Every
 kernel of the optimised program takes the larger of two times, its FLOPs at RATE and its bytes at
-BANDWIDTH, as often as the loops around it run.
+BANDWIDTH, as often as the loops around it run. MFU is of the model (ig_jax/flops.py).
 
-The sum is a lower bound of time, no measurement. It leaves out launches and waiting, padding inside
-a kernel, products that are slower than large bfloat16 ones, branches, and all but one pass of a
-loop of which XLA does not know how many there are. Nothing is tuned, as that takes a GPU: products
-go to cuBLAS, not to Triton. What JAX asks of a GPU before it takes cuDNN's attention is answered by
-hand: that there is one, of compute capability 9.0, with cuDNN 9.8.
+The sum is a lower bound of time, and no measurement. It leaves out launches, waiting, padding
+inside a kernel, products that are slower than large bfloat16 ones, branches, and all but one pass
+of a loop of which XLA does not know how many there are. Nothing is tuned, as that takes a GPU:
+products go to cuBLAS, not to Triton. What JAX asks of a GPU before it takes cuDNN's attention is
+answered by hand: that there is one, of compute capability 9.0, with cuDNN 9.8.
 
-One H200 is described and nothing runs, so --devices, --windows and --calls have no meaning here.
+One H200 is described and nothing runs, so --windows and --calls have no meaning here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
 from benchmarks import measuring, sample, tpu_aot
-from ig_jax import build, drawing, meters
+from ig_jax import build, drawing, flops
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
 
@@ -46,7 +46,6 @@ H200 = Path(__file__).with_name("h200.txt")  # a GpuTargetConfigProto
 RATE = 790e12  # FLOP/s that large bfloat16 products reach, of 989.5e12 by the data sheet
 BANDWIDTH = 0.9 * 4.8e12  # bytes/s: large copies reach nine tenths of the data sheet's
 CUDNN = 90800  # the version that h200.txt names
-TERA, MS = 1e12, 1e-3
 MISSING = (
     "JAX's CUDA plugin is not installed: it compiles for a GPU where there is none; install it in "
     'an environment of its own with `pip install -r requirements.txt "jax[cuda12]"`'
@@ -61,6 +60,7 @@ _ARRAY = re.compile(r"\b[a-z]+(\d*)\[([\d,]*)\]")
 _HEAD = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^()]*)\)(.*)$")
 _TARGET = r'custom_call_target="([^"]*)"'
+_SOURCE = r'op_name="([^"]*)"'
 _NO_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"}
 _NO_KERNEL |= {"while", "call", "conditional", "partition-id"}
 _VIEWS = {"bitcast", "reshape", "get-tuple-element"}
@@ -90,14 +90,14 @@ Computation = Mapping[str, Instruction]
 
 
 class Kernel(NamedTuple):
-    """What is launched, and how often."""
+    """What is launched, and how often; FLOPs and bytes are of one launch."""
 
     name: str
     kind: str  # of KINDS
-    flops: int  # of one launch, as its bytes
+    flops: int
     bytes: int
     times: int
-    source: str  # what JAX calls the operation
+    source: str  # what JAX calls its operation
 
     @property
     def seconds(self) -> float:
@@ -132,7 +132,7 @@ def size(arrays: str) -> int:
 
 
 def passes(computations: Mapping[str, Computation], entry: str) -> Counter[str]:
-    """How often the computations run that are no part of a kernel."""
+    """How often each computation runs that is no part of a kernel."""
     counts: Counter[str] = Counter()
 
     def visit(name: str, times: int) -> None:
@@ -173,13 +173,16 @@ def written(fused: Computation, x: Instruction) -> int:
 
 
 def product_flops(call: Instruction, types: list[str]) -> int:
-    """Of a library's kernel for arrays of these types; 0 where it is no product."""
-    (_, left), (_, right), *_ = shapes(" ".join([*types, "s8[]", "s8[]"]))
+    """Of a library's kernel for arrays of these types; 0 where it is no product of matrices."""
+    dims = [shape for _, shape in shapes(" ".join(types))]
     if products := _WITHIN_ATTENTION.get(call.named(_TARGET)):
-        return products * 2 * math.prod(left) * right[1]  # both [batch, tokens, heads, channels]
+        queries, keys = dims[:2]  # [batch, tokens, heads, channels]
+        return products * 2 * math.prod(queries) * keys[1]
     summed = re.findall(r"\d+", call.named(r'"lhs_contracting_dimensions":\[([^\]]*)\]'))
-    [(_, result), *_] = shapes(call.type)
-    return bool(summed) * 2 * math.prod(result) * math.prod(left[int(d)] for d in summed)
+    if not summed:
+        return 0
+    _, result = shapes(call.type)[0]
+    return 2 * math.prod(result) * math.prod(dims[0][int(d)] for d in summed)
 
 
 def kind_of(body: Sequence[Instruction], source: str) -> str:
@@ -205,12 +208,12 @@ def kernel(
         stored = written(fused, next(y for y in fused.values() if y.is_root))
     else:
         loaded, stored = sum(size(around[n].type) for n in x.operands), size(x.type)
-    flops, body = 0, list(fused.values()) or [x]
+    work, body = 0, list(fused.values()) or [x]
     for call in (y for y in body if y.op == "custom-call"):
         stored = size(re.sub(r", [su]8\[.*", "", call.type))  # without its workspace
-        flops = product_flops(call, [(fused or around)[n].type for n in call.operands])
-    source = x.named(r'op_name="([^"]*)"')
-    return Kernel(name, kind_of(body, source), flops, loaded + stored, times, source)
+        work = product_flops(call, [(fused or around)[n].type for n in call.operands])
+    source = next(filter(None, (y.named(_SOURCE) for y in (x, *body))), "")
+    return Kernel(name, kind_of(body, source), work, loaded + stored, times, source)
 
 
 def kernels(text: str) -> list[Kernel]:
@@ -251,31 +254,30 @@ def totals(found: Sequence[Kernel]) -> dict[str, dict[str, float]]:
     return {
         kind: {
             "seconds": sum(k.seconds for k in part),
-            "tflop": sum(k.times * k.flops for k in part) / TERA,
+            "tflop": sum(k.times * k.flops for k in part) / 1e12,
             "gib": sum(k.times * k.bytes for k in part) / measuring.GIB,
-            "launches": sum(k.times for k in part),
         }
         for kind, part in parts.items()
+        if part
     }
 
 
 def measure(exp: Experiment, what: str, top: int) -> dict[str, Any]:
-    """The record of one program."""
+    """The record of one program, with so many of its kernels."""
     c = exp.config
-    trains = what == "train"
-    of_image = None if trains else sample.cost(drawing.Generator(exp), c.sample.guidances)["flops"]
+    if what == "train":
+        batch, of_image = c.train.batch_size, flops.train_step(exp.net, exp.abstract_params, 1)
+    else:
+        cost = sample.cost(drawing.Generator(exp), c.sample.guidances)
+        batch, of_image = c.sample.batch_size, cost["flops"]
     program, compile_seconds = compiled(exp, what)
     found = kernels(program.as_text())
     seconds = sum(k.seconds for k in found)
-    batch = c.train.batch_size if trains else c.sample.batch_size
-    rates = (
-        meters.Rates(exp).of(seconds) if trains else sample.rates(exp, of_image, seconds / batch)
-    )
     return {
         "batch": batch,
         "least_seconds": seconds,
         "images_per_second": batch / seconds,
-        **rates,
+        **sample.rates(exp, of_image, seconds / batch),
         "temporaries_gib": program.memory_analysis().temp_size_in_bytes / measuring.GIB,
         "compile_seconds": compile_seconds,
         "parts": totals(found),
@@ -284,29 +286,27 @@ def measure(exp: Experiment, what: str, top: int) -> dict[str, Any]:
 
 
 def summary(found: Mapping[str, Any]) -> list[list[str]]:
-    head = ["what", "images", "at least, ms", "at most, images/s", "MFU", "temporaries GiB"]
-    row = [found["what"], str(found["batch"]), f"{found['least_seconds'] / MS:.1f}"]
+    unit, one = ("ms a step", 1e-3) if found["what"] == "train" else ("s a batch", 1)
+    head = ["images", f"at least, {unit}", "at most, images/s", "MFU", "temporaries GiB"]
+    row = [str(found["batch"]), f"{found['least_seconds'] / one:.2f}"]
     row += [f"{found['images_per_second']:.4g}", f"{found['mfu']:.1%}"]
     row += [f"{found['temporaries_gib']:.1f}", f"{found['compile_seconds']:.0f}"]
     return [[*head, "compile s"], row]
 
 
 def parts_table(found: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["part", "ms", "of all", "TFLOP", "GiB", "launches"]]
+    rows = [[found["what"], "ms", "of all", "TFLOP", "GiB moved"]]
     for kind, part in found["parts"].items():
-        row = [
-            kind,
-            f"{part['seconds'] / MS:.1f}",
-            f"{part['seconds'] / found['least_seconds']:.1%}",
-        ]
-        rows.append([*row, f"{part['tflop']:.1f}", f"{part['gib']:.1f}", str(part["launches"])])
+        share = f"{part['seconds'] / found['least_seconds']:.1%}"
+        row = [kind, f"{part['seconds'] * 1e3:.1f}", share, f"{part['tflop']:.1f}"]
+        rows.append([*row, f"{part['gib']:.1f}"])
     return rows
 
 
 def kernels_table(found: Mapping[str, Any]) -> list[list[str]]:
     rows = [["kernel", "ms", "launches", "GFLOP each", "MiB each", "part", "of"]]
     for k in found["kernels"]:
-        row = [k["name"], f"{k['seconds'] / MS:.2f}", str(k["times"]), f"{k['flops'] / 1e9:.0f}"]
+        row = [k["name"], f"{k['seconds'] * 1e3:.2f}", str(k["times"]), f"{k['flops'] / 1e9:.0f}"]
         rows.append([*row, f"{k['bytes'] / 2**20:.1f}", k["kind"], k["source"][-60:]])
     return rows
 
@@ -321,7 +321,8 @@ def main() -> None:
         if importlib.util.find_spec("jax_cuda12_plugin") is None:
             raise UserError(MISSING)
         devices = described_device()
-        c = measuring.load(flags.config, measuring.changes(flags), devices=1).config
+        asked = measuring.changes(flags)
+        c = measuring.load(flags.config, asked, flags.devices or len(devices)).config
         exp = build.experiment(c, devices)
         record = {"what": flags.what, **measuring.circumstances(exp, flags)}
         record |= measure(exp, flags.what, flags.top)

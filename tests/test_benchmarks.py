@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from benchmarks import evaluate, measuring, sample, torch_peer, train
+from benchmarks import evaluate, gpu_aot, measuring, sample, torch_peer, train
 from ig_jax import flops, tree
 from ig_jax.codecs import kl_names
 from ig_jax.drawing import Generator
@@ -272,3 +272,138 @@ def test_it_is_a_command_that_runs_from_anywhere(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks/train.py"), *QUICK, "--devices=64"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: --devices=64"), done.stderr
+
+
+FOR_A_GPU = """\
+HloModule jit_dispatch, is_scheduled=true
+
+%update (p0: bf16[28,8,16], p1: s32[], p2: bf16[8,16]) -> bf16[28,8,16] {
+  %p0 = bf16[28,8,16]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = bf16[8,16]{1,0} parameter(2)
+  %one = bf16[1,8,16]{2,1,0} bitcast(%p2)
+  %zero = s32[] constant(0)
+  %where = s32[] add(%p1, %zero)
+  ROOT %dus = bf16[28,8,16]{2,1,0} dynamic-update-slice(%p0, %one, %where, %zero, /*i*/%zero)
+}
+
+%product (q0: bf16[28,16,32], q1: bf16[8,16], q2: s32[]) -> (bf16[8,32], s8[4096]) {
+  %q0 = bf16[28,16,32]{2,1,0} parameter(0)
+  %q1 = bf16[8,16]{1,0} parameter(1)
+  %q2 = s32[] parameter(2)
+  %cut = bf16[1,16,32]{2,1,0} dynamic-slice(%q0, %q2, %q2, %q2), dynamic_slice_sizes={1,16,32}
+  %own = bf16[16,32]{1,0} bitcast(%cut)
+  ROOT %gemm = (bf16[8,32]{1,0}, s8[4096]{0}) custom-call(%q1, %own), \
+custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(dispatch)/jvp()/dot_general"}, \
+backend_config={"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}
+}
+
+%average (r0: f32[64], r1: f32[64]) -> (f32[64], f32[64]) {
+  %r0 = f32[64]{0} parameter(0)
+  %r1 = f32[64]{0} parameter(1)
+  %sum = f32[64]{0} add(%r0, %r1)
+  ROOT %both = (f32[64]{0}, f32[64]{0}) tuple(%sum, %r1)
+}
+
+%inner (s: (s32[], bf16[2,8,4,6])) -> (s32[], bf16[2,8,4,6]) {
+  %s = (s32[], bf16[2,8,4,6]{3,2,1,0}) parameter(0)
+  %x = bf16[2,8,4,6]{3,2,1,0} get-tuple-element(%s), index=1
+  %att = (bf16[2,4,8,6]{3,1,2,0}, u8[512]{0}) custom-call(%x, %x, %x), \
+custom_call_target="__cudnn$fmhaSoftmax"
+  ROOT %t = (s32[], bf16[2,8,4,6]{3,2,1,0}) tuple(%i, %x)
+}
+
+%body (u: (bf16[28,8,16], bf16[8,16])) -> (bf16[28,8,16], bf16[8,16]) {
+  %u = (bf16[28,8,16]{2,1,0}, bf16[8,16]{1,0}) parameter(0)
+  %w = bf16[28,16,32]{2,1,0} get-tuple-element(%u), index=2
+  %y = bf16[8,16]{1,0} get-tuple-element(%u), index=1
+  %i = s32[] get-tuple-element(%u), index=3
+  %mm = (bf16[8,32]{1,0}, s8[4096]{0}) fusion(%w, %y, %i), kind=kCustom, calls=%product
+  %begun = ((bf16[28,8,16]{2,1,0}, s32[], bf16[8,16]{1,0}), bf16[28,8,16]{2,1,0}, u32[]) \
+fusion-start(%stack, %i, %y), kind=kLoop, calls=%update
+  %ended = bf16[28,8,16]{2,1,0} fusion-done(%begun)
+  %again = (s32[], bf16[2,8,4,6]{3,2,1,0}) while(%st), condition=%less, body=%inner, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %out = (bf16[28,8,16]{2,1,0}, bf16[8,16]{1,0}) tuple(%ended, %y)
+}
+
+%less (c: (s32[], bf16[2,8,4,6])) -> pred[] {
+  %c = (s32[], bf16[2,8,4,6]{3,2,1,0}) parameter(0)
+  ROOT %lt = pred[] compare(%j, %n), direction=LT
+}
+
+%once (a0: f32[64]) -> f32[64] {
+  %a0 = f32[64]{0} parameter(0)
+  ROOT %exp = f32[64]{0} exponential(%a0), metadata={op_name="jit(dispatch)/jvp()/exp"}
+}
+
+ENTRY %main (a: f32[64]) -> f32[64] {
+  %a = f32[64]{0} parameter(0)
+  %loop = (bf16[28,8,16]{2,1,0}, bf16[8,16]{1,0}) while(%init), condition=%less, body=%body, \
+backend_config={"known_trip_count":{"n":"28"}}
+  %called = f32[64]{0} call(%a), to_apply=%once
+  %new = (f32[64]{0}, f32[64]{0}) fusion(%a, %called), kind=kLoop, calls=%average, \
+metadata={op_name="jit(dispatch)/add"}
+  ROOT %copy = f32[64]{0} copy(%a)
+}
+"""
+
+
+def found_kernels() -> dict[str, gpu_aot.Kernel]:
+    return {k.name: k for k in gpu_aot.kernels(FOR_A_GPU)}
+
+
+def test_a_kernel_runs_as_often_as_the_loops_around_it():
+    times = {name: k.times for name, k in found_kernels().items()}
+    assert times == {"mm": 28, "begun": 28, "att": 28 * 3, "exp": 1, "new": 1, "copy": 1}
+    computations, entry = gpu_aot.parse(FOR_A_GPU.replace("known_trip_count", "unknown"))
+    assert gpu_aot.passes(computations, entry) == {"main": 1, "body": 1, "inner": 1, "once": 1}
+
+
+def test_a_kernel_moves_what_it_cuts_and_what_is_new():
+    """One of 28 slices of a stack, read or written; a library's workspace is neither."""
+    moved = {name: k.bytes for name, k in found_kernels().items()}
+    assert moved == {
+        "mm": 2 * (16 * 32 + 8 * 16 + 8 * 32) + 4,  # and the index of the slice
+        "begun": 2 * (8 * 16 + 8 * 16) + 4,
+        "att": 2 * (3 + 1) * 2 * 8 * 4 * 6,
+        "exp": 2 * 4 * 64,
+        "new": 4 * 4 * 64,
+        "copy": 2 * 4 * 64,
+    }
+
+
+def test_products_are_told_by_their_flops_and_all_kernels_by_their_kind():
+    found = found_kernels()
+    work = {name: k.flops for name, k in found.items() if k.flops}
+    assert work == {"mm": 2 * 8 * 16 * 32, "att": 2 * 2 * (2 * 8 * 4 * 6) * 8}
+    assert {name: k.kind for name, k in found.items()} == {
+        "mm": gpu_aot.PRODUCTS,
+        "begun": gpu_aot.MOVES,
+        "att": gpu_aot.ATTENTION,
+        "exp": gpu_aot.OTHERS,
+        "new": gpu_aot.OPTIMIZER,
+        "copy": gpu_aot.MOVES,
+    }
+    parts = gpu_aot.totals(list(found.values()))
+    assert sum(part["seconds"] for part in parts.values()) == sum(k.seconds for k in found.values())
+    assert parts[gpu_aot.PRODUCTS]["tflop"] * 1e12 == pytest.approx(28 * work["mm"])
+    assert parts[gpu_aot.MOVES]["gib"] * 2**30 == pytest.approx(28 * 516 + 512)
+
+
+def test_a_kernel_takes_the_larger_of_its_two_times():
+    def seconds(flops: float, moved: float) -> float:
+        return gpu_aot.Kernel("k", gpu_aot.OTHERS, flops, moved, 3, "").seconds
+
+    assert seconds(gpu_aot.RATE, gpu_aot.BANDWIDTH / 2) == pytest.approx(3)
+    assert seconds(gpu_aot.RATE / 2, 2 * gpu_aot.BANDWIDTH) == pytest.approx(6)
+
+
+def test_without_the_cuda_plugin_one_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jax_cuda12_plugin", None)  # cannot be found
+    monkeypatch.setattr(sys, "argv", ["gpu_aot.py", "--what=sample"])
+    with pytest.raises(SystemExit) as ended:
+        gpu_aot.main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.count("\n") == 1 and 'pip install -r requirements.txt "jax[cuda12]"' in err
