@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from benchmarks import evaluate, gpu_aot, measuring, sample, torch_peer, train
+from benchmarks import evaluate, gpu_aot, measuring, roofline, sample, torch_peer, train
 from ig_jax import flops, tree
 from ig_jax.codecs import kl_names
 from ig_jax.drawing import Generator
@@ -349,15 +349,15 @@ metadata={op_name="jit(dispatch)/add"}
 """
 
 
-def found_kernels() -> dict[str, gpu_aot.Kernel]:
-    return {k.name: k for k in gpu_aot.kernels(FOR_A_GPU)}
+def found_kernels() -> dict[str, roofline.Kernel]:
+    return {k.name: k for k in roofline.kernels(FOR_A_GPU)}
 
 
 def test_a_kernel_runs_as_often_as_the_loops_around_it():
     times = {name: k.times for name, k in found_kernels().items()}
     assert times == {"mm": 28, "begun": 28, "att": 28 * 3, "exp": 1, "new": 1, "copy": 1}
-    computations, entry = gpu_aot.parse(FOR_A_GPU.replace("known_trip_count", "unknown"))
-    assert gpu_aot.passes(computations, entry) == {"main": 1, "body": 1, "inner": 1, "once": 1}
+    computations, entry = roofline.parse(FOR_A_GPU.replace("known_trip_count", "unknown"))
+    assert roofline.passes(computations, entry) == {"main": 1, "body": 1, "inner": 1, "once": 1}
 
 
 def test_a_kernel_moves_what_it_cuts_and_what_is_new():
@@ -378,25 +378,25 @@ def test_products_are_told_by_their_flops_and_all_kernels_by_their_kind():
     work = {name: k.flops for name, k in found.items() if k.flops}
     assert work == {"mm": 2 * 8 * 16 * 32, "att": 2 * 2 * (2 * 8 * 4 * 6) * 8}
     assert {name: k.kind for name, k in found.items()} == {
-        "mm": gpu_aot.PRODUCTS,
-        "begun": gpu_aot.MOVES,
-        "att": gpu_aot.ATTENTION,
-        "exp": gpu_aot.OTHERS,
-        "new": gpu_aot.OPTIMIZER,
-        "copy": gpu_aot.MOVES,
+        "mm": roofline.PRODUCTS,
+        "begun": roofline.MOVES,
+        "att": roofline.ATTENTION,
+        "exp": roofline.OTHERS,
+        "new": roofline.OPTIMIZER,
+        "copy": roofline.MOVES,
     }
     parts = gpu_aot.totals(list(found.values()))
     assert sum(part["seconds"] for part in parts.values()) == sum(k.seconds for k in found.values())
-    assert parts[gpu_aot.PRODUCTS]["tflop"] * 1e12 == pytest.approx(28 * work["mm"])
-    assert parts[gpu_aot.MOVES]["gib"] * 2**30 == pytest.approx(28 * 516 + 512)
+    assert parts[roofline.PRODUCTS]["tflop"] * 1e12 == pytest.approx(28 * work["mm"])
+    assert parts[roofline.MOVES]["gib"] * 2**30 == pytest.approx(28 * 516 + 512)
 
 
 def test_a_kernel_takes_the_larger_of_its_two_times():
     def seconds(flops: float, moved: float) -> float:
-        return gpu_aot.Kernel("k", gpu_aot.OTHERS, flops, moved, 3, "").seconds
+        return roofline.Kernel("k", roofline.OTHERS, flops, moved, 3, "").seconds
 
-    assert seconds(gpu_aot.RATE, gpu_aot.BANDWIDTH / 2) == pytest.approx(3)
-    assert seconds(gpu_aot.RATE / 2, 2 * gpu_aot.BANDWIDTH) == pytest.approx(6)
+    assert seconds(roofline.RATE, roofline.BANDWIDTH / 2) == pytest.approx(3)
+    assert seconds(roofline.RATE / 2, 2 * roofline.BANDWIDTH) == pytest.approx(6)
 
 
 def test_without_the_cuda_plugin_one_sentence_says_what_to_install(monkeypatch, capsys):
