@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ig_jax import drawing, guide, sharding, train, tree
+from ig_jax import drawing, flops, guide, sharding, train, tree
 from ig_jax.build import Experiment
 from ig_jax.sharding import placement
 
@@ -86,7 +86,7 @@ def _cost(generator: drawing.Generator) -> str:
     others = f" and {count['of_the_guide']} of the guiding network" * (count["of_the_guide"] > 0)
     return (
         f"{len(sampler.grid()) - 1} steps, {count['evaluations']} network evaluations a sample"
-        f"{others}, {count['flops'] / 1e12:,.3g} TFLOP"
+        f"{others}, {flops.in_words(count['flops'])}"
     )
 
 

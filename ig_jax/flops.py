@@ -49,3 +49,10 @@ def train_step(net: Transformer, params: Params, batch_size: int) -> int:
     `optim.muon.newton_schulz_flops`. Nor for another network's outputs that a loss may ask for.
     """
     return 3 * batch_size * forward(net, params)
+
+
+def in_words(count: int) -> str:
+    """'100 TFLOP', with the largest unit that leaves a number of at least 1."""
+    units = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
+    name, size = next(((n, s) for n, s in units.items() if count >= s), ("MFLOP", 1e6))
+    return f"{count / size:,.3g} {name}"

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ig_jax import checkpoint, compatible, drawing, guide, logs, prng, sharding
+from ig_jax import checkpoint, compatible, drawing, flops, guide, logs, prng, sharding
 from ig_jax.build import Experiment
 from ig_jax.config import Config
 from ig_jax.drawing import Generator
@@ -180,6 +180,6 @@ def run(exp: Experiment, workdir: Path) -> Path:
         if of_image is not None:
             logs.say(
                 f"each took {of_image['evaluations']} evaluations of the network, "
-                f"{of_image['flops'] / 1e12:,.3g} TFLOP"
+                f"{flops.in_words(of_image['flops'])}"
             )
     return target

@@ -163,3 +163,9 @@ def test_no_chip_is_listed_twice():
     names = [key.value for key in table.keys]
     assert len(names) > 30
     assert len(names) == len(set(names))
+
+
+def test_a_count_is_told_in_the_largest_unit_that_it_fills():
+    told = {100_100_000_000_000: "100 TFLOP", 237e9: "237 GFLOP", 1_770_000: "1.77 MFLOP", 5e4: ""}
+    for count, words in told.items():
+        assert flops.in_words(int(count)) == (words or "0.05 MFLOP")
