@@ -11,7 +11,6 @@ import importlib.util
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ import jax
 import jaxlib
 from ml_collections import ConfigDict
 
-from ig_jax import build, config, logs
+from ig_jax import build, checkpoint, config, logs
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
 
@@ -145,9 +144,6 @@ def changes(flags: argparse.Namespace) -> dict[str, Any]:
 
 def machine(devices: list[Any]) -> dict[str, Any]:
     """Where and with what something ran."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
     return {
         "device": devices[0].device_kind,
         "devices": len(devices),
@@ -155,7 +151,7 @@ def machine(devices: list[Any]) -> dict[str, Any]:
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
             "python": platform.python_version(),
-            "commit": commit.stdout.strip() or None,  # None outside of a repository
+            "commit": checkpoint.versions().get("ig_jax"),  # None outside of a repository
         },
     }
 

@@ -35,6 +35,11 @@ class Experiment:
         """This process's devices side by side: for what needs no other process."""
         return sharding.own_mesh(self.mesh)
 
+    @property
+    def samples_here(self) -> int:
+        """This process's part of `sample.batch_size`."""
+        return self.config.sample.batch_size * self.own_mesh.size // self.mesh.size
+
     @cached_property
     def net(self) -> NetFn:
         name = self.config.raw["model"]["name"]

@@ -153,8 +153,8 @@ class Checkpoints:
             "data": data,
             "config": compatible.plain(config),
             "versions": versions(),
+            "imported": imported,
         }
-        meta["imported"] = imported
         held = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
         arrays = {name: ocp.args.StandardSave(x) for name, x in held.items() if x is not None}
         items = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)

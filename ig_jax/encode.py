@@ -84,11 +84,6 @@ class Encoder:
 
     def __call__(self, batches: Iterator[list[Example]]) -> Iterator[np.ndarray]:
         """One batch behind, so that the devices need not wait for the next."""
-        previous = None
-        for examples in batches:
-            started = self._start(examples), len(examples)
-            if previous:
-                yield sharding.to_host(previous[0])[: previous[1]]
-            previous = started
-        if previous:
-            yield sharding.to_host(previous[0])[: previous[1]]
+        started = ((self._start(examples), len(examples)) for examples in batches)
+        for stored, count in sharding.one_ahead(started):
+            yield sharding.to_host(stored)[:count]

@@ -8,7 +8,7 @@ result is a record of everything that it hangs on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ig_jax.errors import UserError
 from ig_jax.formats.row_store import RowStore
 from ig_jax.guidance import Guidance, Guidances
 from ig_jax.judge import AnyJudge, Judge, make_judge
-from ig_jax.look import Rows
+from ig_jax.look import Rows, joined
 from ig_jax.sample_files import Found
 from ig_jax.types import Params
 
@@ -62,6 +62,9 @@ def draw(
         bar.update(len(part.indices) * jax.process_count())
     images, labels = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
     return sharding.everybodys(images, num), sharding.everybodys(labels, num)
+
+
+Seen = tuple[RowStore, np.ndarray | None]  # rows of a set of samples, and its labels
 
 
 class _Evaluation:
@@ -107,19 +110,12 @@ class _Evaluation:
             sharding.meet(f"{name} seen")
         return store
 
-    def measure(self, stores: list[tuple[RowStore, np.ndarray | None]]) -> list[dict[str, float]]:
-        """The measures of each set of samples with its labels."""
-        found = []
-        for store, labels in stores:
+    def finish(self, seen: Sequence[Seen], **rest: Any) -> dict[str, Any]:
+        """Measures each set of samples, writes results.json, and clears the rows away."""
+        measured = []
+        for store, labels in seen:
             rows: Rows = {name: store.read(name) for name in store.names}
-            found.append(self.judge.measure(rows, labels))
-        return found
-
-    def finish(
-        self, stores: list[tuple[RowStore, np.ndarray | None]], **rest: Any
-    ) -> dict[str, Any]:
-        """Measures, writes results.json, and clears the rows away."""
-        measured = self.measure(stores)
+            measured.append(self.judge.measure(rows, labels))
         record = {
             "measures": measures.spread(measured),
             "each": measured,
@@ -131,8 +127,25 @@ class _Evaluation:
             "versions": checkpoint.versions(),
         }
         logs.write_json(self.file, record)
-        for store, _ in stores:
+        for store, _ in seen:
             store.remove()
+        return record
+
+    def run(
+        self, see: Callable[[], tuple[Sequence[Seen], dict[str, Any]]]
+    ) -> dict[str, Any] | None:
+        """The record, in process 0, told; made of what `see` gives unless it is there already.
+
+        `see` gives sets of samples, and what else the record is to hold.
+        """
+        record = self.done()
+        if record is None:
+            seen, rest = see()
+            if jax.process_index() == 0:
+                record = self.finish(seen, **rest)
+            sharding.meet("measured")
+        if jax.process_index() == 0:
+            _say(record, self.file)
         return record
 
 
@@ -162,7 +175,9 @@ def _how(exp: Experiment, step: int, cost: Mapping[str, int] | None) -> str:
     )
 
 
-def _of_checkpoint(exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any) -> dict[str, Any]:
+def _of_checkpoint(
+    exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any
+) -> dict[str, Any] | None:
     c = exp.config
     step, params = sample.load_weights(exp, workdir)
     generator = Generator(exp, guide.load(exp), judge.decode)
@@ -171,8 +186,9 @@ def _of_checkpoint(exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any) 
     settings = {**sample.settings(exp, step), **judge.record(), **network, "evaluate": decisive}
     del settings["seed"]  # of --mode=sample; here there may be several
     job = _Evaluation(workdir, judge, settings, c.evaluate.num)
-    if (record := job.done()) is None:
-        stores, total = [], len(sharding.mine(job.num)) * len(c.evaluate.seeds)
+
+    def see() -> tuple[list[Seen], dict[str, Any]]:
+        seen, total = [], len(sharding.mine(job.num)) * len(c.evaluate.seeds)
         with logs.progress(total, unit="image", what="evaluating") as bar:
             for seed in c.evaluate.seeds:
 
@@ -181,8 +197,7 @@ def _of_checkpoint(exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any) 
                         yield drawn.indices, drawn.images
 
                 labels = sample.labels_of(exp.config, seed, np.arange(job.num))
-                rows = job.rows(f"seed{seed}", generator.shape, batches, bar)
-                stores.append((rows, labels))
+                seen.append((job.rows(f"seed{seed}", generator.shape, batches, bar), labels))
         cost = drawing.cost(generator)
         rest = {
             "of": _how(exp, step, cost),
@@ -191,15 +206,12 @@ def _of_checkpoint(exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any) 
             "rounding": c.data.codec.rounding,
             **network,
         }
-        if jax.process_index() == 0:
-            record = job.finish(stores, **rest)
-        sharding.meet("measured")
-    if jax.process_index() == 0:
-        _say(record, job.file)
-    return record
+        return seen, rest
+
+    return job.run(see)
 
 
-def _of_files(exp: Experiment, workdir: Path, judge: AnyJudge) -> dict[str, Any]:
+def _of_files(exp: Experiment, workdir: Path, judge: AnyJudge) -> dict[str, Any] | None:
     field, path = "evaluate.samples", Path(exp.config.evaluate.samples)
     if not isinstance(judge, Judge):
         raise UserError(f"{field} = {str(path)!r}: points of a known density are not judged so")
@@ -213,24 +225,19 @@ def _of_files(exp: Experiment, workdir: Path, judge: AnyJudge) -> dict[str, Any]
         **judge.record(),
     }
     job = _Evaluation(workdir, judge, settings, len(found))
-    if (record := job.done()) is None:
-        size = exp.config.sample.batch_size
+    size = exp.config.sample.batch_size
 
-        def batches(missing: np.ndarray) -> Iterator[tuple]:
-            for start in range(0, len(missing), size):
-                indices = missing[start : start + size]
-                yield indices, found.read(indices)
+    def batches(missing: np.ndarray) -> Iterator[tuple]:
+        for start in range(0, len(missing), size):
+            indices = missing[start : start + size]
+            yield indices, found.read(indices)
 
+    def see() -> tuple[list[Seen], dict[str, Any]]:
         with logs.progress(len(sharding.mine(job.num)), unit="image", what="evaluating") as bar:
             rows = job.rows("samples", found.shape, batches, bar)
-        if jax.process_index() == 0:
-            record = job.finish(
-                [(rows, found.labels)], of=f"{len(found):,} samples of {found.path}"
-            )
-        sharding.meet("measured")
-    if jax.process_index() == 0:
-        _say(record, job.file)
-    return record
+        return [(rows, found.labels)], {"of": f"{len(found):,} samples of {found.path}"}
+
+    return job.run(see)
 
 
 class WhileTraining:
@@ -255,10 +262,7 @@ class WhileTraining:
             for batch in drawn:
                 seen.append(self.judge.look(batch.images))
                 bar.update(len(batch.indices))
-        rows = {
-            name: sharding.everybodys(np.concatenate([part[name] for part in seen]), self.num)
-            for name in seen[0]
-        }
+        rows = {name: sharding.everybodys(own, self.num) for name, own in joined(seen).items()}
         labels = sample.labels_of(self.exp.config, seed, np.arange(self.num))
         return {f"eval/{name}": value for name, value in self.judge.measure(rows, labels).items()}
 

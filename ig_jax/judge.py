@@ -6,9 +6,9 @@ at a time, on many devices, in many runs; `measure` needs all rows, and is done 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -59,7 +59,8 @@ class Real:
 
     pool: Gaussian
     spatial: Gaussian | None  # None: sFID cannot be told
-    rows: np.ndarray | None  # features of single ones; None: nor precision and recall
+    # Gives features of single ones, which may take looking at them; None: nor precision and recall.
+    rows: Callable[[], np.ndarray] | None
     record: Mapping[str, Any]
 
 
@@ -74,6 +75,10 @@ class Judge:
 
     decode: ClassVar[None] = None
     shows_readout: ClassVar[bool] = False
+
+    @cached_property
+    def _training_pixels(self) -> np.ndarray:
+        return _pixels(self.training)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -94,7 +99,7 @@ class Judge:
         """Of uint8 pictures [n, h, w, c]: features, and the distance to the nearest real one."""
         rows = dict(self.features(images))
         if self.training is not None:
-            rows["nearest"] = nearest_distance(_pixels(images), _pixels(self.training))
+            rows["nearest"] = nearest_distance(_pixels(images), self._training_pixels)
         return rows
 
     def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
@@ -135,7 +140,7 @@ class Judge:
         if space.reads_labels and labels is not None:
             found["accuracy"] = float(np.mean(np.argmax(rows["logits"], axis=1) == labels))
         if real.rows is not None:
-            found |= precision_recall(real.rows, rows["pool"])._asdict()
+            found |= precision_recall(real.rows(), rows["pool"])._asdict()
         if "logits" in rows:
             found["inception_score"], _ = inception_score(rows["logits"], IS_SPLIT)
             mean, _ = inception_score_torch_fidelity(rows["logits"])
@@ -198,8 +203,7 @@ def make_look(exp: Experiment) -> tuple[Look, str]:
             "which holds latents; use inception"
         )
     weights = space.load(partial(all_of, source))
-    size = exp.config.sample.batch_size * exp.own_mesh.size // exp.mesh.size
-    return Look(space, weights, exp.own_mesh, size), tree.digest(weights)
+    return Look(space, weights, exp.own_mesh, exp.samples_here), tree.digest(weights)
 
 
 def _from_file(exp: Experiment, look: Look, weights_digest: str) -> Real:
@@ -210,17 +214,21 @@ def _from_file(exp: Experiment, look: Look, weights_digest: str) -> Real:
             f"{field} = {str(path)!r}: was made with other weights of the feature space than "
             "evaluate.features has; make it again with --mode=reference"
         )
-    record = {"file": str(path), "sha256": found.digest}
-    seen = {} if found.pictures is None else look(found.pictures)
-    rows = found.rows if found.rows is not None else seen.get("pool")
-    if found.pool is not None:
-        return Real(found.pool, found.spatial, rows, record | _counted(rows))
-    spatial = _gaussian(seen["spatial"]) if "spatial" in seen else None
-    return Real(_gaussian(rows), spatial, rows, record | _counted(rows))
-
-
-def _counted(rows: np.ndarray | None) -> dict[str, int]:
-    return {"pictures_of_precision_and_recall": 0 if rows is None else len(rows)}
+    single = found.pictures if found.rows is None else found.rows
+    record = {
+        "file": str(path),
+        "sha256": found.digest,
+        "pictures_of_precision_and_recall": 0 if single is None else len(single),
+    }
+    # An evaluation that is done already need not look at ten thousand pictures again.
+    seen = cache(partial(look, found.pictures))
+    pool, spatial, rows = found.pool, found.spatial, None
+    if pool is None:  # there are no other statistics than those of these pictures
+        pool = _gaussian(seen()["pool"])
+        spatial = _gaussian(seen()["spatial"]) if "spatial" in seen() else None
+    if single is not None:
+        rows = (lambda: seen()["pool"]) if found.rows is None else (lambda: found.rows)
+    return Real(pool, spatial, rows, record)
 
 
 def make_judge(exp: Experiment) -> tuple[AnyJudge, dict[str, float] | None]:
@@ -250,9 +258,8 @@ def _by_features(exp: Experiment) -> Judge:
         real = _from_file(exp, look, digest)
     elif fitted:
         seen = look(training)
-        gaussian = _gaussian(seen["pool"])
-        source = exp.config.raw["data"]["source"]
-        real = Real(gaussian, None, seen["pool"], {"source": source, "pictures": len(training)})
+        record = {"source": exp.config.raw["data"]["source"], "pictures": len(training)}
+        real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
     else:
         raise UserError(f"evaluate.reference = '': name statistics of real pictures: {PUBLISHED}")
     return Judge(look, real, training, digest)

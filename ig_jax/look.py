@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,6 +14,11 @@ from ig_jax.metrics.spaces import FeatureSpace
 from ig_jax.types import Params
 
 Rows = Mapping[str, np.ndarray]  # what is kept of each picture, by name, each [n, ...]
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several parts, one after the other; at least one part."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class Look:
@@ -44,7 +49,7 @@ class Look:
             features = self._program(self._weights, batch["pictures"])
             host = {n: x for n, x in sharding.to_host(features)._asdict().items() if x is not None}
             parts.append({name: x[: len(taken)] for name, x in host.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
         """What it will give of a picture [h, w, c]."""

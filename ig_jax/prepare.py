@@ -9,7 +9,6 @@ often a run was broken.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from ig_jax.data.record import Record
 from ig_jax.data.write import LAYOUTS, Layout, Part, Whole
 from ig_jax.encode import Encode, Encoder, Example, Unreadable, as_they_are, read_batches
 from ig_jax.errors import UserError
+from ig_jax.formats import digests
 from ig_jax.types import Encoded
 
 SETTINGS, NOTES = "prepare.json", "parts"
@@ -70,7 +70,7 @@ class _Preparation:
             "seed": self.exp.config.seed,
             "data": json.loads(json.dumps(self.exp.config.raw["data"])),
             "prepare": how,
-            "autoencoder": _hash(Path(weights)) if weights else "",
+            "autoencoder": digests.of_file(Path(weights)) if weights else "",
         }
 
     def begin(self) -> None:
@@ -206,11 +206,6 @@ def _check(exp: Experiment) -> None:
             f"prepare.batch_size = {c.prepare.batch_size}: must divide over the "
             f"{exp.own_mesh.size} devices of a process"
         )
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def run(exp: Experiment, folder: Path) -> Record:

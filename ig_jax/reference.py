@@ -21,7 +21,7 @@ from ig_jax import judge, logs, sharding
 from ig_jax.build import Experiment
 from ig_jax.encode import Unreadable, read_batches
 from ig_jax.errors import UserError
-from ig_jax.look import Look
+from ig_jax.look import Look, Rows, joined
 from ig_jax.metrics import reference as statistics
 from ig_jax.metrics.moments import Moments
 from ig_jax.types import Source
@@ -48,31 +48,27 @@ def _require_pictures(source: Source) -> None:
 
 def _features(
     source: Source, look: Look, indices: range, size: int, readers: Any, bar: Any
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Rows]:
     """Rows of the pictures `indices`, about TOGETHER of them at a time.
 
     Raises:
       UserError: a picture cannot be read.
     """
-    waiting: list[dict[str, np.ndarray]] = []
-
-    def together() -> dict[str, np.ndarray]:
-        return {name: np.concatenate([w[name] for w in waiting]) for name in waiting[0]}
-
+    waiting: list[Rows] = []
     for batch in read_batches(source, indices, size, readers):
         for example in batch:
             if isinstance(example, Unreadable):
                 raise UserError(f"{example.reason}; statistics are of all pictures or of none")
-        waiting.append(dict(look(np.stack([example.row for example in batch]))))
+        waiting.append(look(np.stack([example.row for example in batch])))
         bar.update(len(batch))
         if sum(len(w["pool"]) for w in waiting) >= TOGETHER:
-            yield together()
+            yield joined(waiting)
             waiting = []
     if waiting:
-        yield together()
+        yield joined(waiting)
 
 
-def _write_part(file: Path, parts: Iterator[dict[str, np.ndarray]], kept: np.ndarray) -> None:
+def _write_part(file: Path, parts: Iterator[Rows], kept: np.ndarray) -> None:
     """Moments of a part, and the features of its pictures `kept` (places within the part)."""
     moments: dict[str, Moments] = {}
     rows, start = [], 0
@@ -137,8 +133,9 @@ def run(exp: Experiment, folder: Path) -> Path:
         logs.progress(pictures, initial=pictures - rest, unit="image", what="looking") as bar,
     ):
         (folder / PARTS).mkdir(exist_ok=True)
+        chosen = _chosen(total)
         for i in left:
-            kept = _chosen(total) - parts[i].start
+            kept = chosen - parts[i].start
             seen = _features(source, look, parts[i], size, readers, bar)
             _write_part(files[i], seen, kept[(0 <= kept) & (kept < len(parts[i]))])
         sharding.meet("seen")

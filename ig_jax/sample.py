@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +26,6 @@ from ig_jax.guidance import KINDS
 from ig_jax.sample_files import SampleFiles
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import Params
-
-T = TypeVar("T")
 
 
 def labels_of(config: Config, seed: int, indices: np.ndarray) -> np.ndarray:
@@ -69,7 +66,7 @@ def batches(
       UserError: a sample is not finite.
     """
     exp = generator.exp
-    size = exp.config.sample.batch_size * exp.own_mesh.size // exp.mesh.size
+    size = exp.samples_here
     labels = labels_of(exp.config, seed, indices)
 
     def begun() -> Iterator[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]:
@@ -80,17 +77,11 @@ def batches(
             rows = sharding.to_global(host, exp.own_mesh, size)
             yield taken, generator(params, np.uint32(seed), rows["i"], rows["y"], **chosen)
 
-    for taken, drawn in _one_ahead(begun()):
+    for taken, drawn in sharding.one_ahead(begun()):
         images, finite = (sharding.to_host(x)[: len(taken)] for x in drawn)
         sampler = chosen.get("sampler") or exp.config.sample.sampler
         _require_finite(indices[taken][~finite], sampler)
         yield Drawn(indices[taken], images, labels[taken])
-
-
-def _one_ahead(begun: Iterator[T]) -> Iterator[T]:
-    """Every item once the next one is begun."""
-    for item, _ in pairwise(chain(begun, [None])):
-        yield item
 
 
 def _require_finite(failed: np.ndarray, sampler: Sampler) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ig_jax import logs, pictures
 from ig_jax.errors import UserError
-from ig_jax.formats import npz
+from ig_jax.formats import digests, npz
 from ig_jax.formats.row_store import Row, RowStore
 
 ARCHIVE = "samples.npz"
@@ -160,11 +160,10 @@ class Found:
         return np.stack(images)
 
     def digest(self) -> str:
-        """SHA-256 of the file, or of names and contents of all of them."""
+        """SHA-256 of those of all files, in order."""
         found = hashlib.sha256()
         for file in self._files or [self.path]:
-            with file.open("rb") as content:
-                found.update(hashlib.file_digest(content, "sha256").digest())
+            found.update(bytes.fromhex(digests.of_file(file)))
         return found.hexdigest()
 
 

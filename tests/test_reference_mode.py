@@ -12,6 +12,7 @@ from ig_jax import evaluate, judge, reference, run
 from ig_jax.errors import UserError
 from ig_jax.metrics import FEATURES
 from ig_jax.metrics import reference as statistics
+from ig_jax.metrics.moments import Moments
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,22 @@ def test_statistics_of_other_features_are_refused_before_anything_is_drawn(tmp_p
     sentence = "evaluate.reference = '.*dino.npz': is of features with 1024 numbers, but Classifier"
     with pytest.raises(UserError, match=sentence):
         evaluate.run(exp, workdir)
+
+
+def test_real_pictures_are_looked_at_once_and_not_before_it_is_needed(monkeypatch):
+    """Ten thousand of them: too many for an evaluation that is done already."""
+    images = np.zeros((30, 8, 8, 1), np.uint8)
+    gaussian = Moments.from_features(np.eye(128)).gaussian
+    file = statistics.Reference(gaussian, None, None, images, "", "digest")
+    monkeypatch.setattr(statistics, "read", lambda path, field: file)
+    exp = tiny.experiment({"evaluate.reference": "adm.npz"})
+    look, digest = judge.make_look(exp)
+    seen, whole = [], judge.Look.__call__
+    monkeypatch.setattr(judge.Look, "__call__", lambda s, x: (seen.append(len(x)), whole(s, x))[1])
+    real = judge._from_file(exp, look, digest)
+    assert seen == [] and real.record["pictures_of_precision_and_recall"] == 30
+    assert real.rows().shape == real.rows().shape == (30, 128)
+    assert seen == [30]
 
 
 def test_statistics_are_not_taken_of_latents(tmp_path):

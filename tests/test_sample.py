@@ -387,9 +387,9 @@ def test_the_next_batch_is_begun_before_one_is_handed_out():
             begun.append(i)
             yield i
 
-    seen = [(item, list(begun)) for item in sample._one_ahead(items())]
+    seen = [(item, list(begun)) for item in sharding.one_ahead(items())]
     assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2, 3]), (3, [0, 1, 2, 3])]
-    assert list(sample._one_ahead(iter(()))) == []
+    assert list(sharding.one_ahead(iter(()))) == []
 
 
 def test_an_image_costs_a_head_a_step_for_internal_guidance_and_twice_the_network_within_cfg():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import pickletools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,11 +56,11 @@ class Record(Mapping):
         return f"Record({self._fields})"
 
 
-class Stateful:
+class Stateful(ABC):
     """What a maker may return to be given the state that the pickle has of it."""
 
-    def set_state(self, state: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def set_state(self, state: Any) -> None: ...
 
 
 def run(

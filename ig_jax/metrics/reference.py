@@ -11,7 +11,6 @@ mu and sigma are the mean and the covariance of the pooled features, mu_s and si
 spatial ones, of which the sFID is taken. A file of pictures only holds no statistics yet.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ig_jax.errors import UserError
-from ig_jax.formats import npz, numpy_pickle
+from ig_jax.formats import digests, npz, numpy_pickle
 from ig_jax.metrics.moments import Gaussian
 
 POOL, SPATIAL = (("mu", "sigma"), ("ref_mu", "ref_sigma")), (("mu_s", "sigma_s"),)
@@ -58,7 +57,7 @@ def read(path: Path, field: str) -> Reference:
             )
         spatial, rows = found.gaussian(SPATIAL), found.rows(pool)
         space = str(array(SPACE)) if SPACE in names else ""
-        return Reference(pool, spatial, rows, pictures, space, _digest(path))
+        return Reference(pool, spatial, rows, pictures, space, digests.of_file(path))
     except UserError as refusal:
         raise UserError(f"{field} = {refusal}") from None
 
@@ -102,11 +101,6 @@ def _open(path: Path) -> tuple[list[str], Callable[[str], Any]]:
         case {"fid": {**fid}}:
             return [name for name in fid if isinstance(fid[name], np.ndarray)], fid.__getitem__
     raise UserError(f"{path}: is a pickle without {{'fid': {{'mu', 'sigma'}}}}; {MEND}")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Arrays(NamedTuple):

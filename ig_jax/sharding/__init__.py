@@ -10,8 +10,9 @@ devices, side by side.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 BATCH = (DATA, FSDP)  # the axes that split a batch
+
+T = TypeVar("T")
 
 
 def make_mesh(
@@ -79,6 +82,12 @@ def to_global(
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
     return {name: globally(array) for name, array in rows.items()}
+
+
+def one_ahead(begun: Iterator[T]) -> Iterator[T]:
+    """Every item once the next one is begun: devices work while the host uses what they made."""
+    for item, _ in pairwise(chain(begun, [None])):
+        yield item
 
 
 def to_host(arrays: Any) -> Any:
