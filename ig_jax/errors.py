@@ -1,9 +1,22 @@
 """The errors that are told to the user in a sentence, without a stack trace."""
 
+from typing import Any
+
+LONGEST = 200  # characters of a value in a message
+
 
 class UserError(Exception):
-    """A mistake in what a run was given: names the file, key or value, the rule and the mend."""
+    """A mistake in what a run was given: names the file, key or value, the rule and the fix."""
 
 
 class BadExample(UserError):
     """One example of a data set that cannot be used, such as a corrupt picture; names its file."""
+
+
+def shown(value: Any) -> str:
+    """`repr(value)` for a message, cut after `LONGEST` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python turns into text
+        return f"a number of {value.bit_length():,} bits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
