@@ -34,7 +34,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from ig_jax import compatible, logs, sharding
 from ig_jax.ema import Averages
 from ig_jax.errors import UserError
-from ig_jax.formats import orbax_step
+from ig_jax.formats import orbax_leak, orbax_step
 from ig_jax.types import Abstract, Params
 
 # The items that hold arrays: all of them, and those that sampling may want.
@@ -116,6 +116,7 @@ class Checkpoints:
         self._failure = ""  # why that is not on disk
 
     def _open(self) -> ocp.CheckpointManager:
+        orbax_leak.stop()
         return ocp.CheckpointManager(
             self.directory,
             item_names=(*ARRAYS, "meta"),
