@@ -33,6 +33,13 @@ fi
 free_port='import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'
 port=$("$python" -c "$free_port")
 children=()
+signalled=0
+# Ctrl-C too becomes SIGTERM: a shell's background processes ignore SIGINT.
+stop() {
+  signalled=1
+  [[ ${#children[@]} == 0 ]] || kill -TERM "${children[@]}" 2>/dev/null || true
+}
+trap stop INT TERM
 for ((i = 0; i < processes; i++)); do
   # jax gives a process only these GPUs; without GPUs it means nothing.
   job=(env "JAX_LOCAL_DEVICE_IDS=$i" "$python" main.py "$@"
@@ -40,14 +47,14 @@ for ((i = 0; i < processes; i++)); do
   if [[ ${DRY_RUN:-0} == 1 ]]; then
     show "${job[@]}"
   else
+    [[ $signalled == 0 ]] || break
     "${job[@]}" &
     children+=($!)
   fi
 done
 [[ ${DRY_RUN:-0} == 1 ]] && exit
 
-# Ctrl-C too becomes SIGTERM: a shell's background processes ignore SIGINT.
-trap 'signalled=1; kill -TERM "${children[@]}" 2>/dev/null || true' INT TERM
+[[ $signalled == 0 ]] || stop # the process that was being started then, too
 status=0
 for child in "${children[@]}"; do
   signalled=1

@@ -4,11 +4,9 @@ import json
 import os
 from pathlib import Path
 
-# Added to what is there, so that the tests can be run under other settings of the compiler:
-# XLA_FLAGS=--xla_cpu_max_isa=AVX2 make test
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-)
+import cpu_devices
+
+os.environ["XLA_FLAGS"] = cpu_devices.xla_flags(2)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

@@ -27,7 +27,7 @@ import tensorboardX  # noqa: F401
 import main  # noqa: F401, before the first fork
 from ig_jax import logs
 
-ALONE = 120.0  # seconds in which the others end when one process of a run was killed
+ALONE = 900.0  # seconds; the others of a killed process end after about 60, on a slow machine later
 SAMPLING = 5.0  # seconds
 
 

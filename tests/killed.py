@@ -18,7 +18,7 @@ from jobs import ROOT, Run  # first: it finds ig_jax
 
 import tiny  # noqa: F401, isort: skip, its cache of compiled programs
 
-PATIENCE = 300.0
+PATIENCE = 1500.0
 PLACES = {"sample": "samples", "evaluate": "evaluations"}
 
 

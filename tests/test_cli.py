@@ -61,7 +61,7 @@ def program(*arguments: str, cwd=tiny.ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, str(tiny.ROOT / "main.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )
 
 

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     for name in ("broken", "unbroken"):
         tiny.trained().copy(target / name)
     script = [sys.executable, "tests/killed.py", str(target), f"--num={NUM}"]
-    done = subprocess.run(script, cwd=tiny.ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(script, cwd=tiny.ROOT, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     return target
 

@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from configs import base
 LAUNCH = tiny.ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 FILES = sorted(path for path in LAUNCH.iterdir() if path.is_file())
-BOUND = 60  # seconds that nothing here may take
+BOUND = 900  # seconds after which something hangs, on the slowest of machines
 WORDS = ["--config=configs/digits.py", "--config.sample.labels=3, 7"]
 TPU = {
     "NAME": "ig",
@@ -206,7 +205,6 @@ def test_local_hands_signals_on_and_ends_as_its_processes_do(tmp_path):
     )
     try:
         assert [script.stdout.readline() for _ in range(2)] == ["started\n"] * 2
-        time.sleep(0.2)  # the trap of the script is set after the last process is started
         script.send_signal(signal.SIGTERM)
         out, _ = script.communicate(timeout=BOUND)
     finally:
@@ -241,7 +239,6 @@ def test_slurm_out_of_time_saves_first_and_then_queues_again(tmp_path):
     )
     try:
         assert "main.py" in script.stdout.readline()
-        time.sleep(0.2)
         script.send_signal(signal.SIGUSR1)
         out, _ = script.communicate(timeout=BOUND)
     finally:

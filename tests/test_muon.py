@@ -11,6 +11,7 @@ import sys
 from math import prod
 from pathlib import Path
 
+import cpu_devices
 import jax
 import jax.numpy as jnp
 import lively
@@ -357,7 +358,7 @@ def shared_out() -> dict[str, float]:
 
 
 def test_over_four_devices_each_iterates_on_its_own_slices_and_all_move_as_on_one():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": cpu_devices.xla_flags(4), "JAX_PLATFORMS": "cpu"}
     path = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     program = "import json, test_muon; print(json.dumps(test_muon.shared_out()))"
     done = subprocess.run(
@@ -365,7 +366,7 @@ def test_over_four_devices_each_iterates_on_its_own_slices_and_all_move_as_on_on
         env={**os.environ, **flags, **path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

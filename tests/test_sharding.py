@@ -14,6 +14,7 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
+import cpu_devices
 import jax
 import jax.numpy as jnp
 import lively
@@ -39,7 +40,7 @@ BFLOAT16 = 2e-3  # of means over many roundings of 2**-9 each
 
 def start(job: str, folder: Path) -> subprocess.Popen:
     environ = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": cpu_devices.xla_flags(8),
         "PYTHONPATH": os.pathsep.join([str(tiny.ROOT), str(tiny.ROOT / "tests")]),
     }
     command = [sys.executable, meshes.__file__, job, str(folder)]

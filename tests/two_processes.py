@@ -15,9 +15,10 @@ from pathlib import Path
 
 from jobs import ROOT, Run  # first: it finds ig_jax
 
+import cpu_devices  # isort: skip
 import tiny  # noqa: F401, isort: skip, its cache of compiled programs
 
-PATIENCE = 300.0
+PATIENCE = 1500.0
 
 
 def judged(folder: Path) -> None:
@@ -70,5 +71,5 @@ def trained(folder: Path) -> None:
 if __name__ == "__main__":
     stories = {f.__name__: f for f in (trained, judged, prepared)}
     os.chdir(ROOT)
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # of each process
+    os.environ["XLA_FLAGS"] = cpu_devices.xla_flags(2)  # of each process
     stories[sys.argv[1]](Path(sys.argv[2]))
