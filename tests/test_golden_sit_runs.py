@@ -70,13 +70,17 @@ def training(golden_dir):
     process = Flow(config["path_type"], "uniform")
     loss = objective(net, process, model, aux_weight=0.5)
     optimizer = optim.adamw(optimizer_settings(config), config["steps"])
+    decays = (config["ema_decay"], config["ema_fast_decay"])
     step = quick_jit(
         partial(
-            train.update, gradients=partial(train.gradients, objective=loss), optimizer=optimizer
+            train.update,
+            gradients=partial(train.gradients, objective=loss),
+            optimizer=optimizer,
+            decays=decays,
         )
     )
     params = from_published(net, vectors.weights("_init"))
-    averages = ema.init(params, (config["ema_decay"], config["ema_fast_decay"]))
+    averages = ema.init(params, decays)
     state = TrainState(jnp.int32(0), params, optimizer.init(params), averages)
     metrics = []
     for i in range(config["steps"]):
