@@ -13,10 +13,11 @@ comes last and once: the worse network is asked for the labels, unguided.
 
 A scale of 1 is off. An interval is [low, high], inclusive on both ends, tested at the first time of
 a sampling step; the published samplers do the same. A time within `EDGE` of an end is at it: the
-time 3/10 of a grid and the 0.3 of a config are not the same number in binary. CFG doubles the batch, so the steps outside its
-interval must not run it: the grid is cut on the host, in float64, into stretches of equal kinds,
-and each stretch gets a velocity function that holds just what is on. Scales are left out of the
-cut, so that one compiled program serves all of them. Samplers see none of this.
+time 3/10 of a grid and the 0.3 of a config are not the same number in binary. CFG doubles the
+batch, so the steps outside its interval must not run it: the grid is cut on the host, in float64,
+into stretches of equal kinds, and each stretch gets a velocity function that holds just what is on.
+Scales are left out of the cut, so that one compiled program serves all of them. Samplers see none
+of this.
 """
 
 from __future__ import annotations

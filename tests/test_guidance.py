@@ -280,8 +280,8 @@ def test_without_guidance_the_grid_is_one_stretch(at_end):
     assert guidance.stretches(np.linspace(1, 0, 9), given, at_end=at_end) == (even(0, 8),)
 
 
-# Time -> time, exactly and as `drawing.plan` computes it: shifts, and a process that keeps away from
-# the ends of [0, 1].
+# Time -> time, exactly and as `drawing.plan` computes it: shifts, and a process that keeps away
+# from the ends of [0, 1].
 GRIDS = {
     "even": (lambda t: t, lambda grid: grid),
     "shift 3": (lambda t: 3 * t / (1 + 2 * t), lambda grid: base.shift_times(grid, 3.0)),

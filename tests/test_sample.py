@@ -267,9 +267,7 @@ def test_a_decay_that_the_config_lacks_is_refused():
 
 def test_a_decay_that_the_checkpoint_lacks_is_refused_with_those_it_has(trained):
     changes = {"train.ema_decays": (0.5,), "sample.weights": "0.5"}
-    with pytest.raises(
-        UserError, match="sample.weights = '0.5': .* raw and the averages 0.9, 0.8"
-    ):
+    with pytest.raises(UserError, match="sample.weights = '0.5': .* raw and the averages 0.9, 0.8"):
         sample.load_weights(tiny.experiment(changes), trained.workdir)
 
 

@@ -194,8 +194,8 @@ def test_deterministic_grids_are_even(name):
 def test_times_as_far_from_both_ends_of_a_grid_add_up_to_1_to_the_bit(name):
     """As those of the published grids do; np.linspace's do not."""
     for num_steps in range(1, 300):
-        first = SAMPLERS[name](num_steps).grid()[: num_steps // 2]  # a time in the middle has no twin
-        last = SAMPLERS[name](num_steps).grid()[::-1][: num_steps // 2]
+        grid, half = SAMPLERS[name](num_steps).grid(), num_steps // 2  # the middle has no twin
+        first, last = grid[:half], grid[::-1][:half]
         np.testing.assert_array_equal(first + last, 1.0, err_msg=str(num_steps))
 
 
