@@ -3,6 +3,7 @@
 The networks here are made up: their answers depend on the label alone and are small whole numbers.
 """
 
+from dataclasses import replace
 from fractions import Fraction
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from vectors import quick_jit
 
 from ig_jax import guidance
+from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.diffusion.flow import Flow
 from ig_jax.guidance import KINDS, Evaluations, Guidance, Guided, Stretch, Worse
 from ig_jax.samplers import SAMPLERS, base
@@ -200,6 +202,23 @@ def test_the_worse_network_is_asked_once_for_the_labels_without_the_null_class(o
     [(x, t, y)] = spy.asked
     assert (x.ravel().tolist(), t.tolist(), y.tolist()) == ([7.0, 8.0], [0.25] * 2, [0, 1])
     assert t.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("own", "others"), [(FLOW, DDPM()), (DDPM(), FLOW)])
+def test_the_worse_network_is_told_the_time_in_its_own_terms_and_read_so(own, others):
+    """One process counts steps and predicts noise; the other takes times and velocities as given."""
+    x, t = jnp.array([0.5, -2.0])[:, None, None, None], jnp.float32(0.25)
+    times = jnp.full((2,), t)
+    spy = Spy(worse_net)
+    both = guided(process=own, autoguidance=0.0)  # the worse velocity alone
+    both = replace(both, worse=Worse(spy, others, PARAMS))
+    found = both.velocity(frozenset({"autoguidance"}), x, t)
+    [(_, asked, _)] = spy.asked
+    assert own.condition_time(times)[0] != others.condition_time(times)[0]
+    np.testing.assert_array_equal(asked, others.condition_time(times))
+    answer = jnp.array([-1.0, 7.0])[:, None, None, None]
+    np.testing.assert_allclose(found, others.velocity(answer, x, times), rtol=1e-5)
+    assert not np.allclose(found, own.velocity(answer, x, times), rtol=1e-2)
 
 
 def test_the_worse_network_is_not_asked_while_autoguidance_is_off():
