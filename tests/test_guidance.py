@@ -206,7 +206,7 @@ def test_the_worse_network_is_asked_once_for_the_labels_without_the_null_class(o
 
 @pytest.mark.parametrize(("own", "others"), [(FLOW, DDPM()), (DDPM(), FLOW)])
 def test_the_worse_network_is_told_the_time_in_its_own_terms_and_read_so(own, others):
-    """One process counts steps and predicts noise; the other takes times and velocities as given."""
+    """One process counts steps and predicts noise, the other takes times and velocities as is."""
     x, t = jnp.array([0.5, -2.0])[:, None, None, None], jnp.float32(0.25)
     times = jnp.full((2,), t)
     spy = Spy(worse_net)

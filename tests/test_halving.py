@@ -99,9 +99,7 @@ def test_a_search_over_an_odd_number_of_settings_drops_the_smaller_half(tmp_path
     search = searched(tmp_path / "search.json", bowl, halving, space)
     challengers = len(by_seed(bowl.calls)[0]) - 1
     assert challengers % 2 == 1
-    assert (
-        len(by_seed(bowl.calls)[1]) - 1 == (challengers + 1) // 2 == search.total - challengers - 2
-    )
+    assert len(by_seed(bowl.calls)[1]) - 1 == (challengers + 1) // 2
 
 
 def test_all_settings_of_a_round_get_the_same_seeds_and_none_twice(tmp_path):

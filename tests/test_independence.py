@@ -9,7 +9,6 @@ shapes, as long as the n-th number of one is compared with the n-th of the other
 import itertools
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
