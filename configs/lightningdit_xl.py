@@ -68,6 +68,7 @@ def lightningdit(c: ConfigDict) -> None:
     c.optim.ns_steps = 5  # Newton-Schulz
     c.optim.ns_dtype = "bfloat16"  # bfloat16, float32
     c.optim.weight_decay = 0.01  # of matrices, times the learning rate
+    c.optim.vector_weight_decay = 0.0  # of all else
     c.optim.b1 = 0.9  # AdamW's
     c.optim.b2 = 0.95
     c.optim.eps = 1e-8

@@ -16,6 +16,7 @@ from vectors import (
     channels_last,
     from_published,
     objective,
+    parameters_of,
     quick_jit,
     sit,
 )
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.golden
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The sampler cases that this directory holds."""
     if "case" in metafunc.fixturenames:
-        vectors = Vectors(metafunc.config.getoption("--golden"), "sit_samplers")
-        metafunc.parametrize("case", range(len(vectors["case_method"])))
+        cases = parameters_of(metafunc, "sit_samplers", lambda v: range(len(v["case_method"])))
+        metafunc.parametrize("case", cases)
 
 
 # Training.

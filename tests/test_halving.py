@@ -96,7 +96,7 @@ def test_a_search_over_an_odd_number_of_settings_drops_the_smaller_half(tmp_path
     bowl = Bowl()
     halving = Halving("fd", "lower", rounds=2, keep=0.5, first_seed=0)
     space = grid(ig_scale=(1.2, 1.4, 1.6, 1.8, 2.2), cfg_scale=(1.5,))
-    search = searched(tmp_path / "search.json", bowl, halving, space)
+    searched(tmp_path / "search.json", bowl, halving, space)
     challengers = len(by_seed(bowl.calls)[0]) - 1
     assert challengers % 2 == 1
     assert len(by_seed(bowl.calls)[1]) - 1 == (challengers + 1) // 2
