@@ -34,7 +34,7 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import Seconds
-from ig_jax import flops, meters, prng, sharding, train
+from ig_jax import ema, flops, meters, prng, sharding, train
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import TrainState
 from ig_jax.optim.muon import newton_schulz_flops
@@ -104,7 +104,13 @@ def optimizer_part(exp: Experiment, batch: Noised) -> Callable:
     """The update of a state from gradients that are there already."""
 
     def update(state: TrainState, grads: Params) -> tuple[TrainState, Any]:
-        return train.update(state, batch, gradients=lambda *_: (grads, {}), optimizer=exp.optimizer)
+        return train.update(
+            state,
+            batch,
+            gradients=lambda *_: (grads, {}),
+            optimizer=exp.optimizer,
+            decays=exp.config.train.ema_decays,
+        )
 
     placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)
     return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
@@ -117,7 +123,7 @@ def breakdown(
     batch = {name: value[0] for name, value in batches.items()}
     draw, alone, both = noised(exp), jax.jit(forward(exp)), jax.jit(gradients(exp))
     ready = draw(state.step, batch, encoder)
-    teacher = next(iter(state.ema.values()))
+    teacher = ema.first(state.ema, exp.config.train.ema_decays)
     step, params = state.step, state.params
     drawing = time(lambda: draw(step, batch, encoder))
     forwards = time(lambda: alone(params, ready, teacher))

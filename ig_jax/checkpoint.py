@@ -31,7 +31,7 @@ from flax import struct
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ig_jax import compatible, logs, sharding
+from ig_jax import compatible, ema, logs, sharding
 from ig_jax.ema import Averages
 from ig_jax.errors import UserError
 from ig_jax.formats import orbax_leak, orbax_step
@@ -341,14 +341,15 @@ class Checkpoints:
         """
         if which == "raw" or self.imported(step) == "weights":
             return self._read(step, {"params": like})["params"]
-        decays = [str(d) for d in self.meta(step)["config"]["train"]["ema_decays"]]
-        found = self._read(step, {"ema": {decay: like for decay in decays}})["ema"]
+        decays = self.meta(step)["config"]["train"]["ema_decays"]
+        names = [ema.name(decay) for decay in decays]
+        found = self._read(step, {"ema": {name: like for name in names}})["ema"]
         if which != "ema" and which not in found:
             raise CheckpointError(
                 f"sample.weights = {which!r}: {self.directory} holds raw and the averages "
-                f"{', '.join(decays)}"
+                f"{', '.join(names)}"
             )
-        return found[decays[0] if which == "ema" else which]
+        return ema.first(found, decays) if which == "ema" else found[which]
 
     def wait(self) -> None:
         """Returns when everything asked for is on disk.

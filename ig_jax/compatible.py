@@ -41,11 +41,14 @@ FREE_WHEN_SAMPLING = (
 FREE_OF_STATE = (
     "optim.learning_rate",
     "optim.weight_decay",
+    "optim.vector_weight_decay",
     "optim.warmup_steps",
     "optim.schedule",
     "optim.ns_steps",
     "optim.ns_dtype",
 )
+# Fields that configs of older runs lack -> what those runs had.
+SINCE = {"optim.vector_weight_decay": 0.0}
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def mismatches(
     free = FREE + {SAMPLES: FREE_WHEN_SAMPLING, UPDATES: FREE_OF_STATE}.get(sections, ())
 
     def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
-        flat = tree.flatten({s: config[s] for s in sections if s in config})
+        older = {p: v for p, v in SINCE.items() if p.partition(".")[0] in sections}
+        flat = older | tree.flatten({s: config[s] for s in sections if s in config})
         return tree.unflatten({p: v for p, v in flat.items() if p not in free})
 
     return tree.differences(chosen(plain(old)), chosen(plain(new)))

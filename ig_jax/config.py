@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from ig_jax import ema
 from ig_jax.codecs.autoencoders import INPUT_RANGE
 from ig_jax.diffusion import PROCESSES
 from ig_jax.models import MODELS
@@ -164,7 +165,7 @@ def _check_sampling(c: Config) -> None:
             f"sample.cfg.scale = {s.cfg.scale}: needs a network trained with dropped labels; set "
             "objective.label_drop above 0 (the reference uses 0.1), or the scale to 1 (off)"
         )
-    if s.weights not in ("ema", "raw", *map(str, c.train.ema_decays)):
+    if s.weights not in ("ema", "raw", *map(ema.name, c.train.ema_decays)):
         raise ConfigError(
             f"sample.weights = {s.weights!r}: must be ema (the first decay), raw, or one of "
             f"train.ema_decays = {c.train.ema_decays}"

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from ig_jax.types import Params
 
-Averages = Mapping[str, Params]  # decay as written in the config -> averaged parameters
+Averages = Mapping[str, Params]  # `name` of a decay -> averaged parameters, in no order
+Decays = Sequence[float | int]  # as written in the config
 
 
-def init(params: Params, decays: tuple[float, ...]) -> Averages:
+def name(decay: float | int) -> str:
+    """How the average of this decay is called in a state and in a checkpoint."""
+    return str(float(decay))
+
+
+def first(averages: Averages, decays: Decays) -> Params:
+    """The average that is sampled, evaluated and used as the teacher: of the first decay.
+
+    The config alone knows which is first: a compiled program hands a dict back in the order of its
+    keys, and a checkpoint in an order of its own.
+
+    Args:
+      decays: as configured, `train.ema_decays`.
+    """
+    return averages[name(decays[0])]
+
+
+def init(params: Params, decays: Decays) -> Averages:
     """Averages start as copies: a zero start would need a bias correction."""
-    return {str(decay): jax.tree.map(jnp.copy, params) for decay in decays}
+    return {name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
 
 
 def update(averages: Averages, params: Params) -> Averages:

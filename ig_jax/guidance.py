@@ -12,10 +12,12 @@ IG first, on the conditional and on the null branch, is what the published code 
 comes last and once: the worse network is asked for the labels, unguided.
 
 A scale of 1 is off. An interval is [low, high], inclusive on both ends, tested at the first time of
-a sampling step; the published samplers do the same. CFG doubles the batch, so the steps outside its
-interval must not run it: the grid is cut on the host, in float64, into stretches of equal kinds,
-and each stretch gets a velocity function that holds just what is on. Scales are left out of the
-cut, so that one compiled program serves all of them. Samplers see none of this.
+a sampling step; the published samplers do the same. A time within `EDGE` of an end is at it: the
+time 3/10 of a grid and the 0.3 of a config are not the same number in binary. CFG doubles the
+batch, so the steps outside its interval must not run it: the grid is cut on the host, in float64,
+into stretches of equal kinds, and each stretch gets a velocity function that holds just what is on.
+Scales are left out of the cut, so that one compiled program serves all of them. Samplers see none
+of this.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import numpy as np
 from ig_jax.types import Field, Labels, Latents, NetFn, Params, Process, Scalar
 
 KINDS = ("ig", "cfg", "autoguidance")
+EDGE = 1e-9  # far above the rounding of a grid in float64, far below any step
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Guidance:
             raise ValueError(f"channels = {self.channels}: must not be negative (0 is all)")
 
     def on(self, t: float) -> bool:
-        return self.scale != 1.0 and self.low <= t <= self.high
+        return self.scale != 1.0 and self.low - EDGE <= t <= self.high + EDGE
 
 
 Guidances = Mapping[str, Guidance]  # kind -> settings
@@ -99,10 +102,15 @@ def pieces(first: float, last: float, guidances: Guidances) -> tuple[np.ndarray,
     """For a sampler that chooses its own steps: (grid, stretches) cut at the intervals' ends.
 
     Guidance is then constant in time on each piece, so that no step of an adaptive solver meets a
-    jump, and one step of this grid is one piece.
+    jump, and one step of this grid is one piece. Times nearer than 2 `EDGE` are one, so that the
+    middle of a piece is at neither of its ends.
     """
     ends = {t for g in guidances.values() if g.scale != 1.0 for t in (g.low, g.high)}
-    grid = np.array([first, *sorted((t for t in ends if last < t < first), reverse=True), last])
+    times = [first]
+    for t in sorted(ends, reverse=True):
+        if last + 2 * EDGE < t < times[-1] - 2 * EDGE:
+            times.append(t)
+    grid = np.array([*times, last])
     middles = ((grid[:-1] + grid[1:]) / 2).tolist()
     on = [kinds_on(guidances, t) for t in middles]
     return grid, tuple(Stretch(i, i + 1, kinds, kinds) for i, kinds in enumerate(on))

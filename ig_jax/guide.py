@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ig_jax import build, checkpoint, sharding
+from ig_jax import build, checkpoint, ema, sharding
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints
 from ig_jax.errors import UserError
@@ -63,7 +63,7 @@ def load(exp: Experiment, wanted: bool | None = None) -> Worse | None:
     try:
         other = build.of_checkpoint(checkpoints, step, exp.mesh.devices.ravel().tolist())
         _require_fit(exp, other)
-        known = ("ema", "raw", *map(str, other.config.train.ema_decays))
+        known = ("ema", "raw", *map(ema.name, other.config.train.ema_decays))
         if s.guide.weights not in known:
             raise UserError(
                 f"sample.guide.weights = {s.guide.weights!r}: must be one of {', '.join(known)}"

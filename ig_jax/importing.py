@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from ig_jax import build, logs, sharding, tree
+from ig_jax import build, ema, logs, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.config import parse
@@ -196,7 +196,7 @@ def _whole_state(
     params = lay_out("model", raw, exp.abstract_params)
     like = jax.eval_shape(exp.optimizer.init, exp.abstract_params)
     opt_state = optimizer_state.fill(optimizer, like, lay_out)
-    averages = {str(decay): average for decay in exp.config.train.ema_decays}
+    averages = {ema.name(decay): average for decay in exp.config.train.ema_decays}
     return TrainState(np.int32(0), params, opt_state, averages)
 
 

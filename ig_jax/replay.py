@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, logs, prng, sharding, train, tree
+from ig_jax import checkpoint, ema, logs, prng, sharding, train, tree
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import TrainState
 from ig_jax.data import loader
@@ -71,7 +71,7 @@ def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray]) -> s
             draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
             noised = train.Noised(x0, jax.numpy.asarray(batch["label"]), draws)
             gradients = partial(train.gradients, objective=exp.objective)
-            teacher = next(iter(state.ema.values()))
+            teacher = ema.first(state.ema, c.train.ema_decays)
             _, metrics = gradients(state.params, noised, teacher)
         except FloatingPointError as error:
             return _where(error)

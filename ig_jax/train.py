@@ -135,13 +135,14 @@ def update(
     *,
     gradients: Gradients,
     optimizer: optax.GradientTransformation,
+    decays: ema.Decays,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on a batch with its randomness: gradient, clip, update, averages.
 
-    The first average, which sampling uses too, is the teacher of the terms that want one.
+    The average of the first of `decays`, as configured, which sampling uses too, is the teacher of
+    the terms that want one.
     """
-    teacher = next(iter(state.ema.values()))
-    grads, metrics = gradients(state.params, batch, teacher)
+    grads, metrics = gradients(state.params, batch, ema.first(state.ema, decays))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     averages = ema.update(state.ema, params)
@@ -169,6 +170,7 @@ def train_step(
         Noised(x0, batch["label"], draws),
         gradients=collectives.over_devices(of_rows, exp.mesh, sums=is_sum),
         optimizer=exp.optimizer,
+        decays=c.train.ema_decays,
     )
 
 
@@ -359,7 +361,7 @@ class Trainer:
 
     def _draw(self, due: set[str]) -> None:
         """What samples of the averaged weights are for, while training."""
-        averaged = self.state.ema[str(self.exp.config.train.ema_decays[0])]
+        averaged = ema.first(self.state.ema, self.exp.config.train.ema_decays)
         weights = sharding.whole_on(self.exp.mesh, averaged)
         if "preview" in due and jax.process_index() == 0:
             with logs.room_or_not("previews", self.workdir):

@@ -1,6 +1,5 @@
 """What every test gets: two CPU devices, strict shapes, and the golden vectors."""
 
-import json
 import os
 from pathlib import Path
 
@@ -29,15 +28,3 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Path:
     return request.config.getoption("--golden")
-
-
-@pytest.fixture(scope="session")
-def golden_configs(golden_dir: Path) -> dict:
-    """Sizes and settings of every vector file."""
-    return json.loads((golden_dir / "configs.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def golden_tolerances(golden_dir: Path) -> dict:
-    """How much float32 rounding alone moves each reference output."""
-    return json.loads((golden_dir / "tolerances.json").read_text())

@@ -182,7 +182,7 @@ RULES = {
     "weights": (
         {"sample.weights": "0.5"},
         "sample.weights = '0.5'",
-        r"ema \(the first decay\), raw, or one of train.ema_decays = \(0.9, 0.99\)",
+        r"ema \(the first decay\), raw, or one of train.ema_decays = \(0.9, 0.8\)",
     ),
     "readout_without_head": (
         {"sample.readout": 2},
@@ -311,7 +311,7 @@ def test_a_broken_rule_is_told_with_field_value_and_mend(changes, opening, mend)
         {"objective.label_drop": 0.0, "sample.cfg.scale": 1.0},
         {"sample.labels": "0, 10"},
         {"sample.weights": "raw"},
-        {"sample.weights": "0.99"},
+        {"sample.weights": "0.8"},
         {"sample.readout": 1},
         {"sample.ig.low": 0.5, "sample.ig.high": 0.5},
         {"checkpoint.keep_every_steps": 12},

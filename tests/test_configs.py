@@ -57,6 +57,29 @@ def plan(name: str, *variant: str):
     return np.array(p.grid), on, p, s
 
 
+# Config -> FID, labels, CFG and IG of the row that it says it reproduces (arXiv 2512.24176).
+ROWS = {
+    ("sit_b",): (16.19, "random", 1.0, 2.3),
+    ("sit_xl",): (1.46, "random", 1.35, 1.4),
+    ("lightningdit_xl",): (1.19, "random", 1.45, 1.4),
+    ("lightningdit_xl", "no_cfg"): (1.34, "random", 1.0, 1.7),
+}
+
+
+@pytest.mark.parametrize("run", [r for r in RUNS if r[0] not in ("digits", "tree")], ids=":".join)
+def test_a_config_is_set_to_the_row_that_it_names_or_says_that_there_is_none(run):
+    text = importlib.import_module(f"configs.{run[0]}").__doc__
+    s = experiment(*run).config.sample
+    if run not in ROWS:
+        assert "Reproduces: no published row" in text and "labels" in text and "CFG" in text
+        return
+    fid, labels, cfg, ig = ROWS[run]
+    assert (s.labels, s.cfg.scale, s.ig.scale) == (labels, cfg, ig)
+    words = " ".join(text.split())
+    for told in (f"FID {fid}", labels, f"IG {ig}", f"CFG {cfg}" if cfg != 1 else "CFG"):
+        assert told in words
+
+
 def test_sit_xl_is_sampled_as_published():
     grid, on, _, s = plan("sit_xl")
     np.testing.assert_allclose(grid, [*np.linspace(1, 0.04, 250), 0], rtol=1e-12)

@@ -70,6 +70,18 @@ def test_noise_is_worse_than_held_out_images_in_every_measure(judged):
         assert found[name] < 0.8 * floor[name]
 
 
+def test_the_inception_score_is_a_mean_over_runs_of_5000_in_order(judged):
+    """Ten classes one after the other, each 500 times: of 5000 all are there, of 500 only one."""
+    by_class = np.repeat(np.eye(10, dtype=np.float32) * 100, 500, axis=0)
+    alike = np.tile(by_class[:1], (5000, 1))
+    # Without the neighbours that precision and recall would look for.
+    judge = replace(judged[0], real=replace(judged[0].real, rows=None))
+    features = np.random.default_rng(0).standard_normal((10_000, judge.real.pool.mean.size))
+    rows = {"pool": features, "nearest": np.ones(10_000)}
+    found = judge.measure({**rows, "logits": np.concatenate([by_class, alike])}, None)
+    assert found["inception_score"] == pytest.approx((10 + 1) / 2, rel=1e-6)
+
+
 def test_wrong_labels_cost_accuracy_alone(judged):
     _, floor = judged
     images, labels = real("held_out")

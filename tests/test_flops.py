@@ -118,31 +118,55 @@ def test_attention_is_the_only_part_that_grows_with_the_square_of_the_tokens():
     assert (slopes[1] - slopes[0]) / (64 - 4) == 4 * settings.depth * settings.hidden_size
 
 
-@pytest.mark.parametrize(
-    "device_kind, tera",
-    [
-        ("TPU v3", 61.5),  # a device is half a chip
-        ("TPU v4", 275),
-        ("TPU v5 lite", 197),
-        ("TPU v5", 459),  # v5p
-        ("TPU v6 lite", 918),
-        ("TPU7x", 1153.5),
-        ("NVIDIA A100-SXM4-40GB", 312),
-        ("NVIDIA A100 80GB PCIe", 312),
-        ("NVIDIA H100 80GB HBM3", 989.5),
-        ("NVIDIA H100 PCIe", 756.5),
-        ("NVIDIA H100 NVL", 835.5),
-        ("NVIDIA H200", 989.5),
-        ("NVIDIA B200", 2250),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40S", 362.05),
-        ("NVIDIA A10", 125),
-        ("NVIDIA A10G", 70),
-        ("NVIDIA GeForce RTX 4090", 165.2),
-    ],
-)
-def test_a_known_chip_has_the_dense_peak_of_its_data_sheet(device_kind, tera):
-    assert chips.peak_flops(device_kind) == pytest.approx(tera * 1e12, rel=1e-12)
+# What is printed, in bfloat16 TFLOP/s, and by how much that is too much for one device: vendors
+# print numbers "with sparsity", and of a whole chip where JAX counts two devices.
+SPARSE, TWO_DEVICES = 2, 2
+DATA_SHEETS = {
+    "TPU v2": (45, TWO_DEVICES),
+    "TPU v3": (123, TWO_DEVICES),
+    "TPU v4": (275, 1),
+    "TPU v5 lite": (197, 1),
+    "TPU v5e": (197, 1),
+    "TPU v5": (459, 1),  # v5p
+    "TPU v5p": (459, 1),
+    "TPU v6 lite": (918, 1),
+    "TPU v6e": (918, 1),
+    "TPU7x": (2307, TWO_DEVICES),
+    "NVIDIA B200": (4500, SPARSE),
+    "NVIDIA GB200": (5000, SPARSE),
+    "NVIDIA H200": (1979, SPARSE),
+    "NVIDIA H200 NVL": (1671, SPARSE),
+    "NVIDIA GH200 480GB": (1979, SPARSE),
+    "NVIDIA GH200 120GB": (1979, SPARSE),
+    "NVIDIA H100 80GB HBM3": (1979, SPARSE),
+    "NVIDIA H100 NVL": (1671, SPARSE),
+    "NVIDIA H100 PCIe": (1513, SPARSE),
+    "NVIDIA A100-SXM4-40GB": (624, SPARSE),
+    "NVIDIA A100-SXM4-80GB": (624, SPARSE),
+    "NVIDIA A100-PCIE-40GB": (624, SPARSE),
+    "NVIDIA A100 80GB PCIe": (624, SPARSE),
+    "NVIDIA L4": (242, SPARSE),
+    "NVIDIA L40": (362.1, SPARSE),
+    "NVIDIA L40S": (724.1, SPARSE),
+    "NVIDIA A10": (250, SPARSE),
+    "NVIDIA A10G": (140, SPARSE),
+    "NVIDIA A30": (330, SPARSE),
+    "NVIDIA A40": (299.4, SPARSE),
+    "NVIDIA GeForce RTX 3090": (142, SPARSE),
+    "NVIDIA GeForce RTX 4090": (330.4, SPARSE),
+    "NVIDIA GeForce RTX 5090": (419, SPARSE),
+    "Tesla V100-SXM2-16GB": (125, 1),
+    "Tesla V100-SXM2-32GB": (125, 1),
+    "Tesla V100-PCIE-16GB": (112, 1),
+    "Tesla V100-PCIE-32GB": (112, 1),
+    "Tesla T4": (65, 1),
+}
+
+
+@pytest.mark.parametrize("device_kind", DATA_SHEETS)
+def test_a_known_chip_has_the_dense_peak_of_its_data_sheet(device_kind):
+    printed, too_much = DATA_SHEETS[device_kind]
+    assert chips.peak_flops(device_kind) == pytest.approx(printed / too_much * 1e12, rel=3e-4)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +181,11 @@ def test_the_device_of_these_tests_has_no_peak():
     assert chips.peak_flops(jax.devices()[0].device_kind) is None
 
 
-def test_no_chip_is_listed_twice():
+def test_every_chip_is_held_to_its_data_sheet_and_none_is_listed_twice():
     """In a dictionary the later row would win without a word."""
     (table,) = (n for n in ast.walk(ast.parse(inspect.getsource(chips))) if isinstance(n, ast.Dict))
     names = [key.value for key in table.keys]
-    assert len(names) > 30
-    assert len(names) == len(set(names))
+    assert sorted(names) == sorted(DATA_SHEETS)
 
 
 def test_a_count_is_told_in_the_largest_unit_that_it_fills():

@@ -20,6 +20,7 @@ from vectors import (
     channels_last,
     from_published,
     lightningdit,
+    parameters_of,
     quick_jit,
 )
 
@@ -38,8 +39,8 @@ pytestmark = pytest.mark.golden
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The variants of the model that this directory holds."""
     if "variant" in metafunc.fixturenames:
-        vectors = Vectors(metafunc.config.getoption("--golden"), "lightningdit_forward")
-        metafunc.parametrize("variant", vectors.config["variants"])
+        variants = parameters_of(metafunc, "lightningdit_forward", lambda v: v.config["variants"])
+        metafunc.parametrize("variant", variants)
 
 
 @pytest.fixture(scope="module")

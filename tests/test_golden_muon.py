@@ -41,14 +41,15 @@ def vectors(golden_dir) -> Vectors:
 
 def settings(vectors: Vectors, short: str) -> optim.MuonSettings:
     muon, adam = vectors.config["muon_group"], vectors.config["adam_group"]
-    # One learning rate for both groups, and no decay of vectors: as published, and all we offer.
-    assert adam["lr"] == muon["lr"] and adam["weight_decay"] == 0
+    # One learning rate for both groups: as published, and all we offer.
+    assert adam["lr"] == muon["lr"]
     return optim.MuonSettings(
         learning_rate=muon["lr"],
         b1=adam["betas"][0],
         b2=adam["betas"][1],
         eps=adam["eps"],
         weight_decay=muon["weight_decay"],
+        vector_weight_decay=adam["weight_decay"],
         clip_norm=0.0,
         warmup_steps=0,
         schedule="constant",

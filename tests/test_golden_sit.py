@@ -17,6 +17,7 @@ from vectors import (
     channels_last,
     from_published,
     objective,
+    parameters_of,
     quick_jit,
     sit,
 )
@@ -32,8 +33,8 @@ pytestmark = pytest.mark.golden
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The combinations of path and time distribution that this directory holds."""
     if "combo" in metafunc.fixturenames:
-        vectors = Vectors(metafunc.config.getoption("--golden"), "sit_loss")
-        metafunc.parametrize("combo", vectors.config["combos"], scope="module")
+        combos = parameters_of(metafunc, "sit_loss", lambda v: v.config["combos"])
+        metafunc.parametrize("combo", combos, scope="module")
 
 
 # Forward pass.

@@ -16,6 +16,7 @@ from vectors import (
     channels_last,
     from_published,
     objective,
+    parameters_of,
     quick_jit,
     sit,
 )
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.golden
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The sampler cases that this directory holds."""
     if "case" in metafunc.fixturenames:
-        vectors = Vectors(metafunc.config.getoption("--golden"), "sit_samplers")
-        metafunc.parametrize("case", range(len(vectors["case_method"])))
+        cases = parameters_of(metafunc, "sit_samplers", lambda v: range(len(v["case_method"])))
+        metafunc.parametrize("case", cases)
 
 
 # Training.
@@ -70,13 +71,17 @@ def training(golden_dir):
     process = Flow(config["path_type"], "uniform")
     loss = objective(net, process, model, aux_weight=0.5)
     optimizer = optim.adamw(optimizer_settings(config), config["steps"])
+    decays = (config["ema_decay"], config["ema_fast_decay"])
     step = quick_jit(
         partial(
-            train.update, gradients=partial(train.gradients, objective=loss), optimizer=optimizer
+            train.update,
+            gradients=partial(train.gradients, objective=loss),
+            optimizer=optimizer,
+            decays=decays,
         )
     )
     params = from_published(net, vectors.weights("_init"))
-    averages = ema.init(params, (config["ema_decay"], config["ema_fast_decay"]))
+    averages = ema.init(params, decays)
     state = TrainState(jnp.int32(0), params, optimizer.init(params), averages)
     metrics = []
     for i in range(config["steps"]):

@@ -3,6 +3,9 @@
 The networks here are made up: their answers depend on the label alone and are small whole numbers.
 """
 
+from dataclasses import replace
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from vectors import quick_jit
 
 from ig_jax import guidance
+from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.diffusion.flow import Flow
 from ig_jax.guidance import KINDS, Evaluations, Guidance, Guided, Stretch, Worse
 from ig_jax.samplers import SAMPLERS, base
@@ -200,6 +204,23 @@ def test_the_worse_network_is_asked_once_for_the_labels_without_the_null_class(o
     assert t.dtype == jnp.float32
 
 
+@pytest.mark.parametrize(("own", "others"), [(FLOW, DDPM()), (DDPM(), FLOW)])
+def test_the_worse_network_is_told_the_time_in_its_own_terms_and_read_so(own, others):
+    """One process counts steps and predicts noise, the other takes times and velocities as is."""
+    x, t = jnp.array([0.5, -2.0])[:, None, None, None], jnp.float32(0.25)
+    times = jnp.full((2,), t)
+    spy = Spy(worse_net)
+    both = guided(process=own, autoguidance=0.0)  # the worse velocity alone
+    both = replace(both, worse=Worse(spy, others, PARAMS))
+    found = both.velocity(frozenset({"autoguidance"}), x, t)
+    [(_, asked, _)] = spy.asked
+    assert own.condition_time(times)[0] != others.condition_time(times)[0]
+    np.testing.assert_array_equal(asked, others.condition_time(times))
+    answer = jnp.array([-1.0, 7.0])[:, None, None, None]
+    np.testing.assert_allclose(found, others.velocity(answer, x, times), rtol=1e-5)
+    assert not np.allclose(found, own.velocity(answer, x, times), rtol=1e-2)
+
+
 def test_the_worse_network_is_not_asked_while_autoguidance_is_off():
     spy = Spy(worse_net)
     guided(worse=spy, autoguidance=2.0, ig=2.0).velocity(frozenset({"ig"}), X, T)
@@ -278,6 +299,59 @@ def test_without_guidance_the_grid_is_one_stretch(at_end):
     assert guidance.stretches(np.linspace(1, 0, 9), given, at_end=at_end) == (even(0, 8),)
 
 
+# Time -> time, exactly and as `drawing.plan` computes it: shifts, and a process that keeps away
+# from the ends of [0, 1].
+GRIDS = {
+    "even": (lambda t: t, lambda grid: grid),
+    "shift 3": (lambda t: 3 * t / (1 + 2 * t), lambda grid: base.shift_times(grid, 3.0)),
+    "shift 1 / 0.3": (
+        lambda t: t / (t + Fraction(3, 10) * (1 - t)),
+        lambda grid: base.shift_times(grid, 1 / 0.3),
+    ),
+    "inside": (
+        lambda t: Fraction(1, 1000) + Fraction(998, 1000) * t,
+        lambda grid: 0.001 + (1 - 0.001 - 0.001) * base.shift_times(grid, 1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("num_steps", [10, 20, 50, 250])
+def test_an_end_on_the_grid_is_inside_however_both_are_rounded(num_steps, name):
+    """Every time of a decimal grid as a lower and as an upper end, against exact fractions."""
+    exactly, computed = GRIDS[name]
+    exact = [exactly(Fraction(num_steps - i, num_steps)) for i in range(num_steps + 1)]
+    grid = computed(FIXED["euler"](num_steps).grid()).tolist()
+    for i, end in enumerate(map(float, exact)):
+        lower, upper = Guidance(2.0, end, 1.0), Guidance(2.0, 0.0, end)
+        assert [lower.on(t) for t in grid] == [j <= i for j in range(num_steps + 1)], end
+        assert [upper.on(t) for t in grid] == [j >= i for j in range(num_steps + 1)], end
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("num_steps", [10, 20, 50, 250])
+@pytest.mark.parametrize("low", ["0.1", "0.2", "0.3", "0.4"])
+@pytest.mark.parametrize("high", ["0.4", "0.6", "0.7", "0.9", "1"])
+def test_stretches_of_a_decimal_grid_begin_and_end_at_the_very_steps(low, high, num_steps, at_end):
+    def on(step: int) -> bool:
+        return Fraction(low) <= Fraction(num_steps - step, num_steps) <= Fraction(high)
+
+    cut = guidance.stretches(
+        FIXED["heun2"](num_steps).grid(),
+        {"cfg": Guidance(2.0, float(low), float(high))},
+        at_end=at_end,
+    )
+    assert [("cfg" in s.on, "cfg" in s.on_at_end) for s in cut for _ in range(s.start, s.stop)] == [
+        (on(i), on(i + 1 if at_end else i)) for i in range(num_steps)
+    ]
+
+
+def test_a_time_beside_an_end_is_outside():
+    given = Guidance(2.0, 0.3, 0.7)
+    assert [given.on(t) for t in (0.3 - 2e-9, 0.3, 0.7, 0.7 + 2e-9)] == [False, True, True, False]
+    assert Guidance(2.0, 0.3, 0.3).on(0.1 + 0.2)
+
+
 def random_guidances(rng: np.random.Generator, grid: np.ndarray) -> dict[str, Guidance]:
     """All kinds with random intervals, about one in three of them off."""
     given = {}
@@ -350,6 +424,15 @@ def test_without_an_interval_inside_there_is_one_piece_without_guidance(given):
 def test_an_interval_of_one_moment_guides_no_piece():
     grid, cut = guidance.pieces(1.0, 0.0, {"cfg": Guidance(2.0, 0.5, 0.5)})
     assert grid.tolist() == [1.0, 0.5, 0.0] and cut == (even(0, 1), even(1, 2))
+
+
+def test_ends_that_differ_by_rounding_alone_make_one_cut():
+    given = {"ig": Guidance(2.0, 0.3, 1.0), "cfg": Guidance(2.0, 0.0, 0.1 + 0.2)}
+    assert given["ig"].low != given["cfg"].high
+    grid, cut = guidance.pieces(1.0, 0.0, given)
+    assert len(grid) == 3 and cut == (even(0, 1, "ig"), even(1, 2, "cfg"))
+    almost_all = {"ig": Guidance(2.0, 1e-10, 1 - 1e-10)}
+    assert guidance.pieces(1.0, 0.0, almost_all)[1] == (even(0, 1, "ig"),)
 
 
 def test_pieces_stay_between_the_first_and_the_last_time():

@@ -84,6 +84,24 @@ def test_a_share_that_rounding_lifts_above_a_whole_number_keeps_that_number():
     assert Halving("fd", "lower", 2, 0.07, 0).kept(1) == 1
 
 
+@pytest.mark.parametrize(
+    ("keep", "challengers", "kept"),
+    [(0.5, 15, 8), (0.5, 1, 1), (1 / 3, 16, 6), (1 / 3, 15, 5), (0.1, 15, 2), (1.0, 7, 7)],
+)
+def test_the_share_that_goes_on_is_rounded_up(keep, challengers, kept):
+    assert Halving("fd", "lower", 2, keep, 0).kept(challengers) == kept
+
+
+def test_a_search_over_an_odd_number_of_settings_drops_the_smaller_half(tmp_path):
+    bowl = Bowl()
+    halving = Halving("fd", "lower", rounds=2, keep=0.5, first_seed=0)
+    space = grid(ig_scale=(1.2, 1.4, 1.6, 1.8, 2.2), cfg_scale=(1.5,))
+    searched(tmp_path / "search.json", bowl, halving, space)
+    challengers = len(by_seed(bowl.calls)[0]) - 1
+    assert challengers % 2 == 1
+    assert len(by_seed(bowl.calls)[1]) - 1 == (challengers + 1) // 2
+
+
 def test_all_settings_of_a_round_get_the_same_seeds_and_none_twice(tmp_path):
     bowl = Bowl()
     search = searched(tmp_path / "search.json", bowl)

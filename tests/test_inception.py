@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from inception_weights import KEYS, SIDES, picture, state
 from safetensors.numpy import save_file
+from vectors import golden_file
 
 from ig_jax import tree
 from ig_jax.errors import UserError
@@ -36,7 +37,7 @@ def no_pictures():
 
 @pytest.fixture(scope="module")
 def golden(golden_dir):
-    with np.load(golden_dir / "inception.npz") as arrays:
+    with np.load(golden_file(golden_dir, "inception.npz")) as arrays:
         return dict(arrays)
 
 

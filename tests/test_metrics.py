@@ -4,11 +4,10 @@ Hand-made cases are small integers, on which float64 is exact and the expected n
 down; elsewhere the tolerances are a few roundings of the inputs.
 """
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vectors import golden_entry, golden_file
 
 from ig_jax.metrics import moments as moments_module
 from ig_jax.metrics.classifier import Classifier
@@ -24,14 +23,14 @@ EPS = np.finfo(np.float64).eps
 
 @pytest.fixture
 def golden(golden_dir):
-    with np.load(golden_dir / "frechet.npz") as arrays:
+    with np.load(golden_file(golden_dir, "frechet.npz")) as arrays:
         return dict(arrays)
 
 
 @pytest.fixture
 def rounding(golden_dir):
     """name -> ten times the rounding that the published formula itself shows on these inputs."""
-    levels = json.loads((golden_dir / "tolerances.json").read_text())["frechet"]
+    levels = golden_entry(golden_dir, "tolerances.json", "frechet")
     return {name: 10 * level for name, level in levels.items()}
 
 

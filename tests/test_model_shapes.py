@@ -203,6 +203,17 @@ def test_time_features_are_cosines_then_sines_of_the_time_as_it_is():
     np.testing.assert_allclose(features, expected, rtol=1e-6)
 
 
+def test_time_features_of_late_steps_are_those_of_the_published_frequencies():
+    """One last place of a frequency is 6e-5 of a feature at t = 999."""
+    t = np.float32([1, 333, 950, 998, 999])
+    exponents = np.float32(-np.log(10_000)) * np.arange(128, dtype=np.float32) / np.float32(128)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = (t[:, None] * frequencies[None]).astype(np.float64)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    for features in (embed.time_features, jax.jit(embed.time_features)):
+        np.testing.assert_allclose(features(jnp.asarray(t)), expected, rtol=0, atol=2e-7)
+
+
 def test_a_token_unfolds_row_by_row_with_the_channel_fastest():
     tokens = jnp.array([[[0, 10, 1, 11, 2, 12, 3, 13]] + [[9, 9, 9, 9, 9, 9, 9, 9]] * 3], float)
     image = embed.unpatchify(tokens, 2)

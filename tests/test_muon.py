@@ -288,6 +288,26 @@ def test_weight_decay_is_of_matrices_only_and_not_scaled_by_their_size():
     assert not np.any(updates["a"]["bias"])
 
 
+def test_vectors_decay_by_a_setting_of_their_own_as_in_pytorchs_adamw():
+    """p <- (1 - lr decay) p - lr u, where u depends on the gradients alone: against float64."""
+    p = normal(10)
+    params = {"a": {"kernel": normal(6, 10), "bias": p}, "pos_embed": normal(1, 4, 6)}
+    s = settings(vector_weight_decay=0.2, clip_norm=0.0)
+    optimizer = optim.muon(s, 10)
+    state, bare = optimizer.init(params), optim.muon(settings(clip_norm=0.0), 10).init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(bare)
+    m, v, expected = np.zeros(10), np.zeros(10), np.asarray(p, np.float64)
+    for t in range(1, 4):
+        grads = like(params, seed=t)
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        g = np.asarray(grads["a"]["bias"], np.float64)
+        m, v = s.b1 * m + (1 - s.b1) * g, s.b2 * v + (1 - s.b2) * g**2
+        moved = (m / (1 - s.b1**t)) / (np.sqrt(v / (1 - s.b2**t)) + s.eps)
+        expected = (1 - s.learning_rate * 0.2) * expected - s.learning_rate * moved
+        np.testing.assert_allclose(params["a"]["bias"], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_table_gets_no_update_whatever_its_gradient_and_the_weight_decay():
     params = {"a": {"kernel": normal(6, 10)}, "pos_embed": normal(1, 4, 6)}
     assert not np.any(updates_of(SETTINGS, params, params)["pos_embed"])
@@ -317,6 +337,7 @@ def test_an_update_of_a_matrix_does_not_depend_on_the_schedule_but_by_its_rate()
     [
         ("learning_rate", 0.0),
         ("weight_decay", -1.0),
+        ("vector_weight_decay", -1.0),
         ("schedule", "step"),
         ("momentum", 1.0),
         ("momentum", -0.1),

@@ -175,6 +175,19 @@ def test_each_average_is_the_closed_form_of_its_own_decay():
         np.testing.assert_allclose(average["pos_embed"], expected[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("decays", [(0.9999, 0.999), (0.5, 1e-5, 0.0), (0.0, 0.5), (1e-5, 0.5)])
+def test_the_first_average_is_that_of_the_first_decay_of_the_config(decays):
+    """Whatever a compiled program makes of the order, which is that of the names."""
+    averages = ema.init({"w": jnp.ones(1)}, decays)
+    averages = jax.jit(ema.update)(averages, {"w": jnp.zeros(1)})
+    np.testing.assert_array_equal(ema.first(averages, decays)["w"], np.float32(decays[:1]))
+    assert list(averages) == sorted(map(str, decays))
+
+
+def test_an_average_is_called_alike_by_a_decay_written_as_a_whole_number():
+    assert list(ema.init({"w": jnp.ones(1)}, (0, 0.5))) == ["0.0", "0.5"]
+
+
 def test_averages_start_as_copies_that_may_be_given_away_with_the_parameters():
     params = {"w": jnp.arange(3.0)}
     averages = ema.init(params, (0.5, 0.9))

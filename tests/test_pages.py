@@ -212,7 +212,7 @@ def test_samples_are_judged_as_the_page_says(imagenet, place):
     )
     assert set(drawn["measures"]) == set(given["measures"]) == MEASURED
     assert all(np.isfinite(stats["mean"]) for stats in drawn["measures"].values())
-    assert "10 samples with balanced labels of step 50 (ema); EulerMaruyama 2, ig 1.4" in told[0]
+    assert "10 samples with random labels of step 50 (ema); EulerMaruyama 2, ig 1.4" in told[0]
     assert "12 samples of samples.npz" in told[1]
     assert drawn["rounding"] == "255 (x + 1) / 2, cut" and drawn["an_image"]["evaluations"] == 3
     assert drawn["reference"]["pictures_of_precision_and_recall"] == 12

@@ -4,11 +4,10 @@ Hand-made cases are small integers, on which float32 is exact and the expected n
 down; elsewhere the tolerance is the rounding of an expanded square.
 """
 
-import json
-
 import jax
 import numpy as np
 import pytest
+from vectors import golden_entry, golden_file
 
 from ig_jax.metrics import precision_recall
 
@@ -29,13 +28,13 @@ def rng():
 
 @pytest.fixture
 def golden(golden_dir):
-    with np.load(golden_dir / "frechet.npz") as arrays:
+    with np.load(golden_file(golden_dir, "frechet.npz")) as arrays:
         return dict(arrays)
 
 
 @pytest.fixture
 def k(golden_dir):
-    return json.loads((golden_dir / "configs.json").read_text())["frechet"]["k"]
+    return golden_entry(golden_dir, "configs.json", "frechet")["k"]
 
 
 @pytest.mark.golden

@@ -421,7 +421,7 @@ def test_ddpm_draws_every_step_equally_often_and_tells_the_network_which():
     times = DDPM().time(jnp.asarray(draws, jnp.float32))
     np.testing.assert_allclose(times, np.repeat(STEP_TIMES, 5), rtol=1e-6)
     told = DDPM().condition_time(times)
-    np.testing.assert_allclose(told, np.repeat(np.arange(1000), 5), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(told, np.repeat(np.arange(1000), 5))  # no last place is off
     np.testing.assert_allclose(DDPM().time(jnp.array([0.0, 1 - 2**-24, 1.0])), [0.001, 1, 1])
     drawn = DDPM().draw_time(jax.random.key(0), 1000)
     assert 0 <= drawn.min() < 0.02 and 0.98 < drawn.max() < 1 and abs(drawn.mean() - 0.5) < 0.05

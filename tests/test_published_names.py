@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from vectors import golden_file
 
 from ig_jax import tree
 from ig_jax.interop import names
@@ -281,7 +282,7 @@ def test_all_that_is_wrong_with_a_state_dict_is_told_at_once(state):
 @pytest.mark.golden
 @pytest.mark.parametrize("network", ["base", "patch2"])
 def test_rotary_tables_are_those_of_published_files(golden_dir, network):
-    published = load_file(golden_dir / f"lightningdit_forward_{network}.safetensors")
+    published = load_file(golden_file(golden_dir, f"lightningdit_forward_{network}.safetensors"))
     tokens, head_dim = published["feat_rope.freqs_cos"].shape
     tables = names.rotary_tables(round(tokens**0.5), head_dim)
     assert set(tables) == set(names.DERIVED)

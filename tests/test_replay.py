@@ -117,7 +117,8 @@ def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
 
     state = state.replace(opt_state=guard, ema=averages)
     none = train.Noised(None, None, None)
-    update = partial(train.update, gradients=gradients, optimizer=exp.optimizer)
+    settings = {"optimizer": exp.optimizer, "decays": exp.config.train.ema_decays}
+    update = partial(train.update, gradients=gradients, **settings)
     after, metrics = quick_jit(update)(state, none)
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.ema), before)
     assert int(metrics["skipped_updates"]) == 1 and int(after.step) == 1

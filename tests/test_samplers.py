@@ -190,6 +190,23 @@ def test_deterministic_grids_are_even(name):
     np.testing.assert_allclose(SAMPLERS[name](8).grid(), np.arange(8, -1, -1) / 8, atol=1e-15)
 
 
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_times_as_far_from_both_ends_of_a_grid_add_up_to_1_to_the_bit(name):
+    """As those of the published grids do; np.linspace's do not."""
+    for num_steps in range(1, 300):
+        grid, half = SAMPLERS[name](num_steps).grid(), num_steps // 2  # the middle has no twin
+        first, last = grid[:half], grid[::-1][:half]
+        np.testing.assert_array_equal(first + last, 1.0, err_msg=str(num_steps))
+
+
+@pytest.mark.parametrize(
+    "grid", [base.even_times(1.0, 0.04, n) for n in (2, 3, 250)], ids=["2", "3", "250"]
+)
+def test_even_times_keep_both_ends_and_lie_where_they_should(grid):
+    assert (grid[0], grid[-1]) == (1.0, 0.04) and grid.dtype == np.float64
+    np.testing.assert_allclose(grid, np.linspace(1.0, 0.04, len(grid)), rtol=1e-13)
+
+
 def test_the_sde_grid_is_even_down_to_004_where_the_last_step_starts():
     expected = [1, 0.84, 0.68, 0.52, 0.36, 0.2, 0.04, 0]
     np.testing.assert_allclose(EulerMaruyama(7).grid(), expected, atol=1e-15)

@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     c.train.steps = 24
     c.train.batch_size = 16
     c.train.steps_per_dispatch = 4
-    c.train.ema_decays = (0.9, 0.99)
+    c.train.ema_decays = (0.9, 0.8)  # the first is not the first by its name
     c.checkpoint.every_steps = 6
     c.log.every_steps = 6
     c.log.samples_every_steps = 0

@@ -5,7 +5,7 @@ The vectors are channels first, the code channels last; everything is compared i
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from ig_jax import tree
@@ -25,6 +26,9 @@ from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Objective
 from ig_jax.types import NetFn, Params, Process
 
+GOLDEN = (
+    Path(__file__).resolve().parent / "golden"
+)  # without --golden; nothing may be missing there
 EPSILON = float(np.finfo(np.float32).eps)
 # A port rounds in another order than the reference does: allow it this many times what float32
 # rounding moves the reference itself (the largest met is 6), and never less than this many last
@@ -53,6 +57,21 @@ def assert_within(what: str, ours: Any, reference: np.ndarray, bound: float) -> 
     )
 
 
+def golden_file(folder: Path, name: str) -> Path:
+    """A file of a golden directory; skips the test where a directory of --golden lacks it."""
+    if not (folder / name).is_file() and folder.resolve() != GOLDEN:
+        pytest.skip(f"{folder} holds no {name}")
+    return folder / name
+
+
+def golden_entry(folder: Path, file: str, name: str) -> dict[str, Any]:
+    """An entry of a JSON file of a golden directory; skips likewise."""
+    entries = json.loads(golden_file(folder, file).read_text())
+    if name not in entries and folder.resolve() != GOLDEN:
+        pytest.skip(f"{folder / file} has no entry {name}")
+    return entries[name]
+
+
 @dataclass(frozen=True)
 class Vectors:
     """One entry of a golden directory."""
@@ -61,7 +80,7 @@ class Vectors:
     name: str
 
     def _json(self, file: str) -> dict[str, Any]:
-        return json.loads((self.folder / file).read_text())[self.name]
+        return golden_entry(self.folder, file, self.name)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -73,7 +92,7 @@ class Vectors:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        with np.load(self.folder / f"{self.name}.npz") as file:
+        with np.load(golden_file(self.folder, f"{self.name}.npz")) as file:
             return dict(file)
 
     def __getitem__(self, array: str) -> np.ndarray:
@@ -81,7 +100,7 @@ class Vectors:
 
     def weights(self, suffix: str = "") -> dict[str, np.ndarray]:
         """Published name -> array."""
-        return load_file(self.folder / f"{self.name}{suffix}.safetensors")
+        return load_file(golden_file(self.folder, f"{self.name}{suffix}.safetensors"))
 
     def bound(self, output: str) -> float:
         """How far a correct float32 port may be from the reference."""
@@ -94,6 +113,16 @@ class Vectors:
         reference = self[output]
         exact = np.issubdtype(reference.dtype, np.integer)
         assert_within(f"{self.name} {output}", ours, reference, 0 if exact else self.bound(output))
+
+
+def parameters_of(
+    metafunc: pytest.Metafunc, name: str, listed: Callable[[Vectors], Iterable]
+) -> list[Any]:
+    """What a golden directory holds cases for; one case that skips where it lacks the vectors."""
+    try:
+        return list(listed(Vectors(metafunc.config.getoption("--golden"), name)))
+    except pytest.skip.Exception as missing:
+        return [pytest.param(None, marks=pytest.mark.skip(reason=missing.msg))]
 
 
 def sit(model: Mapping[str, Any]) -> SiT:

@@ -18,7 +18,7 @@ SPLITS = ("train", "held_out")
 class Digits:
     """uint8 images [8, 8, 1] with labels 0..9."""
 
-    split: str  # train (1441 images), held_out (356)
+    split: str  # train (1442 images), held_out (355)
 
     stored_shape = (8, 8, 1)
     stored_dtype = np.uint8

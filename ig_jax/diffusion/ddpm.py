@@ -42,6 +42,7 @@ def _log_alpha() -> Polynomial:
 
 
 LOG_ALPHA = _log_alpha()
+WHOLE = 1e-4  # of a step: nearer than this, a time is that of the step
 
 
 def _evaluate(polynomial: Polynomial, t: Array) -> Array:
@@ -78,8 +79,13 @@ class DDPM(process.Gaussian):
         return pred
 
     def condition_time(self, t: Times) -> Times:
-        """The step, from 0; not below it."""
-        return jnp.maximum(t * STEPS - 1, 0)
+        """The step, from 0; not below it. At a step's own time it is whole, as published.
+
+        Times near 1 in float32 are up to 6e-5 of a step off, which the network would see.
+        """
+        step = jnp.maximum(t * STEPS - 1, 0)
+        whole = jnp.round(step)
+        return jnp.where(jnp.abs(step - whole) < WHOLE, whole, step)
 
     def velocity(self, pred: Latents, x: Latents, t: Array) -> Latents:
         return process.velocity_from_noise(self.coefficients(t), pred, x)

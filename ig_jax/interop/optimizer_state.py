@@ -147,14 +147,15 @@ def _adamw(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _muon(matrices: Mapping[str, Any], vectors: Mapping[str, Any]) -> dict[str, Any]:
     adamw = _adamw(vectors)
-    if adamw["weight_decay"] != 0 or adamw["learning_rate"] != matrices["lr"]:
+    if adamw["learning_rate"] != matrices["lr"]:
         raise ValueError(
-            f"Muon's vectors have learning rate {vectors['lr']} and weight decay "
-            f"{vectors['weight_decay']}; here they have {matrices['lr']}, as the matrices, and none"
+            f"Muon's vectors have learning rate {vectors['lr']}; here they have {matrices['lr']}, "
+            "as the matrices"
         )
     return adamw | {
         "name": "muon",
         "weight_decay": float(matrices["weight_decay"]),
+        "vector_weight_decay": adamw["weight_decay"],
         "momentum": float(matrices["momentum"]),
         "ns_steps": int(matrices["ns_steps"]),
         "ns_dtype": "bfloat16",  # always, as published

@@ -6,8 +6,8 @@ library does by default. Along an axis of n pixels,
   s = i n / 299,  l = floor(s),  out_i = in_l + (in_min(l+1, n-1) - in_l) (s - l),
 
 without the half pixel by which others shift s and without a filter when shrinking; then
-(x - 128) / 128. With half a pixel, `pool` is off by 0.3 to 1.1 % and `spatial` by 6 to 29 % (the
-random weights and pictures of the tests).
+(x - 128) / 128. With half a pixel, `pool` is off by 0.3 to 1.1 % and `spatial` by 6 to 29 % (root
+mean squares; the random weights and pictures of the tests).
 """
 
 from __future__ import annotations

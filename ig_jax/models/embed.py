@@ -11,6 +11,8 @@ Conventions of the published checkpoints (SiT, DiT and LightningDiT share them):
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -25,10 +27,19 @@ MAX_PERIOD = 10_000.0
 
 def time_features(t: Times, dim: int = TIME_FEATURES) -> Float[Array, "b f"]:
     """[cos(t f_i), sin(t f_i)] with f_i = 10000^(-i / (dim/2)), float32."""
-    half = dim // 2
-    frequencies = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    angles = t.astype(jnp.float32)[:, None] * frequencies(dim // 2)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def frequencies(half: int) -> np.ndarray:
+    """f_i of `time_features`, float32 [half], as rounded by the published code.
+
+    At t = 999 one last place of a frequency moves a feature by 6e-5. The published code rounds the
+    exponent to float32, which moves f_i by up to 6e-7 of itself, and its exponential is as good as
+    exact; exponentials of XLA are not, and differ between devices. So this is made on the host.
+    """
+    exponents = np.float32(-math.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32)
+    return np.exp((exponents / np.float32(half)).astype(np.float64)).astype(np.float32)
 
 
 def position_table(grid_side: int, dim: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Muon for the matrices, AdamW without decay for the rest: the optimizer of LightningDiT.
+"""Muon for the matrices, AdamW for the rest: the optimizer of LightningDiT.
 
 For a matrix p of (out, rest) = (rows, cols) with gradient g:
   m <- beta m + (1 - beta) g
@@ -40,12 +40,13 @@ class MuonSettings(schedules.Settings):
     """Muon; b1, b2 and eps are those of the AdamW group, weight_decay is of the matrices only.
 
     The published LightningDiT: learning_rate 2e-4, b1 0.9, b2 0.95, eps 1e-8, weight_decay 0.01,
-    clip_norm 1, momentum 0.95, 5 steps in bfloat16.
+    none of vectors, clip_norm 1, momentum 0.95, 5 steps in bfloat16.
     """
 
     momentum: float  # beta
     ns_steps: int  # Newton-Schulz steps
     ns_dtype: str  # of the matrices between and inside these steps: bfloat16, float32
+    vector_weight_decay: float = 0.0  # of the AdamW group; configs of older runs lack it
 
     def rules(self) -> list[tuple[str, bool, str]]:
         return [
@@ -53,6 +54,7 @@ class MuonSettings(schedules.Settings):
             ("momentum", 0 <= self.momentum < 1, "must lie in [0, 1)"),
             ("ns_steps", self.ns_steps >= 1, "must be at least 1; the published Muon uses 5"),
             ("ns_dtype", self.ns_dtype in NS_DTYPES, f"must be one of {', '.join(NS_DTYPES)}"),
+            ("vector_weight_decay", self.vector_weight_decay >= 0, "must not be negative"),
         ]
 
 
@@ -135,6 +137,21 @@ def scale_by_muon(
     return optax.GradientTransformation(init, update)
 
 
+def _scale_by_adamw(s: MuonSettings) -> optax.GradientTransformation:
+    """Adam's direction plus the decay of vectors; its state is that of Adam alone.
+
+    So a state does not depend on the decay: neither an older run's nor an imported one.
+    """
+    adam = optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps)
+    decay = optax.add_decayed_weights(s.vector_weight_decay)
+
+    def update(grads: Params, state: optax.OptState, params: Params | None = None):
+        direction, state = adam.update(grads, state, params)
+        return decay.update(direction, optax.EmptyState(), params)[0], state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
 def muon(s: MuonSettings, total_steps: int, share: Share = alone) -> optax.GradientTransformation:
     """Muon on the leaves that `leaves.matrix_of` calls a matrix, AdamW on the other trained ones.
 
@@ -148,7 +165,7 @@ def muon(s: MuonSettings, total_steps: int, share: Share = alone) -> optax.Gradi
             optax.add_decayed_weights(s.weight_decay),
             optax.scale_by_learning_rate(rate),
         ),
-        "adamw": optax.adam(rate, b1=s.b1, b2=s.b2, eps=s.eps),
+        "adamw": optax.chain(_scale_by_adamw(s), optax.scale_by_learning_rate(rate)),
     }
 
     def labels(params: Params) -> Params:

@@ -44,6 +44,18 @@ class Sampler(Protocol):
     def last_step(self, field: Field, x: Latents, t: Scalar, t_next: Scalar) -> Latents: ...
 
 
+def even_times(first: float, last: float, points: int) -> np.ndarray:
+    """Evenly spaced times, float64 [points], both ends exact.
+
+    As torch.linspace computes them, the first half from the first and the second from the last:
+    from 1 to 0 the i-th from either end add up to 1 to the bit. np.linspace(1, 0, 11) has
+    0.29999999999999993 where this has 0.30000000000000004, as 3 * 0.1 is.
+    """
+    step = (last - first) / (points - 1)
+    i = np.arange(points)
+    return np.where(i < points // 2, first + i * step, last - (points - 1 - i) * step)
+
+
 @dataclass(frozen=True)
 class FixedGrid:
     """A uniform grid of `num_steps` steps, the last of which is Euler's; `step` is left to write.
@@ -64,7 +76,7 @@ class FixedGrid:
             raise ValueError(f"num_steps = {self.num_steps}: must be at least {self.fewest_steps}")
 
     def grid(self) -> np.ndarray:
-        return np.linspace(1.0, 0.0, self.num_steps + 1)
+        return even_times(1.0, 0.0, self.num_steps + 1)
 
     def calls(self) -> list[int]:
         """Evaluations of the field in every step."""

@@ -15,7 +15,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from ig_jax.samplers.base import FixedGrid
+from ig_jax.samplers.base import FixedGrid, even_times
 from ig_jax.types import Field, Latents, Scalar
 
 LAST_TIME = 0.04  # where noise stops being added
@@ -29,7 +29,7 @@ class EulerMaruyama(FixedGrid):
     fewest_steps: ClassVar[int] = 2  # one noisy step and the last one
 
     def grid(self) -> np.ndarray:
-        return np.append(np.linspace(1.0, LAST_TIME, self.num_steps), 0.0)
+        return np.append(even_times(1.0, LAST_TIME, self.num_steps), 0.0)
 
     def _drift(self, field: Field, x: Latents, t: Scalar) -> Latents:
         velocity = field.velocity(x, t)
