@@ -18,9 +18,10 @@ import numpy as np
 
 from ig_jax.codecs.autoencoders import INPUT_RANGE
 from ig_jax.diffusion import PROCESSES
+from ig_jax.errors import LONGEST, shown
 from ig_jax.models import MODELS
 from ig_jax.optim import OPTIMIZERS
-from ig_jax.sections import ConfigError, make, named, require
+from ig_jax.sections import ConfigError, at_most, make, named, plain, require
 from ig_jax.settings import (
     SEED_RULE,
     SEEDS,
@@ -43,7 +44,7 @@ from ig_jax.types import Encoded, Process
 class Config:
     """A whole run. Sections are described in `configs/base.py`."""
 
-    seed: int
+    seed: int = at_most(SEEDS - 1)
     data: Data
     objective: ObjectiveSettings
     train: Train
@@ -97,7 +98,7 @@ def _check_latents(c: Config) -> None:
     given = getattr(codec, "statistics_per_channel", None)
     if given is not None and not _alike(given, (record.mean, record.std)):
         raise ConfigError(
-            f"data.codec.statistics = {codec.statistics!r}: are not those of the latents of "
+            f"data.codec.statistics = {shown(codec.statistics)}: are not those of the latents of "
             "data.source; name the latents_stats.pt that lies beside them"
         )
 
@@ -149,15 +150,15 @@ def _check_sampling(c: Config) -> None:
         )
     if s.readout and s.readout not in readouts:
         raise ConfigError(
-            f"sample.readout = {s.readout}: must be one of model.readouts = {readouts}, "
+            f"sample.readout = {s.readout}: must be one of model.readouts = {shown(readouts)}, "
             "or 0 for the first of them"
         )
     classes = c.data.source.num_classes
     for label in s.given_labels or []:
         if label > classes:
             raise ConfigError(
-                f"sample.labels = {s.labels!r}: class {label} does not exist; there are {classes} "
-                f"classes, 0 to {classes - 1}, and {classes} is the null class"
+                f"sample.labels = {shown(s.labels)}: class {label} does not exist; there are "
+                f"{classes} classes, 0 to {classes - 1}, and {classes} is the null class"
             )
     if s.cfg.scale != 1 and c.objective.label_drop == 0:
         raise ConfigError(
@@ -166,8 +167,8 @@ def _check_sampling(c: Config) -> None:
         )
     if s.weights not in ("ema", "raw", *map(str, c.train.ema_decays)):
         raise ConfigError(
-            f"sample.weights = {s.weights!r}: must be ema (the first decay), raw, or one of "
-            f"train.ema_decays = {c.train.ema_decays}"
+            f"sample.weights = {shown(s.weights)}: must be ema (the first decay), raw, or one of "
+            f"train.ema_decays = {shown(c.train.ema_decays)}"
         )
 
 
@@ -193,13 +194,23 @@ def check_devices(c: Config, devices: int) -> None:
         )
 
 
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    try:
+        return plain(config.to_dict())
+    except ConfigError:
+        raise
+    except Exception as error:  # a value computed from others, a required one without a value, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"the config: a field of it has no value ({reason[:LONGEST]})") from error
+
+
 def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
     """The validated form of a ConfigDict, for a run on `devices` devices.
 
     Raises:
       ConfigError: one sentence naming the field, the value, the rule and a way out.
     """
-    raw = config.to_dict()
+    raw = _plain(config)
     parsed = dataclasses.replace(make(Config, raw, ""), raw=raw)
     _check_latents(parsed)
     _check_model(parsed)

@@ -19,4 +19,6 @@ def shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # an int of more digits than Python turns into text
         return f"a number of {value.bit_length():,} bits"
+    except RecursionError:
+        return f"a {type(value).__name__} of many in one another"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"

@@ -197,12 +197,17 @@ class SwiGlu(nnx.Module):
         return self.w3(nnx.silu(gate) * value)
 
 
-def mlp(hidden_size: int, ratio: float, options: BlockOptions, *, dtype, rngs: nnx.Rngs):
-    """The MLP of a block. A gated one has three matrices instead of two, so 2/3 of the width."""
+def mlp_width(hidden_size: int, ratio: float, options: BlockOptions) -> int:
+    """Of a block. A gated MLP has three matrices instead of two, so 2/3 of the width."""
     hidden = hidden_size * ratio
-    if options.swiglu:
-        return SwiGlu(hidden_size, int(2 / 3 * hidden), dtype=dtype, rngs=rngs)
-    return Mlp(hidden_size, int(hidden), dtype=dtype, rngs=rngs)
+    return int(2 / 3 * hidden) if options.swiglu else int(hidden)
+
+
+def mlp(hidden_size: int, ratio: float, options: BlockOptions, *, dtype, rngs: nnx.Rngs):
+    """The MLP of a block."""
+    kind = SwiGlu if options.swiglu else Mlp
+    width = mlp_width(hidden_size, ratio, options)
+    return kind(hidden_size, width, dtype=dtype, rngs=rngs)
 
 
 class Block(nnx.Module):
