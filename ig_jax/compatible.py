@@ -78,7 +78,7 @@ def mismatches(
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(field, old value, new value) of what a run changes when it goes on, and has to be told of."""
+    """(field, old value, new value) of what a run may change when it goes on, if it is told."""
     a, b = tree.flatten(plain(old)), tree.flatten(plain(new))
     both = [path for path in a if path in b and a[path] != b[path]]
     return [

@@ -15,10 +15,12 @@ from ig_jax import (
     config,
     demo,
     describe,
+    distributed,
     evaluate,
     exporting,
     importing,
     logs,
+    memory,
     prepare,
     reference,
     replay,
@@ -86,12 +88,16 @@ def run(
     Raises:
       UserError: a mistake in the config, the workdir or the data, told in one sentence.
     """
+    distributed.require_devices()
     if mode in ALONE and jax.process_count() > 1:
         raise UserError(f"--mode={mode}: runs in one process, on all devices of its machine")
     parsed = config.parse(settings, devices=jax.device_count())
     exp = build.experiment(parsed)
     if dry_run:
         return logs.say(describe.describe(exp))
+    shortage = memory.shortage(exp, mode)
+    if shortage:
+        raise UserError(shortage)
     folder = Path(workdir)
     if mode in ("train", "demo", "prepare", "reference") or parsed.evaluate.samples:
         _make_workdir(folder)
@@ -116,10 +122,12 @@ def import_(
     file: str, workdir: str, bases: Mapping[str, ml_collections.ConfigDict], **told: Any
 ) -> None:
     """--mode=import; `told`: see `importing.import_`."""
+    distributed.require_devices()
     _make_workdir(Path(workdir))
     importing.import_(Path(file), Path(workdir), bases, **told)
 
 
 def export(workdir: str, output: str, weights: str) -> None:
     """--mode=export; see `exporting.export`."""
+    distributed.require_devices()
     exporting.export(Path(workdir), Path(output), weights)

@@ -33,13 +33,13 @@ from ig_jax import (
     optim,
     preview,
     prng,
+    resume,
     sharding,
     tree,
 )
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.data import loader
-from ig_jax.errors import shown
 from ig_jax.meters import NonFiniteLoss
 from ig_jax.objectives.base import BY_TIME, Draws, Objective
 from ig_jax.sharding import collectives
@@ -82,29 +82,9 @@ def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[Train
     checkpoints.require(step, exp.config.raw, compatible.CONTINUES)
     meta = checkpoints.meta(step)
     state = checkpoints.restore(step, exp.abstract_state)
-    for line in _changed(exp, meta["config"], step):
+    for line in resume.told(exp, meta["config"], step):
         logs.say(line)
     return state, meta["data"]["next_index"]
-
-
-def _changed(exp: Experiment, old: Mapping[str, Any], step: int) -> list[str]:
-    """What is different from `step` on, a line each; `old`: the config until there."""
-    new = exp.config.raw
-    lines = [
-        f"{field}: {shown(before)} before, {shown(now)} from step {step} on"
-        for field, before, now in compatible.changes(old, new)
-    ]
-    before, steps = exp.learning_rate(old)
-    now, steps_now = exp.learning_rate(new)
-    # The rate of the next update.
-    rates = [float(schedule(step)) for schedule in (before, now)]
-    if not np.isclose(*rates, rtol=1e-6, atol=0):
-        lines.append(
-            f"the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g} at step {step}: "
-            f"optim.schedule was {old['optim']['schedule']} over {steps:,} steps, and is "
-            f"{new['optim']['schedule']} over {steps_now:,}"
-        )
-    return lines
 
 
 def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
