@@ -57,6 +57,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
     if FLAGS.config is None and FLAGS.mode not in run.CONVERSIONS:
+        if FLAGS["config"].present:
+            fail(f"--config={FLAGS['config'].config_filename}: its get_config() returns nothing")
         fail("--config is missing: name a file, such as --config=configs/digits.py")
     return rest
 

@@ -39,6 +39,8 @@ from ig_jax.settings import (
 )
 from ig_jax.types import Encoded, Process
 
+MOST_CLASSES = 2**24  # each has a row in a table
+
 
 @dataclass(frozen=True)
 class Config:
@@ -123,9 +125,12 @@ def _check_model(c: Config) -> None:
         raise ConfigError(f"data.{error}") from error
     if height != width:
         raise ConfigError(f"data: latents are {height} x {width}; this model needs square ones")
+    classes = c.data.source.num_classes
+    rule = f"must be at most {MOST_CLASSES}"
+    require(classes <= MOST_CLASSES, "data.source.num_classes", classes, rule)
     _, network = MODELS[c.raw["model"]["name"]]
     try:
-        network(c.model, height, channels, c.data.source.num_classes)
+        network(c.model, height, channels, classes)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     for name, term in c.objective.terms.items():
@@ -195,6 +200,10 @@ def check_devices(c: Config, devices: int) -> None:
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"the config is {shown(config)}: get_config() must return an ml_collections.ConfigDict"
+        )
     try:
         return plain(config.to_dict())
     except ConfigError:

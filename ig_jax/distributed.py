@@ -196,10 +196,11 @@ def require_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # the latter for a missing cuda
         if is_loss(error):
             raise
-        named = jax.config.jax_platforms or ""
+        named = jax.config.jax_platforms
         told = str(error).split("\n")[0].split(" (set JAX_PLATFORMS")[0]
         raise UserError(
-            f"JAX_PLATFORMS={named}: jax cannot start there ({told or 'it has no such backend'}); "
+            f"{f'JAX_PLATFORMS={named}' if named else 'this machine'}: jax cannot start there "
+            f"({told or 'it has no such backend'}); "
             "unset it to use what this machine has, or install the jax for it, such as "
             'pip install "jax[cuda13]" or "jax[tpu]"'
         ) from error

@@ -59,7 +59,7 @@ def _short(field: str, value: int, needed: int, there: int, mend: str = "lower i
     if needed <= there:
         return ""
     return (
-        f"{field} = {value}: one batch takes at least {in_words(needed)}, but this machine has "
+        f"{field} = {value}: takes at least {in_words(needed)} at a time, but this machine has "
         f"{in_words(there)} for it; {mend}"
     )
 
@@ -94,7 +94,8 @@ def _token_bytes(exp: Experiment) -> int:
 def _of_batch(exp: Experiment) -> str:
     c = exp.config.train
     parts = sharding.parts_of_batch(exp.mesh) * c.accumulation
-    needed = c.batch_size // parts * _token_bytes(exp)
+    # However little is kept for the backward pass, what enters each block is.
+    needed = c.batch_size // parts * exp.config.model.depth * _token_bytes(exp)
     mend = "lower it, or raise train.accumulation"
     return _short("train.batch_size", c.batch_size, needed, of_device(), mend)
 

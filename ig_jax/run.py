@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from ig_jax import (
     search,
     train,
 )
-from ig_jax.errors import UserError
+from ig_jax.errors import LONGEST, UserError
 
 MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
 ALONE = ("search", "demo", "replay")  # in one process
@@ -43,24 +45,39 @@ def default_workdir(config_location: str) -> str:
 
 def explain_flags(error: Exception, argv: list[str]) -> str:
     """One sentence for what absl or ml_collections raised while parsing the command line."""
+    text = " ".join(_explained(error, argv).split())
+    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda long: f"{long[0][:LONGEST]}...", text)
+
+
+def _explained(error: Exception, argv: list[str]) -> str:
     # A KeyError shows its message as code: with quotes and line ends escaped.
     text = str(error).replace("\\'", "'").replace("\\n", " ")
     location = next((a for a in argv if a.startswith("--config=")), "--config")
     given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
     keys = set(re.findall(r"'(\w+)'", text))
     unknown = [f for f in given if f in text or keys & set(f.split("."))]
+    if "<class 'method'>" in text and unknown:  # a section named as a method of ConfigDict
+        return f"{unknown[0]}: cannot be set on the command line; write a config that does"
     if isinstance(error, AttributeError | KeyError) and unknown:
         hint = re.search(r'Did you mean "(\w+)"', text)
         mend = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
         return f"{unknown[0]}: unknown field; {mend}"
+    if isinstance(error, IndexError | TypeError) and given and not _is_raised_in(error, location):
+        return f"{' or '.join(given)}: no such field; configs/base.py shows every field"
     if isinstance(error, OSError):
         return f"{location}: no such config file, or it cannot be read; see the folder configs/"
     if "Traceback" in text:
         lines = text.strip().split("\n")
         raised = re.sub(r"^\w+Error: ", "", lines[-1].strip())
         return f"{lines[0].split(': Error')[0].removeprefix('flag ')}: {raised}"
-    text = text.replace("\n", " ")
     return text if "flag" in text.lower() else f"{location}: {text}"
+
+
+def _is_raised_in(error: Exception, location: str) -> bool:
+    """Whether the config file at --config=<location> was running."""
+    file = os.path.abspath(location.removeprefix("--config=").partition(":")[0])
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(os.path.abspath(frame.filename) == file for frame in frames)
 
 
 def _make_workdir(workdir: Path) -> None:

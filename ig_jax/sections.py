@@ -105,7 +105,7 @@ def _typed(value: Any, kind: Any, path: str, most: int | None = None) -> Any:
         require(value <= bound, path, value, f"must be at most {bound}")
         require(value >= -bound, path, value, f"must be at least {-bound}")
     if kind is float:
-        require(abs(value) <= LARGE, path, value, f"must be a number of at most {LARGE:g} in size")
+        require(abs(value) <= LARGE, path, value, f"must be finite, and at most {LARGE:g} in size")
         near = f"is nearly 0: must be 0 itself, or at least {SMALL:g} in size"
         require(value == 0 or abs(value) >= SMALL, path, value, near)
         return float(value)

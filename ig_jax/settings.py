@@ -38,7 +38,7 @@ LABEL_MODES = ("random", "balanced")
 FILES = ("png", "npz")
 ENOUGH = "must be at least 10 for a covariance to mean much"
 SEEDS = 2**32
-LARGEST_BATCH, MOST_AVERAGES = 2**24, 32
+LARGEST_BATCH, MOST_SAMPLES, MOST_AVERAGES = 2**24, 10**7, 32
 SEED_RULE = "must not be negative, and below 2**32"
 
 
@@ -201,7 +201,7 @@ class Guide:
 
 @dataclass(frozen=True)
 class Sample:
-    num: int
+    num: int = at_most(MOST_SAMPLES)
     batch_size: int = at_most(LARGEST_BATCH)
     seed: int = at_most(SEEDS - 1)
     labels: str = at_most(2**20)  # characters
@@ -259,7 +259,7 @@ class Sample:
 @dataclass(frozen=True)
 class EvaluateWhileTraining:
     every_steps: int
-    num: int
+    num: int = at_most(MOST_SAMPLES)
 
     def __post_init__(self):
         rule = "must not be negative (0: only by --mode=evaluate)"
@@ -269,7 +269,7 @@ class EvaluateWhileTraining:
 
 @dataclass(frozen=True)
 class Evaluate:
-    num: int
+    num: int = at_most(MOST_SAMPLES)
     seeds: tuple[int, ...] = at_most(SEEDS - 1)
     # Configs of older runs lack the rest.
     reference: str = ""
@@ -286,7 +286,7 @@ class Evaluate:
 @dataclass(frozen=True)
 class SearchSettings:
     metric: str
-    num: int
+    num: int = at_most(MOST_SAMPLES)
     rounds: int = at_most(16)  # the last candidates take 2**(rounds - 1) seeds
     keep: float
     first_seed: int = at_most(SEEDS - 1)
