@@ -118,8 +118,9 @@ def _typed(value: Any, kind: Any, path: str, most: int | None = None) -> Any:
 
 
 def _pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
-    known = isinstance(name, str) and name in table
-    require(known, path, name, f"no such name; {nearest(str(name)[:100], table)}")
+    if not (isinstance(name, str) and name in table):
+        known = nearest(str(name)[:100], table)
+        raise ConfigError(f"{path} = {shown(name)}: no such name; {known}")
     return table[name]
 
 

@@ -151,12 +151,15 @@ def mutate(rng: random.Random, values: dict) -> str:
 _described: set[str] = set()
 
 
-def dry_run(settings: ConfigDict) -> None:
-    """As `run.run(settings, dry_run=True)`, but what is described the same way only once."""
+def dry_run(settings: ConfigDict, most: int) -> None:
+    """As `run.run(settings, dry_run=True)`, but what is described the same way only once.
+
+    After `most` descriptions nothing is described.
+    """
     parsed = config.parse(settings)
     exp = build.experiment(parsed)
     key = _seen_by_describe(parsed)
-    if key in _described:
+    if key in _described or len(_described) >= most:
         return
     text = describe.describe(exp)
     assert "training:" in text and "sampling:" in text
@@ -196,8 +199,8 @@ def on_command_line(rng: random.Random, base: str) -> list[str]:
     return arguments
 
 
-def parse_command_line(arguments: list[str]) -> None:
-    """As main.py does up to the config.
+def parse_command_line(arguments: list[str]) -> ConfigDict:
+    """As main.py does.
 
     Raises:
       UserError: what it says before it ends.
@@ -207,22 +210,24 @@ def parse_command_line(arguments: list[str]) -> None:
     try:
         with flagsaver.flagsaver(), contextlib.redirect_stderr(said):
             main.parse_flags(sys.argv)
-            settings = copy.deepcopy(main.FLAGS.config)
+            return copy.deepcopy(main.FLAGS.config)
     except SystemExit as end:
         text = said.getvalue()
         assert end.code == 2 and text.startswith("error: "), (end.code, text)
         raise UserError(text.removesuffix("\n")) from None
     finally:
         sys.argv = before
-    dry_run(settings)
 
 
-def attempt(rng: random.Random, bases: tuple[str, ...]) -> Failure | None:
+def attempt(rng: random.Random, bases: tuple[str, ...], most: int) -> Failure | None:
     """One mutated config; what is wrong with how it is taken."""
     base = rng.choice(bases)
     if rng.random() < 0.1:
         changes = on_command_line(rng, base)
-        work = lambda: parse_command_line(changes)  # noqa: E731
+
+        def work() -> None:
+            dry_run(parse_command_line(changes), most)
+
     else:
         values = copy.deepcopy(values_of(base))
         changes = [mutate(rng, values) for _ in range(rng.choices((1, 2, 3), (6, 3, 1))[0])]
@@ -230,7 +235,10 @@ def attempt(rng: random.Random, bases: tuple[str, ...]) -> Failure | None:
             settings = ConfigDict(values)
         except Exception:
             return None  # no config file can come to this
-        work = lambda: dry_run(settings)  # noqa: E731
+
+        def work() -> None:
+            dry_run(settings, most)
+
     started = time.perf_counter()
     try:
         work()
@@ -256,11 +264,16 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def fuzz(num: int, seed: int, bases: tuple[str, ...], tell: bool = False) -> list[Failure]:
-    """`num` mutated configs, the same for the same seed."""
+def fuzz(
+    num: int, seed: int, bases: tuple[str, ...], *, described: int = 10**9, tell: bool = False
+) -> list[Failure]:
+    """`num` mutated configs, the same for the same seed; at most so many are described."""
+    if not main.FLAGS.is_parsed():
+        main.FLAGS(["main.py"])
+    _described.clear()
     failures, begun = [], resident()
     for number in range(num):
-        failure = attempt(random.Random(f"{seed}/{number}"), bases)
+        failure = attempt(random.Random(f"{seed}/{number}"), bases, described)
         if failure:
             failures.append(failure)
         if tell and (failure or number % 500 == 499):
@@ -279,7 +292,6 @@ if __name__ == "__main__":
     # What would ask for more than there is fails here, and not the machine.
     soft = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (soft + 16 * 2**30, resource.RLIM_INFINITY))
-    main.FLAGS(["main.py"])
     start = time.perf_counter()
     found = fuzz(given.num, given.seed, ALL, tell=True)
     print(
