@@ -29,20 +29,20 @@ def told(exp: Experiment, old: Mapping[str, Any], step: int) -> list[str]:
         f"{field}: {shown(before)} before, {shown(now)} from step {step} on"
         for field, before, now in compatible.changes(old, new)
     ]
-    (before, steps), (now, steps_now) = _schedule(exp, old), _schedule(exp, new)
-    rates = [float(schedule(step)) for schedule in (before, now)]  # of the next update
-    if not np.isclose(*rates, rtol=1e-6, atol=0):
+    (before, peak, steps), (now, peak_now, steps_now) = _schedule(exp, old), _schedule(exp, new)
+    # Where the peak alone is another, its own line says it all.
+    if not np.isclose(before(step) / peak, now(step) / peak_now, rtol=1e-6, atol=0):
         lines.append(
-            f"the learning rate jumps from {rates[0]:.3g} to {rates[1]:.3g} at step {step}: "
+            f"the learning rate jumps from {before(step):.3g} to {now(step):.3g} at step {step}: "
             f"optim.schedule was {old['optim']['schedule']} over {steps:,} steps, and is "
             f"{new['optim']['schedule']} over {steps_now:,} from here on"
         )
     return lines
 
 
-def _schedule(exp: Experiment, raw: Mapping[str, Any]) -> tuple[optax.Schedule, int]:
-    """Update count -> learning rate under a raw config, and the steps that it is made for."""
+def _schedule(exp: Experiment, raw: Mapping[str, Any]) -> tuple[optax.Schedule, float, int]:
+    """Updates done -> rate of the next, its peak, and the steps it is made for, of a raw config."""
     fields = {name: value for name, value in raw["optim"].items() if name != "name"}
     settings = make(type(exp.config.optim), fields, "optim")
     steps = make(Train, raw["train"], "train").total_steps(len(exp.config.data.source))
-    return optim.learning_rate(settings, steps), steps
+    return optim.learning_rate(settings, steps), settings.learning_rate, steps

@@ -119,7 +119,7 @@ def _typed(value: Any, kind: Any, path: str, most: int | None = None) -> Any:
 
 def _pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
     if not (isinstance(name, str) and name in table):
-        known = nearest(str(name)[:100], table)
+        known = nearest(name[:100] if isinstance(name, str) else "", table)
         raise ConfigError(f"{path} = {shown(name)}: no such name; {known}")
     return table[name]
 

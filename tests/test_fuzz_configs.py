@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 
 def test_mutated_configs_are_described_or_refused_in_a_sentence():
-    assert not [str(f) for f in fuzz_configs.fuzz(300, 0, fuzz_configs.SMALL, described=2)]
+    assert not [str(f) for f in fuzz_configs.fuzz(200, 0, fuzz_configs.SMALL, described=2)]
 
 
 @pytest.mark.slow

@@ -72,9 +72,10 @@ def test_a_rate_that_stays_is_not_mentioned(old, new):
 def test_what_changes_the_step_alone_is_told_in_a_line(field, value):
     old, new = tiny.settings().to_dict(), tiny.settings({f"optim.{field}": value}).to_dict()
     assert compatible.mismatches(old, new, compatible.CONTINUES) == []
-    lines = told({}, {f"optim.{field}": value}, 24)
+    schedule = {"optim.schedule": "cosine", "train.steps": 100}
+    lines = told(schedule, {**schedule, f"optim.{field}": value}, 24)
     assert f"optim.{field}: {old['optim'][field]} before, {value} from step 24 on" == lines[0]
-    assert len(lines) == 1 + (field == "learning_rate")
+    assert len(lines) == 1 + (field == "warmup_steps")  # which moves the end of the decay
 
 
 def test_another_schedule_is_told_with_its_rate():
@@ -98,6 +99,6 @@ def test_a_run_goes_on_under_another_rate(tmp_path, capsys):
     outcome = run.run(tiny.settings(slow), workdir=str(workdir))
     out = capsys.readouterr().out
     assert "optim.learning_rate: 0.003 before, 1e-20 from step 24 on" in out
-    assert "the learning rate jumps from 0.003 to 1e-20 at step 24" in out
+    assert "the learning rate jumps" not in out
     before = tiny.trained().outcome.state.params["final_layer"]["linear"]["kernel"]
     np.testing.assert_array_equal(outcome.state.params["final_layer"]["linear"]["kernel"], before)
