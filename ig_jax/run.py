@@ -46,6 +46,7 @@ def default_workdir(config_location: str) -> str:
 def explain_flags(error: Exception, argv: list[str]) -> str:
     """One sentence for what absl or ml_collections raised while parsing the command line."""
     text = " ".join(_explained(error, argv).split())
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return re.sub(rf"\S{{{LONGEST + 1},}}", lambda long: f"{long[0][:LONGEST]}...", text)
 
 

@@ -121,6 +121,7 @@ MISTAKES = {
         [DIGITS, f"--config.seed={'9' * 5000}"],
         [f"flag --config.seed={'9' * 180}", "9... "],
     ),
+    "bytes_for_a_flag": ([DIGITS, "--config.model.qk_norm=\udcff\x1b"], ["=\\udcff\\x1b"]),
     "text_for_a_section": ([DIGITS, "--config.optim.name={}"], ["optim.name = '{}': no such name"]),
     "stray_word": ([DIGITS, "train"], ["'train' is not a flag", "--mode="]),
 }
@@ -206,6 +207,21 @@ def test_a_run_is_continued_with_what_only_changes_its_pace(trained, call, tmp_p
     status, out, _ = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.{change}")
     assert status == 0
     assert f"resuming {tmp_path} at step 24" in out
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ("learning_rate=0.5", "optim.learning_rate: 0.003 before, 0.5 from step 24 on"),
+        ("clip_norm=2.0", "optim.clip_norm: 1.0 before, 2.0 from step 24 on"),
+        ("schedule=linear", "the learning rate jumps from 0.003 to 0 at step 24: optim.schedule"),
+    ],
+)
+def test_a_run_is_continued_with_other_updates_and_says_so(trained, call, tmp_path, change, told):
+    status, out, _ = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.optim.{change}")
+    assert status == 0
+    assert f"resuming {tmp_path} at step 24" in out
+    assert len([line for line in out.splitlines() if line.startswith(told)]) == 1
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused(call, tmp_path):

@@ -123,7 +123,9 @@ def _in_its_place(path: str, value):
 
 
 @pytest.mark.parametrize("path", _of_kind(float))
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 10**400, -1e38])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, 1e300, 10**400, -1e38], ids="abcdef"
+)
 def test_every_number_is_finite_in_float32(path, value):
     message = refusal({path: _in_its_place(path, value)})
     assert message.startswith(f"{path} = ") and "must be finite, and at most 1e+37" in message

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import compatible, resume, run
+from ig_jax import compatible, resume
 
 PEAK, WARMUP = 3e-3, 5  # of the tiny run
 
@@ -90,15 +90,3 @@ def test_what_turns_a_part_of_the_state_on_or_off_is_refused(field, value):
     for pair in ((old, new), (new, old)):
         (line,) = compatible.mismatches(*pair, compatible.CONTINUES)
         assert line.startswith(f"{field}: ")
-
-
-def test_a_run_goes_on_under_another_rate(tmp_path, capsys):
-    """From the very state: its first update is the old one's, scaled."""
-    workdir = tiny.trained().copy(tmp_path)
-    slow = {"optim.learning_rate": 1e-20, "train.steps": 26}
-    outcome = run.run(tiny.settings(slow), workdir=str(workdir))
-    out = capsys.readouterr().out
-    assert "optim.learning_rate: 0.003 before, 1e-20 from step 24 on" in out
-    assert "the learning rate jumps" not in out
-    before = tiny.trained().outcome.state.params["final_layer"]["linear"]["kernel"]
-    np.testing.assert_array_equal(outcome.state.params["final_layer"]["linear"]["kernel"], before)
