@@ -40,7 +40,8 @@ def shortage(exp: Experiment, mode: str) -> str:
     found = []
     if mode in UPDATES:
         found += [_of_state(exp), _of_batch(exp), _of_rows(exp)]
-    if mode in SAMPLES:
+    judged = mode == "evaluate" and exp.config.evaluate.samples  # no network is needed for those
+    if mode in SAMPLES and not judged:
         found += [_of_weights(exp), _of_samples(exp)]
     if mode == "prepare":
         batch = exp.config.prepare.batch_size * _stored_bytes(exp)

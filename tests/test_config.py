@@ -123,19 +123,17 @@ def _in_its_place(path: str, value):
 
 
 @pytest.mark.parametrize("path", _of_kind(float))
-@pytest.mark.parametrize(
-    "value", [math.nan, math.inf, -math.inf, 1e300, 10**400, -1e38], ids="abcdef"
-)
-def test_every_number_is_finite_in_float32(path, value):
-    message = refusal({path: _in_its_place(path, value)})
-    assert message.startswith(f"{path} = ") and "must be finite, and at most 1e+37" in message
-    assert len(message) < 400
+def test_every_number_is_finite_in_float32(path):
+    for value in (math.nan, math.inf, -math.inf, 1e300, 10**400, -1e38):
+        message = refusal({path: _in_its_place(path, value)})
+        assert message.startswith(f"{path} = ") and "must be finite, and at most 1e+37" in message
+        assert len(message) < 400
 
 
 @pytest.mark.parametrize("path", _of_kind(float))
-@pytest.mark.parametrize("value", [5e-324, -1e-40])
-def test_every_number_that_is_not_0_is_none_in_float32_either(path, value):
-    assert "is nearly 0" in refusal({path: _in_its_place(path, value)})
+def test_every_number_that_is_not_0_is_none_in_float32_either(path):
+    for value in (5e-324, -1e-40):
+        assert "is nearly 0" in refusal({path: _in_its_place(path, value)})
 
 
 @pytest.mark.parametrize("path", _of_kind(int))

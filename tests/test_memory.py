@@ -39,6 +39,12 @@ def test_a_dry_run_describes_what_other_machines_hold(small_machine, capsys):
     assert "t_next" in out
 
 
+def test_pictures_of_others_are_judged_whatever_the_model_takes():
+    huge = tiny.experiment({**HUGE, "evaluate.samples": "samples.npz"})
+    assert memory.shortage(huge, "evaluate") == ""
+    assert memory.shortage(huge, "sample")
+
+
 def test_what_fits_is_not_mentioned(small_machine):
     exp = tiny.experiment()
     assert {memory.shortage(exp, mode) for mode in run.MODES} == {""}
