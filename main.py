@@ -19,7 +19,7 @@ import traceback
 STARTED = time.perf_counter()  # before the imports, which it measures
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from configs import published
 from ig_jax import distributed, run
@@ -57,7 +57,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
     if FLAGS.config is None and FLAGS.mode not in run.CONVERSIONS:
-        fail("--config is missing: name a file, such as --config=configs/digits.py")
+        if not FLAGS["config"].present:
+            fail("--config is missing: name a file, such as --config=configs/digits.py")
+        fail(f"--config={FLAGS['config'].config_filename}: its get_config() returns nothing")
+    if not isinstance(FLAGS.config, ConfigDict | None):
+        location, found = FLAGS["config"].config_filename, type(FLAGS.config).__name__
+        fail(f"--config={location}: its get_config() returns a {found}, must return a ConfigDict")
     return rest
 
 

@@ -51,6 +51,13 @@ FREE_OF_STATE = (
 SINCE = {"optim.vector_weight_decay": 0.0}
 
 
+# Fields that a run may change when it goes on, which is told: they change the steps to come, and
+# leave what its state is made of.
+TOLD = (*FREE_OF_STATE, "optim.b1", "optim.b2", "optim.eps", "optim.momentum")
+# The same but for 0, which turns off a part of the state.
+TOLD_UNLESS_0 = ("optim.clip_norm", "train.spike_factor")
+
+
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON gives it back: tuples become lists, so that old and new compare equal."""
     return json.loads(json.dumps(config))
@@ -60,8 +67,11 @@ def mismatches(
     old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
 ) -> list[str]:
     """Fields of `sections` in which two raw configs differ, other than the free ones."""
-
-    free = FREE + {SAMPLES: FREE_WHEN_SAMPLING, UPDATES: FREE_OF_STATE}.get(sections, ())
+    free = FREE + {
+        SAMPLES: FREE_WHEN_SAMPLING,
+        UPDATES: FREE_OF_STATE,
+        CONTINUES: tuple(path for path, _, _ in changes(old, new)),
+    }.get(sections, ())
 
     def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
         older = {p: v for p, v in SINCE.items() if p.partition(".")[0] in sections}
@@ -69,3 +79,14 @@ def mismatches(
         return tree.unflatten({p: v for p, v in flat.items() if p not in free})
 
     return tree.differences(chosen(plain(old)), chosen(plain(new)))
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(field, old value, new value) of what a run may change when it goes on, if it is told."""
+    a, b = tree.flatten(plain(old)), tree.flatten(plain(new))
+    both = [path for path in a if path in b and a[path] != b[path]]
+    return [
+        (path, a[path], b[path])
+        for path in both
+        if path in TOLD or (path in TOLD_UNLESS_0 and a[path] and b[path])
+    ]

@@ -19,9 +19,10 @@ import numpy as np
 from ig_jax import ema
 from ig_jax.codecs.autoencoders import INPUT_RANGE
 from ig_jax.diffusion import PROCESSES
+from ig_jax.errors import LONGEST, shown
 from ig_jax.models import MODELS
 from ig_jax.optim import OPTIMIZERS
-from ig_jax.sections import ConfigError, make, named, require
+from ig_jax.sections import ConfigError, at_most, make, named, plain, require
 from ig_jax.settings import (
     SEED_RULE,
     SEEDS,
@@ -39,12 +40,14 @@ from ig_jax.settings import (
 )
 from ig_jax.types import Encoded, Process
 
+MOST_CLASSES = 2**24  # each has a row in a table
+
 
 @dataclass(frozen=True)
 class Config:
     """A whole run. Sections are described in `configs/base.py`."""
 
-    seed: int
+    seed: int = at_most(SEEDS - 1)
     data: Data
     objective: ObjectiveSettings
     train: Train
@@ -98,7 +101,7 @@ def _check_latents(c: Config) -> None:
     given = getattr(codec, "statistics_per_channel", None)
     if given is not None and not _alike(given, (record.mean, record.std)):
         raise ConfigError(
-            f"data.codec.statistics = {codec.statistics!r}: are not those of the latents of "
+            f"data.codec.statistics = {shown(codec.statistics)}: are not those of the latents of "
             "data.source; name the latents_stats.pt that lies beside them"
         )
 
@@ -123,9 +126,12 @@ def _check_model(c: Config) -> None:
         raise ConfigError(f"data.{error}") from error
     if height != width:
         raise ConfigError(f"data: latents are {height} x {width}; this model needs square ones")
+    classes = c.data.source.num_classes
+    rule = f"must be at most {MOST_CLASSES}"
+    require(classes <= MOST_CLASSES, "data.source.num_classes", classes, rule)
     _, network = MODELS[c.raw["model"]["name"]]
     try:
-        network(c.model, height, channels, c.data.source.num_classes)
+        network(c.model, height, channels, classes)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     for name, term in c.objective.terms.items():
@@ -150,15 +156,15 @@ def _check_sampling(c: Config) -> None:
         )
     if s.readout and s.readout not in readouts:
         raise ConfigError(
-            f"sample.readout = {s.readout}: must be one of model.readouts = {readouts}, "
+            f"sample.readout = {s.readout}: must be one of model.readouts = {shown(readouts)}, "
             "or 0 for the first of them"
         )
     classes = c.data.source.num_classes
     for label in s.given_labels or []:
         if label > classes:
             raise ConfigError(
-                f"sample.labels = {s.labels!r}: class {label} does not exist; there are {classes} "
-                f"classes, 0 to {classes - 1}, and {classes} is the null class"
+                f"sample.labels = {shown(s.labels)}: class {label} does not exist; there are "
+                f"{classes} classes, 0 to {classes - 1}, and {classes} is the null class"
             )
     if s.cfg.scale != 1 and c.objective.label_drop == 0:
         raise ConfigError(
@@ -167,8 +173,8 @@ def _check_sampling(c: Config) -> None:
         )
     if s.weights not in ("ema", "raw", *map(ema.name, c.train.ema_decays)):
         raise ConfigError(
-            f"sample.weights = {s.weights!r}: must be ema (the first decay), raw, or one of "
-            f"train.ema_decays = {c.train.ema_decays}"
+            f"sample.weights = {shown(s.weights)}: must be ema (the first decay), raw, or one of "
+            f"train.ema_decays = {shown(c.train.ema_decays)}"
         )
 
 
@@ -194,13 +200,23 @@ def check_devices(c: Config, devices: int) -> None:
         )
 
 
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    try:
+        return plain(config.to_dict())
+    except ConfigError:
+        raise
+    except Exception as error:  # a value computed from others, a required one without a value, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"the config cannot be read ({reason[:LONGEST]})") from error
+
+
 def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
     """The validated form of a ConfigDict, for a run on `devices` devices.
 
     Raises:
       ConfigError: one sentence naming the field, the value, the rule and a way out.
     """
-    raw = config.to_dict()
+    raw = _plain(config)
     parsed = dataclasses.replace(make(Config, raw, ""), raw=raw)
     _check_latents(parsed)
     _check_model(parsed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ig_jax import drawing, flops, guide, sharding, train, tree
+from ig_jax import drawing, flops, guide, memory, sharding, train, tree
 from ig_jax.build import Experiment
 from ig_jax.sharding import placement
 
@@ -49,6 +49,9 @@ def _training(exp: Experiment) -> list[str]:
         f"metrics: {', '.join(name for name in metrics if not train.is_sum(name))}",
         f"mesh: {mesh}; of the state, each device holds {each:,.1f} MiB",
     ]
+    short = memory.shortage(exp, "train")
+    if short:
+        lines.append(f"training does not fit here: {short}")
     whole = placement.kept_whole(exp.mesh, exp.abstract_params)
     if whole:
         lines.append(f"not divisible over data, so whole on each device: {', '.join(whole)}")
@@ -66,9 +69,11 @@ def _sampling(exp: Experiment) -> list[str]:
         jax.ShapeDtypeStruct((), jnp.uint32),
         *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
     )
+    short = memory.shortage(exp, "sample")
     _, grid, cut, _ = drawing.plan(exp.config, s.sampler, s.guidances)
     lines = [
         f"sampling: {type(s.sampler).__name__}, {_cost(generator)}; t = 1 is noise",
+        *[f"sampling does not fit here: {short}"] * bool(short),
         f"{'step':>6}{'t':>10}{'t_next':>10}   guidance",
     ]
     for stretch in cut:

@@ -189,6 +189,23 @@ def start(
     _on_abort(LOST, lost("jax's reason is above"))
 
 
+def require_devices() -> None:
+    """Raises UserError where jax has no device to start on, as where JAX_PLATFORMS names none."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for a missing cuda
+        if is_loss(error):
+            raise
+        named = jax.config.jax_platforms
+        told = str(error).split("\n")[0].split(" (set JAX_PLATFORMS")[0]
+        raise UserError(
+            f"{f'JAX_PLATFORMS={named}' if named else 'this machine'}: jax cannot start there "
+            f"({told or 'it has no such backend'}); "
+            "unset it to use what this machine has, or install the jax for it, such as "
+            'pip install "jax[cuda13]" or "jax[tpu]"'
+        ) from error
+
+
 def _require_free(found: Start) -> None:
     """Raises UserError if the coordinator's port is taken: jax may crash on it."""
     address = ("", int(found.coordinator.rsplit(":", 1)[1]))

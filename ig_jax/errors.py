@@ -14,9 +14,12 @@ class BadExample(UserError):
 
 
 def shown(value: Any) -> str:
-    """`repr(value)` for a message, cut after `LONGEST` characters."""
+    """`repr(value)` in one line, for a message, cut after `LONGEST` characters."""
     try:
         text = repr(value)
     except ValueError:  # an int of more digits than Python turns into text
         return f"a number of {value.bit_length():,} bits"
+    except RecursionError:
+        return f"a {type(value).__name__} of many in one another"
+    text = " ".join(text.split()) if "\n" in text else text  # of an array
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"

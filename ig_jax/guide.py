@@ -8,7 +8,7 @@ from typing import Any
 from ig_jax import build, checkpoint, ema, sharding
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
 from ig_jax.guidance import Worse
 
 
@@ -66,7 +66,8 @@ def load(exp: Experiment, wanted: bool | None = None) -> Worse | None:
         known = ("ema", "raw", *map(ema.name, other.config.train.ema_decays))
         if s.guide.weights not in known:
             raise UserError(
-                f"sample.guide.weights = {s.guide.weights!r}: must be one of {', '.join(known)}"
+                f"sample.guide.weights = {shown(s.guide.weights)}: must be one of "
+                f"{', '.join(known)}"
             )
         params = checkpoints.weights(step, s.guide.weights, other.weights_here)
         return Worse(other.net, other.config.process, sharding.whole_on(other.mesh, params))

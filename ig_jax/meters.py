@@ -32,9 +32,9 @@ class NonFiniteLoss(UserError):
     def __init__(self, loss: float, step: int):
         self.loss, self.step = loss, step
         super().__init__(
-            f"the loss is {loss} at step {step}: stopped; lower optim.learning_rate and train in "
-            "another --workdir; the last good checkpoint is kept, and --mode=replay computes this "
-            "step again, looking at every operation"
+            f"the loss is {loss} at step {step}: stopped; lower optim.learning_rate and go on from "
+            "the last good checkpoint, or train anew in another --workdir; --mode=replay computes "
+            "this step again, looking at every operation"
         )
 
 

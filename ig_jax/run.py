@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from ig_jax import (
     config,
     demo,
     describe,
+    distributed,
     evaluate,
     exporting,
     importing,
     logs,
+    memory,
     prepare,
     reference,
     replay,
@@ -26,7 +30,7 @@ from ig_jax import (
     search,
     train,
 )
-from ig_jax.errors import UserError
+from ig_jax.errors import LONGEST, UserError
 
 MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
 ALONE = ("search", "demo", "replay")  # in one process
@@ -41,24 +45,40 @@ def default_workdir(config_location: str) -> str:
 
 def explain_flags(error: Exception, argv: list[str]) -> str:
     """One sentence for what absl or ml_collections raised while parsing the command line."""
+    text = " ".join(_explained(error, argv).split())
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda long: f"{long[0][:LONGEST]}...", text)
+
+
+def _explained(error: Exception, argv: list[str]) -> str:
     # A KeyError shows its message as code: with quotes and line ends escaped.
     text = str(error).replace("\\'", "'").replace("\\n", " ")
     location = next((a for a in argv if a.startswith("--config=")), "--config")
     given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
     keys = set(re.findall(r"'(\w+)'", text))
     unknown = [f for f in given if f in text or keys & set(f.split("."))]
+    if "<class 'method'>" in text and unknown:  # a section named as a method of ConfigDict
+        return f"{unknown[0]}: cannot be set on the command line; write a config that does"
     if isinstance(error, AttributeError | KeyError) and unknown:
         hint = re.search(r'Did you mean "(\w+)"', text)
         mend = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
         return f"{unknown[0]}: unknown field; {mend}"
+    if isinstance(error, IndexError | TypeError) and given and not _is_raised_in(error, location):
+        return f"{' or '.join(given)}: no such field; configs/base.py shows every field"
     if isinstance(error, OSError):
         return f"{location}: no such config file, or it cannot be read; see the folder configs/"
     if "Traceback" in text:
         lines = text.strip().split("\n")
         raised = re.sub(r"^\w+Error: ", "", lines[-1].strip())
         return f"{lines[0].split(': Error')[0].removeprefix('flag ')}: {raised}"
-    text = text.replace("\n", " ")
     return text if "flag" in text.lower() else f"{location}: {text}"
+
+
+def _is_raised_in(error: Exception, location: str) -> bool:
+    """Whether the config file at --config=<location> was running."""
+    file = os.path.abspath(location.removeprefix("--config=").partition(":")[0])
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(os.path.abspath(frame.filename) == file for frame in frames)
 
 
 def _make_workdir(workdir: Path) -> None:
@@ -86,12 +106,16 @@ def run(
     Raises:
       UserError: a mistake in the config, the workdir or the data, told in one sentence.
     """
+    distributed.require_devices()
     if mode in ALONE and jax.process_count() > 1:
         raise UserError(f"--mode={mode}: runs in one process, on all devices of its machine")
     parsed = config.parse(settings, devices=jax.device_count())
     exp = build.experiment(parsed)
     if dry_run:
         return logs.say(describe.describe(exp))
+    shortage = memory.shortage(exp, mode)
+    if shortage:
+        raise UserError(shortage)
     folder = Path(workdir)
     if mode in ("train", "demo", "prepare", "reference") or parsed.evaluate.samples:
         _make_workdir(folder)
@@ -116,10 +140,12 @@ def import_(
     file: str, workdir: str, bases: Mapping[str, ml_collections.ConfigDict], **told: Any
 ) -> None:
     """--mode=import; `told`: see `importing.import_`."""
+    distributed.require_devices()
     _make_workdir(Path(workdir))
     importing.import_(Path(file), Path(workdir), bases, **told)
 
 
 def export(workdir: str, output: str, weights: str) -> None:
     """--mode=export; see `exporting.export`."""
+    distributed.require_devices()
     exporting.export(Path(workdir), Path(output), weights)

@@ -2,6 +2,9 @@
 
 A section with a `name` (model, source, sampler, ...) becomes an instance of the class which that
 name has in its table; its other keys are the fields of that class.
+
+Every value is held to bounds of its type, whatever else its field asks for: what is larger, longer
+or no number could only fail later, after minutes or in a stack trace.
 """
 
 from __future__ import annotations
@@ -10,16 +13,31 @@ import dataclasses
 import difflib
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
+import numpy as np
+
 from ig_jax import tree
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
+
+WHOLE = 2**31 - 1  # most of a whole number whose field names no other bound: int32
+# Size of the largest and of the smallest number: all are float32 in the end, subnormal ones 0.
+LARGE, SMALL = 1e37, 1e-37
+CHARACTERS = 4096  # of a text: Linux has no longer paths
+ENTRIES = 1000  # of a tuple
+NESTED = 20  # sections in sections
 
 
 class ConfigError(UserError, ValueError):
     """A user's mistake in a config."""
+
+
+def at_most(bound: int, default: Any = dataclasses.MISSING) -> Any:
+    """A field of another bound than its type's: on the size of a whole number, or on characters."""
+    return field(default=default, metadata={"most": bound})
 
 
 def named(table: Mapping[str, Any], default: Any = dataclasses.MISSING) -> Any:
@@ -34,7 +52,15 @@ def each_named(table: Mapping[str, Any]) -> Any:
 
 def require(holds: bool, name: str, value: Any, rule: str) -> None:
     if not holds:
-        raise ConfigError(f"{name} = {value!r}: {rule}")
+        raise ConfigError(f"{name} = {shown(value)}: {rule}")
+
+
+def below_one(value: float) -> bool:
+    """Whether a number lies in [0, 1), also once it is a float32."""
+    return 0 <= value and bool(np.float32(value) < 1)
+
+
+BELOW_ONE = "must lie in [0, 1), also as float32"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -44,28 +70,62 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
-def _typed(value: Any, kind: Any, path: str) -> Any:
-    """`value` as a field of type `kind` holds it."""
+def plain(value: Any, path: str = "", depth: int = 0) -> Any:
+    """A section, or what it holds, with NumPy's numbers as Python's, as JSON can hold them.
+
+    Raises:
+      ConfigError: sections or tuples in too many others, or the key of one is no name.
+    """
+    if depth > NESTED:
+        raise ConfigError(f"{path[:100]}: lies in more than {NESTED} sections or tuples")
+    if isinstance(value, Mapping):
+        for name in value:
+            if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100):
+                raise ConfigError(f"{path or 'the config'}: {shown(name)} is no name of a field")
+        dot = f"{path}." if path else ""
+        return {name: plain(inner, dot + name, depth + 1) for name, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(inner, path, depth + 1) for inner in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _typed(value: Any, kind: Any, path: str, most: int | None = None) -> Any:
+    """`value` as a field of type `kind` holds it; `most`: see `at_most`."""
     if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{path} = {value!r}: must be a tuple, such as (1,) or (1, 2)")
-        return tuple(_typed(item, typing.get_args(kind)[0], path) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        rule = "must be a tuple, such as (1,) or (1, 2)"
+        require(isinstance(value, list | tuple), path, value, rule)
+        require(len(value) <= ENTRIES, path, value, f"must not have more than {ENTRIES} entries")
+        return tuple(_typed(item, typing.get_args(kind)[0], path, most) for item in value)
+    accepted = int | float if kind is float else kind
+    # A truth value is an int to Python.
+    fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    require(fits, path, value, f"must be of type {kind.__name__}")
+    if kind is int:
+        bound = WHOLE if most is None else most
+        require(value <= bound, path, value, f"must be at most {bound}")
+        require(value >= -bound, path, value, f"must be at least {-bound}")
+    if kind is float:
+        require(abs(value) <= LARGE, path, value, f"must be finite, and at most {LARGE:g} in size")
+        near = f"is nearly 0: must be 0 itself, or at least {SMALL:g} in size"
+        require(value == 0 or abs(value) >= SMALL, path, value, near)
         return float(value)
-    if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
-        return value
-    raise ConfigError(f"{path} = {value!r}: must be of type {kind.__name__}")
+    if kind is str:
+        bound = CHARACTERS if most is None else most
+        require(len(value) <= bound, path, value, f"must not have more than {bound} characters")
+        rule = "must be text without control characters"
+        require(not any(unicodedata.category(c) in ("Cc", "Cs") for c in value), path, value, rule)
+    return value
 
 
 def _pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
-    if name not in table:
-        raise ConfigError(f"{path} = {name!r}: no such name; {nearest(str(name), table)}")
+    if not (isinstance(name, str) and name in table):
+        known = nearest(name[:100] if isinstance(name, str) else "", table)
+        raise ConfigError(f"{path} = {shown(name)}: no such name; {known}")
     return table[name]
 
 
 def _section(values: Any, path: str) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} = {values!r}: must be a section (a ConfigDict or dict)")
+    require(isinstance(values, Mapping), path, values, "must be a section (a ConfigDict or dict)")
     return dict(values)
 
 
@@ -94,7 +154,9 @@ def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
                 for name, settings in _section(value, path).items()
             }
         )
-    return make(kind, value, path) if dataclasses.is_dataclass(kind) else _typed(value, kind, path)
+    if dataclasses.is_dataclass(kind):
+        return make(kind, value, path)
+    return _typed(value, kind, path, spec.metadata.get("most"))
 
 
 def make(cls: type, values: Any, path: str) -> Any:

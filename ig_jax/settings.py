@@ -22,13 +22,23 @@ from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
-from ig_jax.sections import ConfigError, each_named, named, require
+from ig_jax.sections import (
+    BELOW_ONE,
+    WHOLE,
+    ConfigError,
+    at_most,
+    below_one,
+    each_named,
+    named,
+    require,
+)
 from ig_jax.types import Codec, Source
 
 LABEL_MODES = ("random", "balanced")
 FILES = ("png", "npz")
 ENOUGH = "must be at least 10 for a covariance to mean much"
 SEEDS = 2**32
+LARGEST_BATCH, MOST_SAMPLES, MOST_AVERAGES = 2**24, 10**7, 32
 SEED_RULE = "must not be negative, and below 2**32"
 
 
@@ -89,9 +99,9 @@ class MeshSettings:
 @dataclass(frozen=True)
 class Train:
     steps: int
-    images: int
+    images: int = at_most(10**15)
     epochs: float
-    batch_size: int
+    batch_size: int = at_most(LARGEST_BATCH)
     accumulation: int
     steps_per_dispatch: int
     ema_decays: tuple[float, ...]
@@ -110,18 +120,28 @@ class Train:
                 "one of them, above 0, and set the others to 0"
             )
         for decay in self.ema_decays:
-            require(0 <= decay < 1, "ema_decays", self.ema_decays, "each must lie in [0, 1)")
+            require(below_one(decay), "ema_decays", self.ema_decays, f"each {BELOW_ONE}")
         require(
-            len(set(self.ema_decays)) == len(self.ema_decays) > 0,
+            len(set(self.ema_decays)) == len(self.ema_decays) in range(1, MOST_AVERAGES + 1),
             "ema_decays",
             self.ema_decays,
-            "needs at least one decay, each once; sampling uses the first",
+            f"needs at least one decay, not above {MOST_AVERAGES}, each once; the first samples",
         )
 
     def total_steps(self, dataset_size: int) -> int:
-        """Length of the run in optimizer steps, rounded up."""
+        """Length of the run in optimizer steps, rounded up.
+
+        Raises:
+          ConfigError: more than there are numbers for.
+        """
         images = self.images or self.epochs * dataset_size
-        return self.steps or max(1, -int(-images // self.batch_size))
+        steps = self.steps or max(1, -int(-images // self.batch_size))
+        if steps > WHOLE:
+            name = "images" if self.images else "epochs"
+            value = getattr(self, name)
+            rule = f"make {steps:.3g} steps, must not make more than {WHOLE}"
+            raise ConfigError(f"train.{name} = {value}: {rule}")
+        return steps
 
 
 @dataclass(frozen=True)
@@ -181,10 +201,10 @@ class Guide:
 
 @dataclass(frozen=True)
 class Sample:
-    num: int
-    batch_size: int
-    seed: int
-    labels: str
+    num: int = at_most(MOST_SAMPLES)
+    batch_size: int = at_most(LARGEST_BATCH)
+    seed: int = at_most(SEEDS - 1)
+    labels: str = at_most(2**20)  # characters
     weights: str
     time_shift: float
     readout: int
@@ -231,7 +251,7 @@ class Sample:
         numbers = self.labels.split(",")
         return (
             [int(n) for n in numbers]
-            if all(re.fullmatch(r"\s*[0-9]+\s*", n) for n in numbers)
+            if all(re.fullmatch(r"\s*[0-9]{1,9}\s*", n) for n in numbers)
             else None
         )
 
@@ -239,7 +259,7 @@ class Sample:
 @dataclass(frozen=True)
 class EvaluateWhileTraining:
     every_steps: int
-    num: int
+    num: int = at_most(MOST_SAMPLES)
 
     def __post_init__(self):
         rule = "must not be negative (0: only by --mode=evaluate)"
@@ -249,8 +269,8 @@ class EvaluateWhileTraining:
 
 @dataclass(frozen=True)
 class Evaluate:
-    num: int
-    seeds: tuple[int, ...]
+    num: int = at_most(MOST_SAMPLES)
+    seeds: tuple[int, ...] = at_most(SEEDS - 1)
     # Configs of older runs lack the rest.
     reference: str = ""
     samples: str = ""
@@ -266,10 +286,10 @@ class Evaluate:
 @dataclass(frozen=True)
 class SearchSettings:
     metric: str
-    num: int
-    rounds: int
+    num: int = at_most(MOST_SAMPLES)
+    rounds: int = at_most(16)  # the last candidates take 2**(rounds - 1) seeds
     keep: float
-    first_seed: int
+    first_seed: int = at_most(SEEDS - 1)
     space: Space
 
     def __post_init__(self):
@@ -284,7 +304,7 @@ class Prepare:
     """How --mode=prepare writes latents."""
 
     layout: str
-    batch_size: int
+    batch_size: int = at_most(LARGEST_BATCH)
     examples_per_file: int
     bad_examples: str
 

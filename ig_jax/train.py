@@ -33,6 +33,7 @@ from ig_jax import (
     optim,
     preview,
     prng,
+    resume,
     sharding,
     tree,
 )
@@ -79,8 +80,11 @@ def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[Train
     if step == 0:
         return _from_import(exp, checkpoints), 0
     checkpoints.require(step, exp.config.raw, compatible.CONTINUES)
-    start = checkpoints.meta(step)["data"]["next_index"]
-    return checkpoints.restore(step, exp.abstract_state), start
+    meta = checkpoints.meta(step)
+    state = checkpoints.restore(step, exp.abstract_state)
+    for line in resume.told(exp, meta["config"], step):
+        logs.say(line)
+    return state, meta["data"]["next_index"]
 
 
 def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from ig_jax.errors import shown
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -53,12 +56,12 @@ def is_stack(path: str) -> bool:
 
 def count(tree: Any) -> int:
     """Number of array entries."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: Any) -> int:
     """Bytes of all arrays, also of abstract ones."""
-    return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def digest(tree: Mapping[str, Any]) -> str:
@@ -86,7 +89,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     a, b = flatten(old), flatten(new)
     absent = "(absent)"
     return [
-        f"{path}: {a.get(path, absent)!r} there, {b.get(path, absent)!r} here"
+        f"{path}: {shown(a.get(path, absent))} there, {shown(b.get(path, absent))} here"
         for path in dict.fromkeys([*a, *b])
         if a.get(path, absent) != b.get(path, absent)
     ]

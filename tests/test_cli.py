@@ -67,6 +67,7 @@ def program(*arguments: str, cwd=tiny.ROOT) -> subprocess.CompletedProcess:
 
 def assert_one_sentence(status: int, err: str, *parts: str) -> None:
     assert status == 2
+    assert len(err) < 1000
     assert re.fullmatch(r"error: [^\n]+\n", err), err
     assert "Traceback" not in err and "\\n" not in err, err
     for part in parts:
@@ -110,6 +111,18 @@ MISTAKES = {
     "argument_not_taken": ([f"{DIGITS}:large"], ["--config=configs/digits.py:large"]),
     "unknown_flag": ([DIGITS, "--stepz=3"], ["stepz"]),
     "bad_mode": ([DIGITS, "--mode=draw"], ["--mode=draw", "train|sample|evaluate|search|demo"]),
+    "method_for_a_section": (
+        [DIGITS, "--config.search.space.values.cfg.scale=3"],
+        ["search.space.values.cfg.scale: cannot be set on the command line"],
+    ),
+    "below_a_text": ([DIGITS, "--config.model.name.x=1"], ["model.name.x: no such field"]),
+    "index_of_a_number": ([DIGITS, "--config.seed[0]=1"], ["seed[0]: no such field"]),
+    "value_of_many_digits": (
+        [DIGITS, f"--config.seed={'9' * 5000}"],
+        [f"flag --config.seed={'9' * 180}", "9... "],
+    ),
+    "bytes_for_a_flag": ([DIGITS, "--config.model.qk_norm=\udcff\x1b"], ["=\\udcff\\x1b"]),
+    "text_for_a_section": ([DIGITS, "--config.optim.name={}"], ["optim.name = '{}': no such name"]),
     "stray_word": ([DIGITS, "train"], ["'train' is not a flag", "--mode="]),
 }
 
@@ -122,12 +135,23 @@ def test_a_mistake_on_the_command_line_is_told_in_one_sentence(call, arguments, 
 
 
 @pytest.mark.parametrize(
-    "text", ["raise ValueError('broken here')", "import not_there", "def get_config(:"]
+    "text",
+    [
+        *("raise ValueError('broken here')", "import not_there", "def get_config(:"),
+        *("def get_config(): raise TypeError('mine')", "def get_config(): return 3"),
+    ],
 )
 def test_a_config_file_that_fails_says_what_failed_in_one_sentence(call, tmp_path, text):
     (tmp_path / "broken.py").write_text(text + "\n")
     status, _, err = call(f"--config={tmp_path}/broken.py")
     assert_one_sentence(status, err, "broken.py")
+
+
+def test_a_config_file_that_returns_nothing_is_told(call, tmp_path):
+    (tmp_path / "empty.py").write_text("def get_config(): pass\n")
+    status, _, err = call(f"--config={tmp_path}/empty.py", "--verbosity=-3")
+    assert status == 2
+    assert f"error: --config={tmp_path}/empty.py: its get_config() returns nothing\n" in err
 
 
 @pytest.mark.parametrize("mode", ["train", "demo"])
@@ -166,7 +190,6 @@ def test_the_workdir_of_another_model_is_refused_by_field_and_left_alone(
         "process.path=cosine",
         "data.source.split=held_out",
         "objective.label_drop=0.5",
-        "optim.learning_rate=0.5",
         "train.batch_size=8",
     ],
 )
@@ -184,6 +207,21 @@ def test_a_run_is_continued_with_what_only_changes_its_pace(trained, call, tmp_p
     status, out, _ = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.{change}")
     assert status == 0
     assert f"resuming {tmp_path} at step 24" in out
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ("learning_rate=0.5", "optim.learning_rate: 0.003 before, 0.5 from step 24 on"),
+        ("clip_norm=2.0", "optim.clip_norm: 1.0 before, 2.0 from step 24 on"),
+        ("schedule=linear", "the learning rate jumps from 0.003 to 0 at step 24: optim.schedule"),
+    ],
+)
+def test_a_run_is_continued_with_other_updates_and_says_so(trained, call, tmp_path, change, told):
+    status, out, _ = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.optim.{change}")
+    assert status == 0
+    assert f"resuming {tmp_path} at step 24" in out
+    assert len([line for line in out.splitlines() if line.startswith(told)]) == 1
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused(call, tmp_path):
@@ -282,3 +320,22 @@ def test_the_program_ends_with_2_and_one_sentence(case):
     done = program(*arguments)
     assert_one_sentence(done.returncode, done.stderr, *parts)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "demo", "import", "export"])
+def test_a_backend_that_is_not_there_is_told_in_every_mode(call, monkeypatch, tmp_path, mode):
+    def devices():
+        raise AssertionError  # as jax does of a cuda that is not installed
+
+    monkeypatch.setattr(jax, "devices", devices)
+    jobs = {"import": ["--checkpoint=x.pt"], "export": ["--output=x.safetensors"]}
+    arguments = jobs.get(mode, [TINY])
+    status, _, err = call(*arguments, f"--workdir={tmp_path}/run", f"--mode={mode}")
+    assert_one_sentence(status, err, "JAX_PLATFORMS=cpu: jax cannot start there", "unset it")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_tells_a_backend_that_jax_does_not_know(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    done = program(DIGITS, "--dry_run")
+    assert_one_sentence(done.returncode, done.stderr, "JAX_PLATFORMS=nonsense: ", "pip install")

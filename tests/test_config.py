@@ -5,11 +5,14 @@ have are in test_config_rules.py.
 """
 
 import dataclasses
+import json
+import math
 import re
 
+import numpy as np
 import pytest
 import tiny
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import digits
 from ig_jax import config, tree
@@ -107,6 +110,100 @@ def test_every_number_refuses_a_truth_value_and_a_word(path):
 @pytest.mark.parametrize("path", [p for p, v in LEAVES.items() if type(v) is int])
 def test_every_whole_number_refuses_a_fraction(path):
     assert refusal({path: 1.5}) == f"{path} = 1.5: must be of type int"
+
+
+def _of_kind(kind: type) -> list[str]:
+    """Fields that hold values of this type, or tuples of them."""
+    held = {p: v[:1] if isinstance(v, tuple) else (v,) for p, v in LEAVES.items()}
+    return [path for path, values in held.items() if values and type(values[0]) is kind]
+
+
+def _in_its_place(path: str, value):
+    return (value,) if isinstance(LEAVES[path], tuple) else value
+
+
+@pytest.mark.parametrize("path", _of_kind(float))
+def test_every_number_is_finite_in_float32(path):
+    for value in (math.nan, math.inf, -math.inf, 1e300, 10**400, -1e38):
+        message = refusal({path: _in_its_place(path, value)})
+        assert message.startswith(f"{path} = ") and "must be finite, and at most 1e+37" in message
+        assert len(message) < 400
+
+
+@pytest.mark.parametrize("path", _of_kind(float))
+def test_every_number_that_is_not_0_is_none_in_float32_either(path):
+    for value in (5e-324, -1e-40):
+        assert "is nearly 0" in refusal({path: _in_its_place(path, value)})
+
+
+@pytest.mark.parametrize("path", _of_kind(int))
+def test_every_whole_number_has_bounds(path):
+    for value, rule in ((10**20, "at most"), (-(2**63), "at least"), (10**5000, "at most")):
+        message = refusal({path: _in_its_place(path, value)})
+        assert message.startswith(f"{path} = ") and f": must be {rule} " in message
+        assert len(message) < 400
+
+
+@pytest.mark.parametrize("path", [p for p in _of_kind(str) if not p.endswith("name")])
+def test_every_text_is_printable_and_of_bounded_length(path):
+    for value in ("a\0b", "a\nb", "\ud800"):
+        message = refusal({path: _in_its_place(path, value)})
+        assert message == f"{path} = {value!r}: must be text without control characters"
+    message = refusal({path: _in_its_place(path, "x" * 2**21)})
+    assert re.fullmatch(rf"{path} = 'x+... \(.* characters\): must not have more .*", message)
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("path", [p for p in LEAVES if p.endswith(".name")])
+@pytest.mark.parametrize("value", [{}, [], ["sit"], (), 3, math.nan, True, "x" * 10**5])
+def test_every_name_that_is_none_is_told_the_known_ones(path, value):
+    message = refusal({path: value})
+    assert message.startswith(f"{path} = ") and ": no such name; known: " in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("path", [p for p, v in LEAVES.items() if isinstance(v, tuple)])
+def test_every_tuple_is_of_bounded_length(path):
+    message = refusal({path: (1,) * 2000})
+    assert re.match(
+        rf"{re.escape(path)} = \(1, .*\): must not have more than 1000 entries", message
+    )
+    assert len(message) < 400
+
+
+def test_numbers_of_numpy_are_numbers():
+    changes = {"train.steps": np.int64(7), "optim.eps": np.float64(1e-3), "seed": np.uint8(3)}
+    parsed = parse(
+        {**changes, "model.qk_norm": np.bool_(True), "train.ema_decays": [np.float64(0.5)]}
+    )
+    assert (parsed.train.steps, parsed.optim.eps, parsed.seed) == (7, 1e-3, 3)
+    assert parsed.model.qk_norm is True
+    json.dumps(parsed.raw)  # as checkpoints keep it
+    assert "must be of type int" in refusal({"train.steps": np.float32(7)})
+    assert "must be finite" in refusal({"optim.eps": np.float32("inf")})
+    assert "\n" not in refusal({"optim.eps": np.zeros((2, 2))})
+
+
+def test_a_key_that_is_no_name_is_refused():
+    for key in ("a b\n", "", "x" * 101):
+        values = tiny.settings().to_dict()
+        values["train"][key] = 1
+        with pytest.raises(ConfigError, match="^train: .* is no name of a field"):
+            config.parse(ConfigDict(values))
+
+
+def test_sections_in_sections_without_end_are_refused():
+    section = {}
+    for _ in range(100):
+        section = {"a": section}
+    assert "lies in more than 20 sections" in refusal({"search.space.values": section})
+
+
+def test_a_field_without_a_value_is_told():
+    c = tiny.settings()
+    c.optim.eps = config_dict.required_placeholder(float)
+    with pytest.raises(ConfigError, match=r"^the config cannot be read \(.*\)$"):
+        config.parse(c)
 
 
 @pytest.mark.parametrize(("path", "value"), OPTIONAL.items())
@@ -208,3 +305,10 @@ def test_one_device_takes_what_two_refuse():
 )
 def test_the_length_of_a_run_is_rounded_up_to_whole_steps(length, steps):
     assert parse(length).train.total_steps(1442) == steps
+
+
+@pytest.mark.parametrize("length", [{"train.epochs": 1e30}, {"train.images": 10**12}])
+def test_a_run_of_more_steps_than_can_be_counted_is_refused(length):
+    train = parse({"train.steps": 0, "train.batch_size": 2, **length}).train
+    with pytest.raises(ConfigError, match=r"train.\w+ = 1.*: make .* steps, must not make"):
+        train.total_steps(1442)

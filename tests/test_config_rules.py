@@ -18,10 +18,39 @@ LIGHTNING = {
     }
 }
 
+
+def made_up(**fields):
+    shape = {"side": 32, "channels": 4, "num_classes": 10, "size": 100, **fields}
+    return {"data.source": {"name": "synthetic", **shape}, "data.codec": {"name": "as_stored"}}
+
+
 # (changes, the field and value that the sentence opens with, the rule and way out).
 RULES = {
     "seed": ({"seed": -1}, "seed = -1", "must not be negative"),
     "depth": ({"model.depth": 0}, "model.depth = 0", "must be at least 1"),
+    "depth_large": ({"model.depth": 2 * 10**9}, "model.depth = 2000000000", "at most 1024"),
+    "hidden_0": ({"model.hidden_size": 0}, "model.hidden_size = 0", "above 0"),
+    "hidden_negative": ({"model.hidden_size": -16}, "model.hidden_size = -16", "above 0"),
+    "hidden_large": ({"model.hidden_size": 2**40}, "model.hidden_size = 1099511627776", "at most"),
+    "mlp_of_none": ({"model.mlp_ratio": 1e-9}, "model.mlp_ratio = 1e-09", "an MLP 0 wide, must be"),
+    "mlp_large": ({"model.mlp_ratio": 1e9}, "model.mlp_ratio = 1000000000.0", "0 wide, must be 1"),
+    "unroll_large": ({"model.unroll": 10**6}, "model.unroll = 1000000", "at most 64"),
+    "readouts_many": (
+        {"model.depth": 99, "model.readouts": tuple(range(1, 99))},
+        r"model.readouts = \(1, 2, .*\)",
+        "not name more than 64 depths",
+    ),
+    "tokens_many": (
+        made_up(side=2**14),
+        "model.patch_size = 2",
+        "67,108,864 tokens .* more than 134,217,728 numbers; choose a larger patch",
+    ),
+    "side_large": (made_up(side=10**5), "data.source.side = 100000", "at most 65536"),
+    "classes_many": (
+        made_up(num_classes=2**31 - 1),
+        "data.source.num_classes = 2147483647",
+        "at most 16777216",
+    ),
     "heads": ({"model.num_heads": 0}, "model.num_heads = 0", "must be at least 1"),
     "patch": ({"model.patch_size": 0}, "model.patch_size = 0", "must be at least 1"),
     "patch_and_side": ({"model.patch_size": 3}, "model.patch_size = 3", "must divide .*8"),
@@ -111,6 +140,7 @@ RULES = {
     ),
     "learning_rate": ({"optim.learning_rate": 0.0}, "optim.learning_rate = 0.0", "above 0"),
     "b1": ({"optim.b1": 1.0}, "optim.b1 = 1.0", r"in \[0, 1\)"),
+    "b1_in_float32": ({"optim.b1": 1 - 1e-12}, "optim.b1 = 0.999999999999", "also as float32"),
     "b2": ({"optim.b2": -0.5}, "optim.b2 = -0.5", r"in \[0, 1\)"),
     "eps": ({"optim.eps": 0.0}, "optim.eps = 0.0", "above 0"),
     "weight_decay": ({"optim.weight_decay": -0.1}, "optim.weight_decay = -0.1", "not be negative"),
@@ -129,6 +159,16 @@ RULES = {
     "dispatch_0": ({"train.steps_per_dispatch": 0}, "train.steps_per_dispatch = 0", "at least 1"),
     "ema_none": ({"train.ema_decays": ()}, r"train.ema_decays = \(\)", "at least one decay"),
     "ema_1": ({"train.ema_decays": (1.0,)}, r"train.ema_decays = \(1.0,\)", r"in \[0, 1\)"),
+    "ema_in_float32": (
+        {"train.ema_decays": (1 - 1e-9,)},
+        r"train.ema_decays = \(0.999999999,\)",
+        "also as float32",
+    ),
+    "ema_many": (
+        {"train.ema_decays": tuple(i / 100 for i in range(50))},
+        r"train.ema_decays = \(0.0, .*\)",
+        "not above 32",
+    ),
     "ema_twice": (
         {"train.ema_decays": (0.9, 0.9)},
         r"train.ema_decays = \(0.9, 0.9\)",
@@ -211,6 +251,32 @@ RULES = {
         "sample.sampler.num_steps = 0",
         "at least 1",
     ),
+    "steps_many": (
+        {"sample.sampler.num_steps": 3 * 10**6},
+        "sample.sampler.num_steps = 3000000",
+        "at most 100000",
+    ),
+    "dopri5_steps_many": (
+        {"sample.sampler": {**DOPRI5, "num_steps": 10**9}},
+        "sample.sampler.num_steps = 1000000000",
+        "at most 100000",
+    ),
+    "sample_batch_large": (
+        {"sample.batch_size": 2**30},
+        "sample.batch_size = 1073741824",
+        "at most 16777216",
+    ),
+    "label_of_many_digits": (
+        {"sample.labels": "9" * 5000},
+        "sample.labels = '9+... .5,002 characters.",
+        "such as 0,1,2",
+    ),
+    "grid_large": (
+        {"search.space.values": {"ig": {n: (0.5,) * 99 for n in ("scale", "low", "high")}}},
+        "search.space.values",
+        "a grid of 970,299 points, must not make more than 10,000; list fewer values",
+    ),
+    "rounds_many": ({"search.rounds": 99}, "search.rounds = 99", "at most 16"),
     "heun_steps": (
         {"sample.sampler": {"name": "heun", "num_steps": -3}},
         "sample.sampler.num_steps = -3",

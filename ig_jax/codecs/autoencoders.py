@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from ig_jax.codecs import pixels, sd_vae, va_vae
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
 from ig_jax.formats import state_dict, torch_file
 from ig_jax.types import DTYPES, NONE, Images, Key, Latents, Params
 
@@ -52,7 +52,7 @@ class Autoencoder(ABC):
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+            raise ValueError(f"dtype = {shown(self.dtype)}: must be one of {', '.join(DTYPES)}")
 
     @property
     @abstractmethod
@@ -94,7 +94,7 @@ class Autoencoder(ABC):
             state = state_dict.read(Path(self.weights), "data.codec.weights").state
             params = self.from_published(state)
         except ValueError as error:
-            raise UserError(f"data.codec.weights = {self.weights!r}: {error}") from error
+            raise UserError(f"data.codec.weights = {shown(self.weights)}: {error}") from error
         return {name: params[name] for name in parts}
 
     def encoder_weights(self, stored_shape: tuple[int, ...]) -> Params:
@@ -170,9 +170,9 @@ class VaVae(Autoencoder):
         latents = len(stored_shape) == 3 and not is_pictures(stored_shape)
         if self.statistics and latents and stored_shape[-1] != 2 * self.channels:
             raise ValueError(
-                f"codec.statistics = {self.statistics!r}: are of {self.channels} channels, but the "
-                f"source holds {list(stored_shape)}, two latents of {stored_shape[-1] // 2}; name "
-                "the latents_stats.pt of these latents"
+                f"codec.statistics = {shown(self.statistics)}: are of {self.channels} channels, "
+                f"but the source holds {list(stored_shape)}, two latents of "
+                f"{stored_shape[-1] // 2}; name the latents_stats.pt of these latents"
             )
         return super().latent_shape(stored_shape)
 
@@ -185,16 +185,16 @@ class VaVae(Autoencoder):
         file = Path(self.statistics)
         if not file.is_file():
             raise UserError(
-                f"data.codec.statistics = {self.statistics!r}: no such file; it lies beside the "
-                "latents as latents_stats.pt"
+                f"data.codec.statistics = {shown(self.statistics)}: no such file; it lies beside "
+                "the latents as latents_stats.pt"
             )
         found = torch_file.load(file)
         both = [found.get(name) if isinstance(found, dict) else None for name in ("mean", "std")]
         shapes = [np.shape(array) for array in both]
         if any(len(s) != 4 or s[0] * s[2] * s[3] != 1 for s in shapes) or len(set(shapes)) > 1:
             raise UserError(
-                f"data.codec.statistics = {self.statistics!r}: mean and std have shapes {shapes}, "
-                "not (1, c, 1, 1); name the latents_stats.pt of these latents"
+                f"data.codec.statistics = {shown(self.statistics)}: mean and std have shapes "
+                f"{shapes}, not (1, c, 1, 1); name the latents_stats.pt of these latents"
             )
         mean, std = (np.array(array, np.float32).reshape(1, 1, 1, -1) for array in both)
         return mean, std

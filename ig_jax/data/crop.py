@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from ig_jax.errors import BadExample
 
 NAME = "center-crop-dhariwal"  # in records of what made latents
+LARGEST = 2**16  # side of a cropped picture
 
 # Of a source of pictures. Pillow leaves the interpreter to others while it decodes and scales, and
 # a few threads more than cores hide the latency of a disk or network.

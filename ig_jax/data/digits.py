@@ -11,6 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
+from ig_jax.errors import shown
+
 SPLITS = ("train", "held_out")
 
 
@@ -26,7 +28,7 @@ class Digits:
 
     def __post_init__(self):
         if self.split not in SPLITS:
-            raise ValueError(f"split = {self.split!r}: must be one of {', '.join(SPLITS)}")
+            raise ValueError(f"split = {shown(self.split)}: must be one of {', '.join(SPLITS)}")
 
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:

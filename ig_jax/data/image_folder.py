@@ -22,6 +22,7 @@ from ig_jax.data import crop, file_tree, labels
 from ig_jax.data.crop import Cropped
 from ig_jax.data.file_tree import FileTree
 from ig_jax.errors import UserError
+from ig_jax.sections import at_most
 
 ROOT = "images"
 
@@ -45,7 +46,7 @@ class ImageFolder(Cropped):
     """
 
     path: str
-    size: int  # side of the cropped pictures
+    size: int = at_most(crop.LARGEST)  # side of the cropped pictures
     num_classes: int
 
     def __post_init__(self):

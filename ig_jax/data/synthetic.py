@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ig_jax.sections import at_most
+
 SPREAD = 0.5  # of an example around the mean of its class; the means are standard normal
 
 
@@ -17,8 +19,8 @@ SPREAD = 0.5  # of an example around the mean of its class; the means are standa
 class Synthetic:
     """float32 latents [side, side, channels] with labels 0..num_classes - 1."""
 
-    side: int
-    channels: int
+    side: int = at_most(2**16)
+    channels: int = at_most(2**16)
     num_classes: int
     size: int  # number of examples
 

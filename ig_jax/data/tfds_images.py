@@ -18,6 +18,7 @@ from ig_jax.data import crop, tfds_files
 from ig_jax.data.crop import Cropped
 from ig_jax.data.tfds_split import Example, OfSplit
 from ig_jax.errors import UserError
+from ig_jax.sections import at_most
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TfdsImages(OfSplit, Cropped):
 
     path: str
     split: str  # as in dataset_info.json, or a part such as train[:10%]
-    size: int  # side of the cropped pictures
+    size: int = at_most(crop.LARGEST)  # side of the cropped pictures
     num_classes: int
 
     def __post_init__(self):

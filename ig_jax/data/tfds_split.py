@@ -18,7 +18,7 @@ import numpy as np
 
 from ig_jax.data.reading import THREADS, Readers
 from ig_jax.data.tfds_files import FEATURES, FORMAT, INFO
-from ig_jax.errors import BadExample, UserError
+from ig_jax.errors import BadExample, UserError, shown
 
 # Without reading ahead, as examples are read in random order.
 READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
@@ -159,10 +159,10 @@ def open_split(path: Path, split: str) -> Split:
         instructions = info.splits[split].file_instructions
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: has no split {split!r}; name one of {', '.join(info.splits)}"
+            f"{path}: has no split {shown(split)}; name one of {', '.join(info.splits)}"
         ) from error
     if not instructions:
-        raise UserError(f"{path}: the split {split!r} holds no examples; name another one")
+        raise UserError(f"{path}: the split {shown(split)} holds no examples; name another one")
     _allow_open_files(len(instructions))
     with ThreadPoolExecutor(THREADS) as openers:  # there may be a thousand shards
         return Split(dict(info.features), list(openers.map(_shard, instructions)))

@@ -25,6 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int32
 
+from ig_jax.errors import shown
+
 SIZES = {"train": 20_000, "held_out": 10_000}
 SEEDS = {"train": 0, "held_out": 1, "threshold": 2}
 THRESHOLD_POINTS = 200_000  # 1 % of them is known to 0.02 %
@@ -154,7 +156,7 @@ class Tree:
 
     def __post_init__(self):
         if self.split not in SIZES:
-            raise ValueError(f"split = {self.split!r}: must be one of {', '.join(SIZES)}")
+            raise ValueError(f"split = {shown(self.split)}: must be one of {', '.join(SIZES)}")
 
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:

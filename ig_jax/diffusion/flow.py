@@ -19,6 +19,7 @@ from jaxtyping import Array
 from ig_jax.diffusion import process
 from ig_jax.diffusion.process import Coefficients
 from ig_jax.diffusion.times import TIMES
+from ig_jax.errors import shown
 from ig_jax.types import Key, Latents, Times
 
 
@@ -87,7 +88,7 @@ class Flow(process.Gaussian):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
-                    f"{name} = {getattr(self, name)!r}: must be one of {', '.join(known)}"
+                    f"{name} = {shown(getattr(self, name))}: must be one of {', '.join(known)}"
                 )
         if self.time_std <= 0:
             raise ValueError(f"time_std = {self.time_std}: must be above 0")

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
+from ig_jax.sections import at_most
 
 METHODS = ("grid", "random")
+MOST_POINTS = 10_000
 WHOLE = ("sampler.num_steps",)  # fields that take whole numbers
 
 
@@ -21,18 +23,25 @@ class Space:
 
     values: Mapping[str, tuple[float, ...]]
     method: str  # grid: every combination; random: uniform between smallest and largest value
-    candidates: int  # points of the random method; a grid ignores it
+    candidates: int = at_most(MOST_POINTS)  # points of the random method; a grid ignores it
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise ValueError(f"method = {self.method!r}: must be {' or '.join(METHODS)}")
+            raise ValueError(f"method = {shown(self.method)}: must be {' or '.join(METHODS)}")
         if self.method == "random" and self.candidates < 1:
             raise ValueError(f"candidates = {self.candidates}: must be at least 1")
         if not self.values:
             raise ValueError("values = {}: needs at least one field, such as ig.scale")
         for name, listed in self.values.items():
             if not listed or not all(map(math.isfinite, listed)):
-                raise ValueError(f"values.{name} = {listed}: needs finite numbers, at least one")
+                rule = "needs finite numbers, at least one"
+                raise ValueError(f"values.{name} = {shown(listed)}: {rule}")
+        points = math.prod(map(len, self.values.values()))
+        if self.method == "grid" and points > MOST_POINTS:
+            raise ValueError(
+                f"values: make a grid of {points:,} points, must not make more than "
+                f"{MOST_POINTS:,}; list fewer values"
+            )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
 from ig_jax.formats import state_dict
 from ig_jax.metrics import inception_network, inception_weights
 from ig_jax.metrics.spaces import Features, Pictures, Training
@@ -51,15 +51,17 @@ class Inception:
         file = Path(self.weights)
         if not self.weights or not file.is_file():
             raise UserError(
-                f"{FIELD} = {self.weights!r}: no such file; FID needs {PUBLISHED}, published on "
-                "GitHub as mseitzer/pytorch-fid, release fid_weights, and nothing is downloaded: "
-                f"put it in weights/ and name it with --config.{FIELD}=weights/{PUBLISHED}"
+                f"{FIELD} = {shown(self.weights)}: no such file; FID needs {PUBLISHED}, published "
+                "on GitHub as mseitzer/pytorch-fid, release fid_weights, and nothing is "
+                "downloaded: put it in weights/ and name it with "
+                f"--config.{FIELD}=weights/{PUBLISHED}"
             )
         try:
             return inception_weights.from_published(state_dict.read(file, FIELD).state)
         except ValueError as error:
             raise UserError(
-                f"{FIELD} = {self.weights!r}: {error}; name {PUBLISHED} of mseitzer/pytorch-fid"
+                f"{FIELD} = {shown(self.weights)}: {error}; name {PUBLISHED} of "
+                "mseitzer/pytorch-fid"
             ) from error
 
     def __call__(self, weights: Params, pictures: Pictures) -> Features:

@@ -45,14 +45,10 @@ def frequencies(half: int) -> np.ndarray:
 def position_table(grid_side: int, dim: int) -> np.ndarray:
     """Fixed 2-D sine-cosine table [1, grid_side**2, dim], float32 (computed in float64)."""
     frequencies = MAX_PERIOD ** (-np.arange(dim // 4, dtype=np.float64) / (dim / 4))
-    rows, columns = np.divmod(np.arange(grid_side**2), grid_side)
-
-    def encode(index: np.ndarray) -> np.ndarray:
-        angles = index[:, None] * frequencies[None]
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
-    table = np.concatenate([encode(columns), encode(rows)], axis=1)
-    return table[None].astype(np.float32)
+    angles = np.arange(grid_side)[:, None] * frequencies[None]
+    encoded = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    columns, rows = np.tile(encoded, (grid_side, 1)), np.repeat(encoded, grid_side, axis=0)
+    return np.concatenate([columns, rows], axis=1)[None]
 
 
 class PatchEmbed(nnx.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -90,14 +91,20 @@ def rotation_angles(side: int, head_dim: int) -> np.ndarray:
     return np.concatenate([rows[:, None] * frequencies, columns[:, None] * frequencies], axis=1)
 
 
+@lru_cache(maxsize=4)  # every block asks twice, in every tracing
+def _rotations(side: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of `rotation_angles`, float32 [1, side**2, 1, head_dim / 2]."""
+    angles = rotation_angles(side, head_dim)[None, :, None]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
 def rotate(x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
     """Turns each pair of neighbouring channels (2i, 2i + 1) by its token's angle; float32.
 
     The tokens are those of a square grid, row by row.
     """
     n, head_dim = x.shape[1], x.shape[-1]
-    angles = rotation_angles(math.isqrt(n), head_dim)[None, :, None]
-    cos, sin = jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
+    cos, sin = (jnp.asarray(x) for x in _rotations(math.isqrt(n), head_dim))
     even, odd = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return turned.reshape(x.shape)
@@ -197,12 +204,17 @@ class SwiGlu(nnx.Module):
         return self.w3(nnx.silu(gate) * value)
 
 
-def mlp(hidden_size: int, ratio: float, options: BlockOptions, *, dtype, rngs: nnx.Rngs):
-    """The MLP of a block. A gated one has three matrices instead of two, so 2/3 of the width."""
+def mlp_width(hidden_size: int, ratio: float, options: BlockOptions) -> int:
+    """Of a block. A gated MLP has three matrices instead of two, so 2/3 of the width."""
     hidden = hidden_size * ratio
-    if options.swiglu:
-        return SwiGlu(hidden_size, int(2 / 3 * hidden), dtype=dtype, rngs=rngs)
-    return Mlp(hidden_size, int(hidden), dtype=dtype, rngs=rngs)
+    return int(2 / 3 * hidden) if options.swiglu else int(hidden)
+
+
+def mlp(hidden_size: int, ratio: float, options: BlockOptions, *, dtype, rngs: nnx.Rngs):
+    """The MLP of a block."""
+    kind = SwiGlu if options.swiglu else Mlp
+    width = mlp_width(hidden_size, ratio, options)
+    return kind(hidden_size, width, dtype=dtype, rngs=rngs)
 
 
 class Block(nnx.Module):

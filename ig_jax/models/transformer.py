@@ -22,7 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from ig_jax.errors import shown
 from ig_jax.models import embed, layers, trunk
+from ig_jax.sections import at_most
 from ig_jax.types import (
     DTYPES,
     Gather,
@@ -35,13 +37,16 @@ from ig_jax.types import (
     Whole,
 )
 
+# Beyond these, tracing a network or its position table takes minutes, and no machine trains it.
+WIDEST, MOST_READOUTS, POSITIONS = 2**20, 64, 2**27
+
 
 @dataclass(frozen=True)
 class TransformerSettings(ABC):
     """Everything that shapes a network but its data, which gives latent side, channels, classes."""
 
-    depth: int
-    hidden_size: int
+    depth: int = at_most(1024)
+    hidden_size: int = at_most(2**16)
     num_heads: int
     patch_size: int  # side of a patch, in latent pixels
     mlp_ratio: float  # width of the MLP over hidden_size
@@ -52,7 +57,7 @@ class TransformerSettings(ABC):
     time_scale: float  # multiplies t before its sine features; 1 in the published models
     dtype: str  # compute type of the matrix products; parameters are float32
     remat: str  # what the backward pass recomputes: none, dots, full
-    unroll: int  # blocks per iteration of the scan
+    unroll: int = at_most(64)  # blocks per iteration of the scan
 
     @property
     @abstractmethod
@@ -66,10 +71,16 @@ class TransformerSettings(ABC):
             ("num_heads", self.num_heads >= 1, "must be at least 1"),
             (
                 "hidden_size",
-                self.hidden_size % 4 == 0,
-                "must be divisible by 4 (sine-cosine positions of two axes)",
+                self.hidden_size > 0 and self.hidden_size % 4 == 0,
+                "must be above 0 and divisible by 4 (sine-cosine positions of two axes)",
             ),
             ("mlp_ratio", self.mlp_ratio > 0, "must be above 0; the published models use 4"),
+            (
+                "mlp_ratio",
+                1 <= layers.mlp_width(self.hidden_size, self.mlp_ratio, self.options) <= WIDEST,
+                f"makes an MLP {layers.mlp_width(self.hidden_size, self.mlp_ratio, self.options)} "
+                f"wide, must be 1 to {WIDEST}; the published models use 4",
+            ),
             ("time_scale", self.time_scale > 0, "must be above 0; the published models use 1"),
             ("dtype", self.dtype in DTYPES, f"must be one of {', '.join(DTYPES)}"),
             ("remat", self.remat in trunk.REMAT, f"must be one of {', '.join(trunk.REMAT)}"),
@@ -77,7 +88,7 @@ class TransformerSettings(ABC):
         ]
         for field, holds, rule in rules:
             if not holds:
-                raise ValueError(f"{field} = {getattr(self, field)!r}: {rule}")
+                raise ValueError(f"{field} = {shown(getattr(self, field))}: {rule}")
         self._check_heads()
         self._check_readouts()
 
@@ -100,11 +111,15 @@ class TransformerSettings(ABC):
         for depth in self.readouts:
             if not 1 <= depth < self.depth:
                 raise ValueError(
-                    f"readouts = {self.readouts}: {depth} must lie in 1..{self.depth - 1}, before "
-                    f"the last of depth = {self.depth} blocks; the published XL models use 8 of 28"
+                    f"readouts = {shown(self.readouts)}: {depth} must lie in 1..{self.depth - 1}, "
+                    f"before the last of depth = {self.depth} blocks; the published XL models use "
+                    "8 of 28"
                 )
+        if len(self.readouts) > MOST_READOUTS:
+            rule = f"must not name more than {MOST_READOUTS} depths"
+            raise ValueError(f"readouts = {shown(self.readouts)}: {rule}")
         if len(set(self.readouts)) < len(self.readouts):
-            raise ValueError(f"readouts = {self.readouts}: name each depth once")
+            raise ValueError(f"readouts = {shown(self.readouts)}: name each depth once")
 
 
 def data_of(params: Params) -> tuple[int, int, int]:
@@ -178,6 +193,13 @@ class Transformer:
             raise ValueError(
                 f"patch_size = {self.settings.patch_size}: must divide the side of the latents, "
                 f"{self.side}"
+            )
+        tokens = (self.side // self.settings.patch_size) ** 2
+        if tokens * self.settings.hidden_size > POSITIONS:
+            raise ValueError(
+                f"patch_size = {self.settings.patch_size}: makes {tokens:,} tokens of latents of "
+                f"side {self.side}, and their position table would have more than {POSITIONS:,} "
+                "numbers; choose a larger patch or smaller latents"
             )
 
     @property

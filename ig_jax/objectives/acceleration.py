@@ -23,7 +23,9 @@ from dataclasses import dataclass
 
 from jax import lax
 
+from ig_jax.errors import shown
 from ig_jax.objectives.base import Pass, require_weight, squared_error
+from ig_jax.sections import below_one
 from ig_jax.types import PerExample
 
 BIASES = ("network", "ema")
@@ -40,13 +42,13 @@ class AcceleratedFlow:
 
     def __post_init__(self):
         require_weight(self.weight)
-        if not 0 <= self.omega < 1:
+        if not below_one(self.omega):
             raise ValueError(
                 f"omega = {self.omega}: must lie in [0, 1); at 1 the target runs away from the "
                 "output"
             )
         if self.bias not in BIASES:
-            raise ValueError(f"bias = {self.bias!r}: must be one of {', '.join(BIASES)}")
+            raise ValueError(f"bias = {shown(self.bias)}: must be one of {', '.join(BIASES)}")
 
     def check(self, readouts: tuple[int, ...]) -> None:
         if not readouts:
@@ -56,7 +58,7 @@ class AcceleratedFlow:
             )
         if self.readout not in (readouts if len(readouts) > 1 else (0, *readouts)):
             raise ValueError(
-                f"readout = {self.readout}: must be one of model.readouts = {readouts}"
+                f"readout = {self.readout}: must be one of model.readouts = {shown(readouts)}"
             )
 
     def __call__(self, p: Pass) -> PerExample:

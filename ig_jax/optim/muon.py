@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from ig_jax import tree
 from ig_jax.optim import assembly, leaves, schedules
 from ig_jax.optim.assembly import Share, alone
+from ig_jax.sections import BELOW_ONE, at_most, below_one
 from ig_jax.types import Params
 
 NS_DTYPES = ("bfloat16", "float32")
@@ -44,14 +45,14 @@ class MuonSettings(schedules.Settings):
     """
 
     momentum: float  # beta
-    ns_steps: int  # Newton-Schulz steps
+    ns_steps: int = at_most(100)  # Newton-Schulz steps
     ns_dtype: str  # of the matrices between and inside these steps: bfloat16, float32
     vector_weight_decay: float = 0.0  # of the AdamW group; configs of older runs lack it
 
     def rules(self) -> list[tuple[str, bool, str]]:
         return [
             *super().rules(),
-            ("momentum", 0 <= self.momentum < 1, "must lie in [0, 1)"),
+            ("momentum", below_one(self.momentum), BELOW_ONE),
             ("ns_steps", self.ns_steps >= 1, "must be at least 1; the published Muon uses 5"),
             ("ns_dtype", self.ns_dtype in NS_DTYPES, f"must be one of {', '.join(NS_DTYPES)}"),
             ("vector_weight_decay", self.vector_weight_decay >= 0, "must not be negative"),

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import optax
 
+from ig_jax.errors import shown
+from ig_jax.sections import BELOW_ONE, below_one
+
 # Name -> schedule from the peak over the given number of steps.
 SCHEDULES = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
@@ -34,14 +37,14 @@ class Settings:
     def __post_init__(self):
         for field, holds, rule in self.rules():
             if not holds:
-                raise ValueError(f"{field} = {getattr(self, field)!r}: {rule}")
+                raise ValueError(f"{field} = {shown(getattr(self, field))}: {rule}")
 
     def rules(self) -> list[tuple[str, bool, str]]:
         """(field, whether its rule holds, the rule)."""
         return [
             ("learning_rate", self.learning_rate > 0, "must be above 0"),
-            ("b1", 0 <= self.b1 < 1, "must lie in [0, 1)"),
-            ("b2", 0 <= self.b2 < 1, "must lie in [0, 1)"),
+            ("b1", below_one(self.b1), BELOW_ONE),
+            ("b2", below_one(self.b2), BELOW_ONE),
             ("eps", self.eps > 0, "must be above 0"),
             ("weight_decay", self.weight_decay >= 0, "must not be negative"),
             ("clip_norm", self.clip_norm >= 0, "must not be negative (0 turns clipping off)"),

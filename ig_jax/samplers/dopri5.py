@@ -14,6 +14,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from ig_jax.samplers.base import MOST_STEPS
+from ig_jax.sections import at_most
 from ig_jax.types import Field, Latents, Scalar
 
 
@@ -21,7 +23,7 @@ from ig_jax.types import Field, Latents, Scalar
 class Dopri5:
     """Adaptive, six evaluations an accepted or rejected step."""
 
-    num_steps: int  # at most; a sample that needs more is not a number
+    num_steps: int = at_most(MOST_STEPS)  # at most; a sample that needs more is not a number
     rtol: float = 1e-3
     atol: float = 1e-6
 
