@@ -1,5 +1,6 @@
 """The errors that are told to the user in a sentence, without a stack trace."""
 
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 200  # characters of a value in a message
@@ -20,3 +21,9 @@ def shown(value: Any) -> str:
     except ValueError:  # an int of more digits than Python turns into text
         return f"a number of {value.bit_length():,} bits"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+
+
+def listed(values: Iterable[Any]) -> str:
+    """ "'a', 'b'" for a message, cut after `LONGEST` characters; 'nothing' where there are none."""
+    text = ", ".join(map(shown, values)) or "nothing"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

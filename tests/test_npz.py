@@ -1,6 +1,7 @@
 """npz.py against numpy's own reading and writing, and against a reader by the rules of ADM's."""
 
 import ast
+import mmap
 import struct
 import zipfile
 from pathlib import Path
@@ -27,9 +28,9 @@ def refusal(path, name="arr_0"):
 
 
 def is_mapped(array):
-    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+    while isinstance(array, np.ndarray):
         array = array.base
-    return isinstance(array, np.memmap)
+    return isinstance(array, memoryview) and isinstance(array.obj, mmap.mmap)
 
 
 # Reading
@@ -91,8 +92,8 @@ def test_an_absent_file_is_refused(path):
 def test_a_file_cut_short_is_refused(path, kept):
     np.savez(path, PICTURES)
     path.write_bytes(path.read_bytes()[:kept])
-    assert "is no .npz, or damaged" in refusal(path)
-    assert "download or copy it again" in refusal(path)
+    assert ("is no .npz, or damaged" if kept else "is cut off, an empty file") in refusal(path)
+    assert "it again" in refusal(path)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -109,22 +110,19 @@ def test_a_member_out_of_place_is_refused(path):
     np.savez(path, PICTURES)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"PK\x03\x04", b"PK\x03\x05"))
-    assert "no member where arr_0.npy should begin" in refusal(path)
+    assert "no member where 'arr_0.npy' should begin" in refusal(path)
 
 
 def test_a_member_of_another_length_than_its_header_says_is_refused(path):
     np.savez(path, PICTURES)
     path.write_bytes(path.read_bytes().replace(b"(5, 4, 4, 3)", b"(6, 4, 4, 3)"))
-    assert "arr_0.npy is not as long as its header says" in refusal(path)
+    assert "'arr_0': the shape (6, 4, 4, 3) needs 288 bytes, but 240 are there" in refusal(path)
 
 
-@pytest.mark.parametrize(
-    ("save", "says"),
-    [(np.savez, "arr_0.npy holds Python objects"), (np.savez_compressed, "Object arrays cannot")],
-)
-def test_python_objects_are_refused(path, save, says):
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_python_objects_are_refused(path, save):
     save(path, np.array([{}, None]))
-    assert says in refusal(path)
+    assert "'arr_0': it holds Python objects" in refusal(path)
 
 
 def test_an_encrypted_member_is_refused(path):

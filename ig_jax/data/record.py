@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
+from ig_jax.formats import files
 
 FILE = "ig_jax.json"
 
@@ -32,6 +33,17 @@ class Record:
     std: tuple[float, ...]
     source: dict[str, Any]  # the config section of where they come from
     versions: dict[str, str]  # of the software
+
+
+# What JSON has for each of them, and what is in it.
+TYPES: dict[str, tuple[type, Any]] = {
+    "str": (str, object),
+    "int": (int, object),
+    "tuple[float, ...]": (list, int | float),
+    "tuple[str, ...]": (list, str),
+    "dict[str, str]": (dict, str),
+    "dict[str, Any]": (dict, object),
+}
 
 
 class Recorded(ABC):
@@ -62,21 +74,34 @@ def parse(content: bytes | str, file: str) -> Record:
     Raises:
       UserError: it is no record; names `file`.
     """
+    found = files.parse_json(content, file)
     try:
-        found = json.loads(content)
-        known = {f.name: found[f.name] for f in dataclasses.fields(Record)}
-    except (ValueError, KeyError, TypeError) as error:
+        known = {f.name: _typed(found[f.name], f.type) for f in dataclasses.fields(Record)}
+    except (KeyError, TypeError) as error:
         raise UserError(
-            f"{file}: is cut off or no record of latents; prepare them again, or remove it to use "
-            "them unchecked"
+            f"{file}: is no record of latents ({shown(error.args[0])}); prepare them again, or "
+            "remove it to use them unchecked"
         ) from error
-    return Record(**{n: tuple(v) if isinstance(v, list) else v for n, v in known.items()})
+    return Record(**known)
+
+
+def _typed(value: Any, declared: str) -> Any:
+    """`value` as JSON has it, if it is of the type with this name; a list becomes a tuple.
+
+    Raises:
+      TypeError: it is not.
+    """
+    kind, inner = TYPES[declared]
+    items = value.values() if isinstance(value, dict) else value if kind is list else ()
+    if type(value) is not kind or not all(isinstance(item, inner) for item in items):
+        raise TypeError(f"a {type(value).__name__} where {declared} belongs")
+    return tuple(value) if kind is list else value
 
 
 def read(folder: Path) -> Record | None:
     """The record in a folder; None where there is none."""
     file = folder / FILE
-    return parse(file.read_bytes(), str(file)) if file.is_file() else None
+    return parse(files.read_bytes(file), str(file)) if file.exists() else None
 
 
 def dumps(record: Record) -> str:
