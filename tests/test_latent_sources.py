@@ -200,7 +200,9 @@ def test_a_label_outside_of_the_classes_is_named_with_its_file(latents, label):
 
 
 @pytest.mark.parametrize("which", [0, 6])  # the first file also tells the shape
-@pytest.mark.parametrize("size, words", [(200, "200 of 256 bytes"), (60, "cut off"), (0, "cut")])
+@pytest.mark.parametrize(
+    "size, words", [(200, "needs 128 bytes, but 72 are there"), (60, "cut off"), (0, "cut")]
+)
 def test_an_npy_file_that_is_cut_off_is_named(latents, which, size, words):
     file = latents / "vae-sd" / NAMES[which]
     file.write_bytes(file.read_bytes()[:size])

@@ -162,7 +162,7 @@ def test_numbers_and_arrays_of_a_pickle_keep_their_types(path, protocol):
 
 
 def test_an_absent_file_is_refused(path):
-    assert refusal(path).endswith("cannot be read (No such file or directory)")
+    assert "cannot be read (No such file or directory)" in refusal(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"(dp0\n."])
@@ -214,10 +214,17 @@ def test_a_covariance_rounded_to_float32_is_accepted(path, pool, rng):
     np.testing.assert_array_equal(reference.read(path, FIELD).pool.covariance, rounded)
 
 
-@pytest.mark.parametrize("saved", [[1, 2], {"mu": 1}, {"fid": 3}])
-def test_a_pickle_of_something_else_is_refused(path, saved):
+@pytest.mark.parametrize(
+    ("saved", "says"),
+    [
+        ([1, 2], "is a pickle without {'mu', 'sigma'}"),
+        ({"mu": 1}, "has neither 'mu' and 'sigma' nor 'arr_0', but nothing"),
+        ({"fid": 3}, "has neither 'mu' and 'sigma' nor 'arr_0', but nothing"),
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(path, saved, says):
     path.write_bytes(pickle.dumps(saved))
-    assert "is a pickle without {'fid': {'mu', 'sigma'}}" in refusal(path)
+    assert says in refusal(path)
 
 
 def test_a_pickle_with_lists_for_arrays_is_refused(path):

@@ -37,9 +37,9 @@ class Folder:
 
     def names(self) -> list[str]:
         found = []
-        for folder, _, files in os.walk(self._root):
+        for folder, _, names in os.walk(self._root):
             below = os.path.relpath(folder, self._root).replace(os.sep, "/")
-            found += files if below == "." else [f"{below}/{file}" for file in files]
+            found += names if below == "." else [f"{below}/{name}" for name in names]
         return found
 
     def read(self, name: str) -> bytes:

@@ -10,7 +10,7 @@ from jaxtyping import Int32
 
 from ig_jax.data import file_tree
 from ig_jax.data.file_tree import FileTree
-from ig_jax.errors import UserError, shown
+from ig_jax.errors import LONGEST, UserError, shown
 from ig_jax.formats import files
 
 FILE = "dataset.json"
@@ -34,12 +34,13 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
                 )
         if not 0 <= label < num_classes:
             raise UserError(
-                f"{file}: label {shown(label)} of {shown(name)} must lie in 0..{num_classes - 1}; "
+                f"{file}: label {shown(label)} of {name[:LONGEST]} must lie in 0..{num_classes - 1}; "
                 "raise num_classes or fix the label"
             )
         if name in label_of:
             raise UserError(
-                f"{file}: names {shown(name)} twice, of class {label_of[name]} and {label}; keep one"
+                f"{file}: names {name[:LONGEST]} twice, of class {label_of[name]} and {label}; "
+                "keep one of them"
             )
         label_of[name] = label
     unlabelled = [name for name in names if name not in label_of]

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ig_jax.errors import UserError, shown
+from ig_jax.errors import UserError
 from ig_jax.formats import files
 
 FILE = "ig_jax.json"
@@ -74,13 +74,13 @@ def parse(content: bytes | str, file: str) -> Record:
     Raises:
       UserError: it is no record; names `file`.
     """
-    found = files.parse_json(content, file)
     try:
+        found = files.parse_json(content, file)
         known = {f.name: _typed(found[f.name], f.type) for f in dataclasses.fields(Record)}
-    except (KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file}: is no record of latents ({shown(error.args[0])}); prepare them again, or "
-            "remove it to use them unchecked"
+            f"{file}: is cut off or no record of latents; prepare them again, or remove it to use "
+            "them unchecked"
         ) from error
     return Record(**known)
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ig_jax.data.record import Recorded
-from ig_jax.errors import BadExample, UserError, shown
+from ig_jax.errors import LONGEST, BadExample, UserError
 from ig_jax.formats import safetensors_file
 
 CODEC = "va_vae"  # whose layout this is
@@ -142,7 +142,8 @@ def _shard(file: Path) -> _Shard:
         entry = held[name]
         if entry.dtype != dtype:
             raise UserError(
-                f"{file}: {name} is of dtype {shown(entry.dtype)}, must be {dtype}; extract it again"
+                f"{file}: {name} is of dtype {entry.dtype[:LONGEST]}, must be {dtype}; extract it "
+                "again"
             )
         arrays.append(np.ndarray(entry.shape, DTYPES[dtype], entry.raw))
     return _Shard(file, *arrays)

@@ -51,8 +51,8 @@ def checked_storage(key: str, raw: np.ndarray, dtype: np.dtype, numel: int) -> S
     """The storage of this key, if its bytes are as many as its elements need."""
     if raw.size != numel * dtype.itemsize:
         raise UserError(
-            f"its storage {shown(key)} has {raw.size} bytes, but {shown(numel)} elements of {dtype} "
-            f"need {shown(numel * dtype.itemsize)}; {COPY_AGAIN}"
+            f"its storage {shown(key)} has {raw.size} bytes, but {shown(numel)} elements of "
+            f"{dtype} need {shown(numel * dtype.itemsize)}; {COPY_AGAIN}"
         )
     return Storage(raw, dtype)
 
@@ -63,10 +63,8 @@ def require_no_more(loaded: Any, size: int) -> None:
     Raises:
       UserError: they would be; does not name the file.
     """
-    arrays = (
-        leaf for leaf in plain_pickle.leaves(loaded, sys.maxsize) if isinstance(leaf, np.ndarray)
-    )
-    held = sum(array.nbytes for array in arrays)
+    leaves = plain_pickle.leaves(loaded, sys.maxsize)  # bounded when it was loaded
+    held = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, np.ndarray))
     if held > MOST_SHARED * size:
         raise UserError(
             f"has tensors of {held:,} bytes that share storages, in a file of {size:,}; save each "
@@ -94,8 +92,8 @@ def _tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if offset > held or (last >= held and 0 not in size):
         raise UserError(
-            f"has a tensor of offset {shown(offset)}, size {shown(size)} and stride {shown(stride)}, "
-            f"which leaves its storage of {held} elements; {COPY_AGAIN}"
+            f"has a tensor of offset {shown(offset)}, size {shown(size)} and stride "
+            f"{shown(stride)}, which leaves its storage of {held} elements; {COPY_AGAIN}"
         )
     if math.prod(size) > held:
         raise UserError(
