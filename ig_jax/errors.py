@@ -18,8 +18,10 @@ def shown(value: Any) -> str:
     """`repr(value)` for a message, cut after `LONGEST` characters."""
     try:
         text = repr(value)
-    except ValueError:  # an int of more digits than Python turns into text
-        return f"a number of {value.bit_length():,} bits"
+    except ValueError:  # an int, or in it one, of more digits than Python turns into text
+        if isinstance(value, int):
+            return f"a number of {value.bit_length():,} bits"
+        return f"a {type(value).__name__} with a number of thousands of digits"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
 
 

@@ -34,8 +34,8 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
                 )
         if not 0 <= label < num_classes:
             raise UserError(
-                f"{file}: label {shown(label)} of {name[:LONGEST]} must lie in 0..{num_classes - 1}; "
-                "raise num_classes or fix the label"
+                f"{file}: label {shown(label)} of {name[:LONGEST]} must lie in "
+                f"0..{num_classes - 1}; raise num_classes or fix the label"
             )
         if name in label_of:
             raise UserError(

@@ -35,5 +35,5 @@ def require(shape: Any, itemsize: int, held: int) -> None:
     if (0 in shape and (held or size >= 2**63)) or (0 not in shape and size != held):
         need = 0 if 0 in shape else size
         raise ValueError(
-            f"the shape {shown(tuple(shape))} needs {shown(need)} bytes, but {held} are there"
+            f"the shape {shown(shape)} needs {shown(need)} bytes, but {held} are there"
         )

@@ -9,6 +9,7 @@ own pickletools.
 
 from __future__ import annotations
 
+import io
 import mmap
 import pickletools
 from abc import ABC, abstractmethod
@@ -95,15 +96,29 @@ def run(
       ValueError, TypeError, LookupError: it is no valid pickle.
     """
     machine = _Machine({**PLAIN_MAKERS, **makers}, inert, refer)
-    start = end = 0
-    for instruction, argument, place in pickletools.genops(program):
-        start, end = start or place, place
-        machine.allow(START + PER_BYTE * (end - start))
-        machine.step(instruction.name, argument)
+    file = io.BytesIO(program) if isinstance(program, bytes) else program
+    start = file.tell()
+    for name, argument in _instructions(file):
+        machine.allow(START + PER_BYTE * (file.tell() - start))
+        machine.step(name, argument)
     (result,) = machine.stack
-    for _ in leaves(result, START + PER_BYTE * (end - start)):
+    for _ in leaves(result, START + PER_BYTE * (file.tell() - start)):
         pass
     return result
+
+
+def _instructions(file: io.BytesIO | mmap.mmap) -> Iterator[tuple[str, Any]]:
+    """Names and arguments, to the end of the pickle."""
+    name = ""
+    while name != "STOP":
+        # Not by pickletools.genops, which also parses arguments of instructions that are refused.
+        code = file.read(1).decode("latin1")
+        if code not in OPCODES:
+            raise ValueError(f"no pickle instruction {code!r}")
+        name, argument = OPCODES[code].name, OPCODES[code].arg
+        if name not in KNOWN:
+            raise UserError(f"holds the pickle instruction {name}; {MEND}")
+        yield name, None if argument is None else argument.reader(file)
 
 
 def leaves(value: Any, most: int) -> Iterator[Any]:
@@ -209,12 +224,8 @@ class _Machine:
             self._charge(_cost(stack[-1]))
         elif name in TUPLES:
             self._push_tuple(self._pop(TUPLES[name]))
-        elif name in INSTRUCTIONS:
-            INSTRUCTIONS[name](self, argument)
-        elif name == "INST":  # the one other instruction with a name in it
-            raise refused(argument.replace(" ", "."))
         else:
-            raise UserError(f"holds the pickle instruction {name}; {MEND}")
+            INSTRUCTIONS[name](self, argument)
 
     def _push_tuple(self, items: list) -> None:
         self._charge(_cost(items))
@@ -278,6 +289,9 @@ class _Machine:
     def _global(self, module_and_name: str) -> None:
         self._push_name(module_and_name.replace(" ", "."))
 
+    def _instance(self, module_and_name: str) -> None:
+        raise refused(module_and_name.replace(" ", "."))
+
     def _stack_global(self, _) -> None:
         module, name = self._pop(2)
         self._charge(len(_only(str, module)) + len(_only(str, name)))
@@ -331,7 +345,10 @@ INSTRUCTIONS = {
     "ADDITEMS": _Machine._add_items,
     "GLOBAL": _Machine._global,
     "STACK_GLOBAL": _Machine._stack_global,
+    "INST": _Machine._instance,
     **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine._make),
     "BUILD": _Machine._build,
     "BINPERSID": _Machine._persistent,
 }
+OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+KNOWN = {*VALUES, *CONSTANTS, *EMPTY, *TUPLES, *INSTRUCTIONS}

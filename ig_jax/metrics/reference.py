@@ -143,12 +143,10 @@ class _Arrays(NamedTuple):
         if SPACE not in self.names:
             return ""
         found = self.array(SPACE)
-        try:
-            if found.dtype.kind == "U" and found.ndim == 0:
-                return str(found)
-        except ValueError:  # some number among its characters is none
-            pass
-        raise UserError(f"{self.path}: {SPACE!r} is no text; {MEND}")
+        # numpy takes any four bytes for a letter.
+        if found.dtype.kind != "U" or found.ndim or not str(found).isascii():
+            raise UserError(f"{self.path}: {SPACE!r} is no text; {MEND}")
+        return str(found)
 
     def rows(self, pool: Gaussian | None) -> np.ndarray | None:
         if pool is None or ROWS not in self.names:
