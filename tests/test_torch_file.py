@@ -4,6 +4,7 @@ import argparse
 import collections
 import io
 import mmap
+import os
 import pickle
 import struct
 import subprocess
@@ -437,6 +438,31 @@ def test_a_tensor_that_leaves_its_storage_is_refused(path, offset, size, stride,
     assert says in refusal(write(path, saved))
 
 
+def test_tensors_that_share_a_storage_over_and_over_are_refused(path):
+    storage = Storage(np.zeros(10_000, np.float32))
+    tied = [Tensor(storage, 0, (100, 100), (100, 1)) for _ in range(7)]
+    assert len(torch_file.load(write(path, tied))) == 7
+    assert "tensors of 400,000 bytes that share storages" in refusal(write(path, tied[:1] * 10))
+    assert "save each on its own with .clone()" in refusal(write(path, tied + tied))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(os.mkdir, "a folder"), (os.mkfifo, "a named pipe")], ids=["folder", "pipe"]
+)
+def test_what_is_no_regular_file_is_refused_at_once(path, make, kind):
+    make(path)
+    assert refusal(path) == f"is {kind}; name a regular file"
+
+
+def test_a_storage_outside_of_the_file_is_refused(path):
+    write(path, {"x": tensor(np.ones(3))})
+    content = path.read_bytes()
+    place = content.index(b"archive/data/0", content.index(b"PK\x01\x02")) - 4  # of its offset
+    for offset in (0, 1, 100, len(content) - 10, 2**32 - 2):
+        path.write_bytes(content[:place] + struct.pack("<I", offset) + content[place + 4 :])
+        assert "'archive/data/0' should begin" in refusal(path)
+
+
 def test_a_tensor_with_a_pending_sign_is_refused(path):
     saved = Tensor(Storage(np.ones(2, np.float32)), 0, (2,), (1,), rest=({"neg": True},))
     assert "pending" in refusal(write(path, saved))
@@ -570,9 +596,9 @@ def test_an_instruction_beyond_plain_data_is_refused(path, program, says):
 
 
 def test_deeply_nested_values_are_refused_where_they_could_exhaust_the_stack(path):
-    hashed = b"})" + b"\x85" * 5_000 + b"Ns."
+    hashed = b"})" + b"\x85" * 2_000 + b"Ns."
     assert "as a dictionary key" in refusal(write_program(path, hashed))
-    nested = b")" + b"\x85" * 5_000
+    nested = b")" + b"\x85" * 2_000
     make = b"ctorch._utils\n_rebuild_tensor_v2\n("
     storage = (
         b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQ"

@@ -191,7 +191,7 @@ class VaVae(Autoencoder):
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, float32 [1, 1, 1, c]."""
         file = Path(self.statistics)
-        if not file.is_file():
+        if not file.exists():
             raise UserError(
                 f"data.codec.statistics = {self.statistics!r}: no such file; it lies beside the "
                 "latents as latents_stats.pt"
@@ -205,7 +205,8 @@ class VaVae(Autoencoder):
                 f"not (1, c, 1, 1) of at most {MOST_CHANNELS} channels; name the latents_stats.pt "
                 "of these latents"
             )
-        mean, std = (array.astype(np.float32).reshape(1, 1, 1, -1) for array in both)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite
+            mean, std = (array.astype(np.float32).reshape(1, 1, 1, -1) for array in both)
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise UserError(
                 f"data.codec.statistics = {self.statistics!r}: mean and std must be finite, and "

@@ -35,14 +35,14 @@ class Record:
     versions: dict[str, str]  # of the software
 
 
-# What JSON has for each of them, and what is in it.
-TYPES: dict[str, tuple[type, Any]] = {
-    "str": (str, object),
-    "int": (int, object),
-    "tuple[float, ...]": (list, int | float),
-    "tuple[str, ...]": (list, str),
-    "dict[str, str]": (dict, str),
-    "dict[str, Any]": (dict, object),
+# What JSON has for each of them, and what may be in it; (): anything.
+TYPES: dict[str, tuple[type, tuple[type, ...]]] = {
+    "str": (str, ()),
+    "int": (int, ()),
+    "tuple[float, ...]": (list, (int, float)),
+    "tuple[str, ...]": (list, (str,)),
+    "dict[str, str]": (dict, (str,)),
+    "dict[str, Any]": (dict, ()),
 }
 
 
@@ -92,8 +92,8 @@ def _typed(value: Any, declared: str) -> Any:
       TypeError: it is not.
     """
     kind, inner = TYPES[declared]
-    items = value.values() if isinstance(value, dict) else value if kind is list else ()
-    if type(value) is not kind or not all(isinstance(item, inner) for item in items):
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if type(value) is not kind or (inner and any(type(item) not in inner for item in items)):
         raise TypeError(f"a {type(value).__name__} where {declared} belongs")
     return tuple(value) if kind is list else value
 

@@ -108,9 +108,15 @@ class MappedZip:
         member = self.members[name]
         start, end = member.start, member.start + HEADER.size
         if 0 <= start and end <= self._bytes.size:
-            signature, *lengths = HEADER.unpack(self._bytes[start:end])
-            start = end + sum(lengths)
+            signature, of_name, of_extra = HEADER.unpack(self._bytes[start:end])
+            known_as = self._bytes[end : end + of_name].tobytes()
+            start = end + of_name + of_extra
             end = start + member.packed
-            if signature == START and end <= self._bytes.size:
+            if signature == START and end <= self._bytes.size and known_as in _encodings(name):
                 return self._bytes[start:end]
         raise ValueError(f"no member where {shown(name)} should begin")
+
+
+def _encodings(name: str) -> tuple[bytes, ...]:
+    """How a zip may have it: in UTF-8, or as zipfile reads names of which it is not said."""
+    return name.encode(errors="replace"), name.encode("cp437", errors="replace")

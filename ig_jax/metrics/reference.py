@@ -135,7 +135,9 @@ class _Arrays(NamedTuple):
                 f"{self.path}: {mean_name!r} and {covariance_name!r} have the shapes {mean.shape} "
                 f"and {covariance.shape}, but must have [d] and [d, d]; {MEND}"
             )
-        if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
+        with np.errstate(over="ignore"):  # infinite, then
+            difference = np.abs(covariance - covariance.T).max()
+        if difference > ASYMMETRY * np.abs(covariance).max():
             raise UserError(f"{self.path}: {covariance_name!r} is not symmetric; {MEND}")
         return gaussian
 
