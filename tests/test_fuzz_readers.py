@@ -15,6 +15,7 @@ sys.path.insert(0, {here!r})
 import fuzz_readers
 import numpy as np
 from ig_jax.errors import UserError
+from kinds_of_files import Case, as_files
 
 def read(folder):
     what = (folder / "file").read_bytes()[0] % 8
@@ -32,9 +33,9 @@ def damaged(parts, name, number, seed):
 fuzz_readers.__file__ = __file__
 fuzz_readers._damaged_parts = damaged
 fuzz_readers.CASES = {{
-    "toy": fuzz_readers.Case(lambda: {{"file": b"7"}}, fuzz_readers._as_files, read),
-    "unreadable": fuzz_readers.Case(lambda: {{"file": b"2"}}, fuzz_readers._as_files, read),
-    "last": fuzz_readers.Case(lambda: {{"file": b"7"}}, fuzz_readers._as_files, read),
+    "toy": Case(lambda: {{"file": b"7"}}, as_files, read),
+    "unreadable": Case(lambda: {{"file": b"2"}}, as_files, read),
+    "last": Case(lambda: {{"file": b"7"}}, as_files, read),
 }}
 sys.exit(fuzz_readers.main())
 """

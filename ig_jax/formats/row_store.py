@@ -82,7 +82,7 @@ class RowStore:
                 raise UserError(f"{path}: is damaged ({error}); remove {self.folder}") from error
         if found.shape != (self.rows, *row.shape) or found.dtype != row.dtype:
             raise UserError(
-                f"{path}: holds {found.dtype} {found.shape}, not {row.dtype} "
+                f"{path}: holds {found.dtype} {found.shape}, not {np.dtype(row.dtype)} "
                 f"{(self.rows, *row.shape)}; remove {self.folder}"
             )
         return found

@@ -66,20 +66,21 @@ def _entries(header: Any, data: np.ndarray) -> dict[str, Entry]:
     end = 0
     for name, (start, stop) in sorted(places.items(), key=lambda item: item[1]):
         if start != end:
-            raise ValueError(f"{shown(name)} begins at byte {start}, not {end}")
+            raise ValueError(f"{shown(name)} begins at byte {shown(start)}, not {shown(end)}")
         end = stop
     if end != data.size:
-        raise ValueError(f"its arrays are of {end} bytes, but {data.size} are there")
+        raise ValueError(f"its arrays are of {shown(end)} bytes, but {data.size} are there")
     return {name: _entry(name, header[name], data[slice(*places[name])]) for name in places}
 
 
 def _place(name: str, entry: Any) -> tuple[int, int]:
     """The first byte, and that behind the last."""
     match entry:
-        case {"dtype": str(), "shape": list(), "data_offsets": [int(start), int(stop)]}:
-            # JSON has true, which is an int here; and numbers of any length.
-            if type(start) is type(stop) is int and 0 <= start <= stop < 2**63:
+        case {"dtype": str(), "shape": list(), "data_offsets": [start, stop]}:
+            # By their types: JSON has true, which is an int here.
+            if type(start) is type(stop) is int and 0 <= start <= stop:
                 return start, stop
+            raise ValueError(f"{shown(name)} lies at bytes {shown([start, stop])}")
     raise ValueError(f"{shown(name)} is {shown(entry)}, not dtype, shape and data_offsets")
 
 
