@@ -1,5 +1,6 @@
 """The errors that are told to the user in a sentence, without a stack trace."""
 
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 200  # characters of a value in a message
@@ -17,9 +18,17 @@ def shown(value: Any) -> str:
     """`repr(value)` in one line, for a message, cut after `LONGEST` characters."""
     try:
         text = repr(value)
-    except ValueError:  # an int of more digits than Python turns into text
-        return f"a number of {value.bit_length():,} bits"
+    except ValueError:  # an int, or in it one, of more digits than Python turns into text
+        if isinstance(value, int):
+            return f"a number of {value.bit_length():,} bits"
+        return f"a {type(value).__name__} with a number of thousands of digits"
     except RecursionError:
         return f"a {type(value).__name__} of many in one another"
     text = " ".join(text.split()) if "\n" in text else text  # of an array
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+
+
+def listed(values: Iterable[Any]) -> str:
+    """ "'a', 'b'" for a message, cut after `LONGEST` characters; 'nothing' where there are none."""
+    text = ", ".join(map(shown, values)) or "nothing"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

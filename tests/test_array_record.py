@@ -367,6 +367,19 @@ def test_an_example_that_cannot_be_unpacked_is_named(latents):
     refuses(source_of(latents), "record 0 holds no moments of float32", error=BadExample)
 
 
+def test_features_that_claim_more_than_there_is_take_no_memory(latents):
+    file = latents / "features.json"
+    text = file.read_text()
+    claimed = text.replace('"3"', '"1000000000"')
+    assert claimed != text
+    file.write_text(claimed)
+    refuses(
+        source_of(latents),
+        "record 0 holds no moments of float32 (8, 2, 1000000000)",
+        error=BadExample,
+    )
+
+
 def test_the_good_example_among_the_bad_is_good(latents):
     use(source_of(planted(latents, 6, GOOD)))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ig_jax.errors import LONGEST, UserError, shown
+from ig_jax.errors import LONGEST, UserError, listed, shown
 from ig_jax.formats import files
 
 
@@ -118,3 +118,7 @@ def test_long_values_are_cut_in_messages():
     assert shown({"a": 1}) == "{'a': 1}"
     assert shown("x" * 10_000) == "'" + "x" * (LONGEST - 1) + "... (10,002 characters)"
     assert shown(10**5000) == "a number of 16,610 bits"
+    assert shown([10**5000]) == "a list with a number of thousands of digits"
+    assert listed(["a", 1]) == "'a', 1"
+    assert listed([]) == "nothing"
+    assert listed(["x" * 50] * 100) == (("'" + "x" * 50 + "', ") * 4)[:LONGEST] + "..."

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import save_file
+from test_torch_file import Storage, Tensor, tensor
+from test_torch_file import write as write_torch
 
 from configs import imagenet
 from ig_jax import build, config
@@ -100,6 +102,41 @@ def test_statistics_of_another_length_are_named(shards, tmp_path):
     data.codec.statistics = str(tmp_path / "short.pt")
     with pytest.raises(UserError, match="data.codec.statistics = .*short.pt': are of 16 channels"):
         config.parse(settings(data), jax.device_count())
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "says"),
+    [
+        (np.zeros((1, 3, 1, 1)), np.ones((1, 4, 1, 1)), "not (1, c, 1, 1)"),
+        (np.zeros((1, 3, 1, 2)), np.ones((1, 3, 1, 2)), "not (1, c, 1, 1)"),
+        (np.zeros(3), np.ones(3), "not (1, c, 1, 1)"),
+        (np.zeros((1, 0, 1, 1)), np.ones((1, 0, 1, 1)), "not (1, c, 1, 1)"),
+        (np.zeros((1, 4097, 1, 1)), np.ones((1, 4097, 1, 1)), "of at most 4096 channels"),
+        (np.full((1, 3, 1, 1), np.nan), np.ones((1, 3, 1, 1)), "must be finite, and std positive"),
+        (np.zeros((1, 3, 1, 1)), np.full((1, 3, 1, 1), np.inf), "must be finite, and std positive"),
+        (np.zeros((1, 3, 1, 1)), np.zeros((1, 3, 1, 1)), "must be finite, and std positive"),
+    ],
+)
+def test_statistics_that_are_none_of_channels_are_refused(tmp_path, mean, std, says):
+    torch_writer.save(tmp_path / "stats.pt", {"mean": mean, "std": std})
+    with pytest.raises(UserError, match="data.codec.statistics = .*stats.pt'") as caught:
+        VaVae(statistics=str(tmp_path / "stats.pt"), weights="").statistics_per_channel  # noqa: B018
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [5 * 10**8, 10**15])
+def test_one_number_is_not_expanded_to_statistics_of_many_channels(tmp_path, channels):
+    one = Tensor(Storage(np.ones(1, np.float32)), 0, (1, channels, 1, 1), (0, 0, 0, 0))
+    file = write_torch(tmp_path / "stats.pt", {"mean": one, "std": one})
+    with pytest.raises(UserError, match=r"stats.pt: has a tensor of size .* expanded from 1 elem"):
+        VaVae(statistics=str(file), weights="").statistics_per_channel  # noqa: B018
+
+
+def test_statistics_too_large_for_float32_are_refused(tmp_path):
+    mean, std = (tensor(np.full((1, 3, 1, 1), number)) for number in (1e300, 1.0))
+    file = write_torch(tmp_path / "stats.pt", {"mean": mean, "std": std})
+    with pytest.raises(UserError, match="must be finite"):
+        VaVae(statistics=str(file), weights="").statistics_per_channel  # noqa: B018
 
 
 def test_mistakes_name_the_file(moments, shards, tmp_path):

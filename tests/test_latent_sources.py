@@ -4,7 +4,10 @@ Both layouts are written here as their own tools write them: dataset.json with o
 image (numpy), and safetensors shards with header strings (the safetensors library).
 """
 
+import io
 import json
+import os
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -200,7 +203,9 @@ def test_a_label_outside_of_the_classes_is_named_with_its_file(latents, label):
 
 
 @pytest.mark.parametrize("which", [0, 6])  # the first file also tells the shape
-@pytest.mark.parametrize("size, words", [(200, "200 of 256 bytes"), (60, "cut off"), (0, "cut")])
+@pytest.mark.parametrize(
+    "size, words", [(200, "needs 128 bytes, but 72 are there"), (60, "cut off"), (0, "cut")]
+)
 def test_an_npy_file_that_is_cut_off_is_named(latents, which, size, words):
     file = latents / "vae-sd" / NAMES[which]
     file.write_bytes(file.read_bytes()[:size])
@@ -411,3 +416,201 @@ def test_a_row_of_a_shard_that_is_not_finite_is_named_when_it_is_read(shards, na
     words = "NaN or infinity"
     refuses(sharded(shards), f"{ONE}.safetensors: latent 1 ", words, error=BadExample)
     sharded(shards).batch(np.array([4, 6]))  # its neighbours in that shard
+
+
+# Shards whose header says what is not so
+
+
+def write_raw(folder, header, data, name=ONE):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + data
+    (folder / f"{name}.safetensors").write_bytes(content)
+
+
+def entries(**changed):
+    """The header of a shard of four latents in 288 bytes, and what is changed in its first."""
+    latents = {"dtype": "F32", "shape": [4, 2, 2, 2], "data_offsets": [0, 128]}
+    return {
+        "latents": {k: v for k, v in (latents | changed).items() if v is not None},
+        "latents_flip": {"dtype": "F32", "shape": [4, 2, 2, 2], "data_offsets": [128, 256]},
+        "labels": {"dtype": "I64", "shape": [4], "data_offsets": [256, 288]},
+    }
+
+
+def test_a_shard_written_by_hand_is_read(tmp_path):
+    write_raw(tmp_path, entries(), bytes(288))
+    assert use(sharded(tmp_path))["stored"].shape == (4, 2, 2, 4)
+
+
+OFFSETS = [
+    *([-128, 0], [-(10**6), 128], [0, 127], [0, 129], [1, 128], [4, 132], [128, 0], [128, 256]),
+    *([10**9, 10**9 + 128], [10**9, 128], [2**63, 2**63 + 128], [-(2**63), 128], [10**30, 10**30]),
+    *([0.0, 128.0], ["0", "128"], [True, 128], [None, 128], [0], [0, 64, 128], [], 5, {}, "0"),
+]
+SHAPES = [
+    *([10**15, 2, 2, 2], [2**62, 2, 2, 2], [4, 2, 2], [5, 2, 2, 2], [-4, -2, 2, 2], [0, 2, 2, 2]),
+    *(
+        [4.0, 2, 2, 2],
+        ["4", 2, 2, 2],
+        [True, 16, 2, 1],
+        [1] * 40 + [32],
+        [[4], 2, 2, 2],
+        32,
+        {},
+        "4",
+    ),
+    [4, 0, 2, 2],
+]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"data_offsets": offsets} for offsets in [*OFFSETS, None]),
+        *({"shape": shape} for shape in [*SHAPES, None]),
+        *({"dtype": dtype} for dtype in (4, ["F32"], {}, None, "F64")),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["latents", "more"])
+def test_an_array_that_is_not_where_and_what_its_header_says_is_named(tmp_path, changed, name):
+    """Also one that training does not use: where it lies tells where the others do."""
+    header = entries(**changed)
+    if name == "more":
+        header = {"more": header["latents"], **{n: e for n, e in header.items() if n != "latents"}}
+    write_raw(tmp_path, header, bytes(288))
+    refuses(sharded(tmp_path), f"{ONE}.safetensors: is cut off or no safetensors file (")
+
+
+@pytest.mark.parametrize(
+    "header, words",
+    [
+        (b"", "no JSON"),
+        (b"null", "its header is no JSON object"),
+        (b"[1,2]", "its header is no JSON object"),
+        (b"5", "its header is no JSON object"),
+        (b"{}", "its arrays are of 0 bytes, but 288 are there"),
+        (b'{"latents": null}', "'latents' is None"),
+        (b'{"latents": [1]}', "'latents' is [1]"),
+        (b'{"latents": 5, "latents": 6}', "names 'latents' twice"),
+        (b"[" * 10**5, "nested more than 64 levels"),
+        (b'{"a":' * 10**5, "nested more than 64 levels"),
+        (b"\xff" * 100, "no JSON"),
+        (b'{"latents": {"dtype": "F32", "shape": [' + b"1," * 10**5 + b"1]}}", "'latents' is {"),
+        (b'{"latents": {"shape": [' + b"9" * 5000 + b"]}}", "no JSON"),
+    ],
+    ids=range(13),
+)
+def test_a_header_that_is_none_is_named(tmp_path, header, words):
+    write_raw(tmp_path, header, bytes(288))
+    refuses(sharded(tmp_path), f"{ONE}.safetensors: ", words)
+
+
+@pytest.mark.parametrize("length", [1, 200, 2**32, 2**63, 2**64 - 1])
+def test_a_header_of_another_length_than_it_has_is_named(tmp_path, length):
+    write_raw(tmp_path, entries(), bytes(288))
+    file = tmp_path / f"{ONE}.safetensors"
+    file.write_bytes(length.to_bytes(8, "little") + file.read_bytes()[8:])
+    refuses(sharded(tmp_path), f"{ONE}.safetensors: is cut off or no")
+
+
+def test_bytes_that_belong_to_no_array_are_named(tmp_path):
+    write_raw(tmp_path, entries(), bytes(289))
+    refuses(sharded(tmp_path), "its arrays are of 288 bytes, but 289 are there")
+
+
+def test_shards_without_examples_are_refused(shards):
+    for file in shards.glob("*.safetensors"):
+        write_shard(shards, file.stem, tensors([]))
+    refuses(sharded(shards), "its shards hold no latents")
+
+
+def test_what_a_mac_leaves_beside_a_shard_is_not_one(shards):
+    (shards / f"._{ONE}.safetensors").write_bytes(b"\0\5\26\7")
+    assert len(sharded(shards)) == IMAGES
+
+
+# Files that claim more than they hold, and places that are no files
+
+
+@pytest.mark.parametrize("which", [0, 6])
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        ("(8, 10000000, 10000000)", "needs 3200000000000000 bytes, but 128 are there"),
+        ("(8, 40000, 40000)", "needs 51200000000 bytes, but 128 are there"),
+        ("(8, 0, 1000000)", "must hold float32"),
+        ("(8, 2, 1)", "needs 64 bytes, but 128 are there"),
+    ],
+)
+def test_a_header_that_claims_more_than_there_is_takes_no_memory(latents, which, shape, words):
+    file = latents / "vae-sd" / NAMES[which]
+    content = file.read_bytes()
+    # The header is padded with spaces: it keeps its length.
+    claimed = content.replace(b"(8, 2, 2), }" + b" " * 20, shape.encode().ljust(29) + b", }")
+    assert len(claimed) == len(content) and claimed != content
+    file.write_bytes(claimed)
+    tracemalloc.start()
+    words = words if which == 0 or "must" in words else "but the first file holds (8, 2, 2)"
+    refuses(npy(latents), NAMES[which], words, error=BadExample)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 22
+
+
+@pytest.mark.parametrize("name", ["dataset.json", NAMES[0], NAMES[6], record.FILE])
+@pytest.mark.parametrize(
+    "make, kind",
+    [(os.mkfifo, "a named pipe"), (lambda path: path.symlink_to("/dev/zero"), "a device")],
+    ids=["pipe", "device"],
+)
+def test_what_is_no_regular_file_is_refused_at_once(latents, name, make, kind):
+    file = latents / "vae-sd" / name
+    file.unlink(missing_ok=True)
+    make(file)
+    refuses(npy(latents), f"{file}: is {kind}; name a regular file")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_shard_that_is_no_regular_file_is_refused_at_once(shards, make):
+    make(shards / "a.safetensors")
+    refuses(sharded(shards), "a.safetensors: is a", "name a regular file")
+
+
+@pytest.mark.parametrize("label", [0, 3])
+def test_a_file_with_two_labels_is_named(latents, label):
+    pairs = [[NAMES[i], LABELS[i]] for i in range(IMAGES)]
+    write_labels(latents / "vae-sd", [*pairs, [NAMES[4], label]])
+    words = f"names {NAMES[4]} twice, of class {LABELS[4]} and {label}"
+    refuses(npy(latents), "vae-sd/dataset.json: ", words)
+
+
+@pytest.mark.parametrize(
+    "entry", ["[true, 1]", '["a", true]', '["a", 1.0]', '["a"]', "{}", "[" * 99]
+)
+def test_an_entry_that_gives_no_label_is_named(latents, entry):
+    (latents / "vae-sd" / "dataset.json").write_text(f'{{"labels": [{entry}]}}')
+    refuses(npy(latents), "vae-sd/dataset.json: ")
+
+
+def test_a_member_of_a_zip_outside_of_it_is_refused(latents):
+    archive = zipped(latents)
+    content = archive.read_bytes()
+    place = content.rindex(b"PK\x01\x02") + 42  # of the last member's offset in the directory
+    for offset in (0, 1, 100, len(content) - 10, 2**32 - 2):
+        changed = content[:place] + offset.to_bytes(4, "little") + content[place + 4 :]
+        archive.write_bytes(changed)
+        with pytest.raises(UserError, match="latents.zip"):
+            use(npy(archive))
+
+
+@pytest.mark.parametrize("name", ["0/b\u00fccher.npy", "0/\u732b.npy"])
+def test_names_beyond_ascii_are_read_from_a_zip(tmp_path, name):
+    array = moments()[0]
+    content = io.BytesIO()
+    np.save(content, array)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, content.getvalue())
+        archive.writestr("dataset.json", json.dumps({"labels": [[name, 1]]}))
+    batch = use(npy(tmp_path / "a.zip"))
+    np.testing.assert_array_equal(batch["stored"][0], array.transpose(1, 2, 0))

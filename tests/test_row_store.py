@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from ig_jax.errors import UserError
 from ig_jax.formats.row_store import Row, RowStore
 
 ARRAYS = {"pool": Row((3,), np.float32), "near": Row((), np.float64), "image": Row((2, 2), "u1")}
@@ -103,3 +104,51 @@ def test_a_disk_that_takes_a_part_gets_the_rest(store, monkeypatch):
 def test_nothing_is_left_when_it_is_removed(store, tmp_path):
     store.remove()
     assert not list(tmp_path.iterdir())
+
+
+# Files that are damaged, as a power loss leaves them
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def nulled(file):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def of_other_rows(file):
+    np.save(file, np.zeros((300, 4), np.float32))
+
+
+def not_a_file(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+DAMAGES = [empty, cut, nulled, of_other_rows, not_a_file]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["done", "pool"])
+def test_a_damaged_file_is_named_when_it_is_read(store, damage, name):
+    damage(store.path(name))
+    with pytest.raises(UserError, match=f"{name}.npy: ") as caught:
+        store.read(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["done", "near"])
+def test_with_one_file_damaged_all_are_made_again(store, damage, name):
+    store.write(np.arange(300), values(np.arange(300)))
+    damage(store.path(name))
+    again = RowStore(store.folder, 300, ARRAYS)
+    again.create()
+    assert not again.done(np.arange(300)).any()
+    again.write(np.arange(300), values(np.arange(300)))
+    np.testing.assert_array_equal(again.read("near"), values(np.arange(300))["near"])

@@ -29,11 +29,19 @@ from ig_jax.formats import state_dict, torch_file
 from ig_jax.types import DTYPES, NONE, Images, Key, Latents, Params
 
 INPUT_RANGE = (-1.0, 1.0)  # of pixels, as both autoencoders see them
+MOST_CHANNELS = 4096  # of latents whose statistics are read; published ones have 32
 ENCODER, DECODER = ("encoder", "quant_conv"), ("post_quant_conv", "decoder")
 
 
 def is_pictures(stored_shape: tuple[int, ...]) -> bool:
     return len(stored_shape) == 3 and stored_shape[-1] == 3
+
+
+def _is_per_channel(shape: tuple[int, ...] | None) -> bool:
+    match shape:
+        case (1, channels, 1, 1):
+            return 1 <= channels <= MOST_CHANNELS
+    return False
 
 
 def _scaled(pictures: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
@@ -183,20 +191,27 @@ class VaVae(Autoencoder):
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, float32 [1, 1, 1, c]."""
         file = Path(self.statistics)
-        if not file.is_file():
+        if not file.exists():
             raise UserError(
                 f"data.codec.statistics = {shown(self.statistics)}: no such file; it lies beside "
                 "the latents as latents_stats.pt"
             )
         found = torch_file.load(file)
         both = [found.get(name) if isinstance(found, dict) else None for name in ("mean", "std")]
-        shapes = [np.shape(array) for array in both]
-        if any(len(s) != 4 or s[0] * s[2] * s[3] != 1 for s in shapes) or len(set(shapes)) > 1:
+        shapes = [np.shape(array) if isinstance(array, np.ndarray) else None for array in both]
+        if shapes[0] != shapes[1] or not _is_per_channel(shapes[0]):
             raise UserError(
-                f"data.codec.statistics = {shown(self.statistics)}: mean and std have shapes "
-                f"{shapes}, not (1, c, 1, 1); name the latents_stats.pt of these latents"
+                f"data.codec.statistics = {shown(self.statistics)}: mean and std have shapes {shapes}, "
+                f"not (1, c, 1, 1) of at most {MOST_CHANNELS} channels; name the latents_stats.pt "
+                "of these latents"
             )
-        mean, std = (np.array(array, np.float32).reshape(1, 1, 1, -1) for array in both)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite
+            mean, std = (array.astype(np.float32).reshape(1, 1, 1, -1) for array in both)
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            raise UserError(
+                f"data.codec.statistics = {shown(self.statistics)}: mean and std must be finite, and "
+                "std positive; name the latents_stats.pt of these latents"
+            )
         return mean, std
 
     @property

@@ -83,17 +83,17 @@ class ArrayRecord(OfSplit, Recorded):
             )
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        opened, names = self._opened, self._arrays
+        opened, names, numbers = self._opened, self._arrays, indices.tolist()
+        pairs = list(zip(opened.read(indices), numbers, strict=True))
+        label = [opened.label(example, index, self.num_classes) for example, index in pairs]
+        # First of all examples: their shape is only said in a file until one of them has it.
+        arrays = [[_array(opened, example, index, n) for n in names] for example, index in pairs]
         stored = np.empty((len(indices), *self.stored_shape), self.stored_dtype)
-        label = np.empty(len(indices), np.int32)
-        examples = zip(indices.tolist(), opened.read(indices), strict=True)
-        for row, (index, example) in enumerate(examples):
-            label[row] = opened.label(example, index, self.num_classes)
-            arrays = [_array(opened, example, index, name) for name in names]
-            np.concatenate([a.transpose(1, 2, 0) for a in arrays], axis=-1, out=stored[row])
-            if not np.isfinite(stored[row]).all():
+        for row, found, index in zip(stored, arrays, numbers, strict=True):
+            np.concatenate([a.transpose(1, 2, 0) for a in found], axis=-1, out=row)
+            if not np.isfinite(row).all():
                 raise BadExample(f"{opened.place(index)} holds NaN or infinity; encode it again")
-        return {"stored": stored, "label": label}
+        return {"stored": stored, "label": np.asarray(label, np.int32)}
 
 
 def _array(opened: Split, example: Example, index: int, name: str) -> Float32[np.ndarray, "c h w"]:

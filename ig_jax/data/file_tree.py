@@ -6,19 +6,16 @@ of its bytes, and no file is opened to read it.
 
 from __future__ import annotations
 
-import mmap
 import os
-import struct
-import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ig_jax.errors import UserError
+from ig_jax.formats import files
+from ig_jax.formats.mapped_zip import MappedZip
 
 NAMED = 3  # files that a complaint about many lists
-ZIP_LENGTHS = 26  # where a member's own header has the lengths of its name and its extra field
-ZIP_NAME = 30  # where they begin; the content follows
 
 
 @runtime_checkable
@@ -40,21 +37,13 @@ class Folder:
 
     def names(self) -> list[str]:
         found = []
-        for folder, _, files in os.walk(self._root):
+        for folder, _, names in os.walk(self._root):
             below = os.path.relpath(folder, self._root).replace(os.sep, "/")
-            found += files if below == "." else [f"{below}/{file}" for file in files]
+            found += names if below == "." else [f"{below}/{name}" for name in names]
         return found
 
     def read(self, name: str) -> bytes:
-        try:
-            # Unbuffered: the whole file comes in one read.
-            with open(self.place(name), "rb", buffering=0) as file:
-                return file.read()
-        except OSError as error:
-            raise UserError(
-                f"{self.place(name)}: cannot be read ({error.strerror}); restore the file or the "
-                "right to read it"
-            ) from error
+        return files.read_bytes(self.place(name))
 
     def place(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -64,26 +53,25 @@ class Zip:
     """Of the folder `inside` where the archive has it, else of the whole."""
 
     def __init__(self, path: Path, inside: str):
-        members, prefix = _members(path), f"{inside}/"
-        if not any(m.filename.startswith(prefix) for m in members):
-            prefix = ""
-        self._place = f"{path}/{prefix}"
-        self._ranges = {
-            m.filename.removeprefix(prefix): (m.header_offset, m.file_size)
-            for m in members
-            if m.filename.startswith(prefix)
-        }
-        with path.open("rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._zip, self._prefix = _opened(path), f"{inside}/"
+        if not any(name.startswith(self._prefix) for name in self._zip.members):
+            self._prefix = ""
+        self._place = f"{path}/{self._prefix}"
 
     def names(self) -> Collection[str]:
-        return self._ranges
+        return [
+            name.removeprefix(self._prefix)
+            for name in self._zip.members
+            if name.startswith(self._prefix)
+        ]
 
     def read(self, name: str) -> bytes:
-        start, size = self._ranges[name]
-        # The directory at the end of a zip does not know how long these are beside the member.
-        start += ZIP_NAME + sum(struct.unpack_from("<HH", self._bytes, start + ZIP_LENGTHS))
-        return self._bytes[start : start + size]
+        try:
+            return self._zip.stored(self._prefix + name).tobytes()
+        except ValueError as error:
+            raise UserError(
+                f"{self.place(name)}: is damaged ({error}); copy the zip again"
+            ) from error
 
     def place(self, name: str) -> str:
         return f"{self._place}{name}"
@@ -110,13 +98,19 @@ def some(names: list[str]) -> str:
     return f"{named} are" if len(names) > 1 else f"{named} is"
 
 
-def _members(path: Path) -> list[zipfile.ZipInfo]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: is cut off or no zip file; copy it again") from error
-    packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
+def _opened(path: Path) -> MappedZip:
+    with files.open_regular(path) as file:
+        try:
+            opened = MappedZip(file)
+        except UserError as refusal:
+            raise UserError(f"{path}: {refusal}") from None
+        except ValueError as error:
+            raise UserError(
+                f"{path}: is cut off or no zip file ({error}); copy it again"
+            ) from error
+    packed = [name for name, member in opened.members.items() if not member.is_stored]
     if packed:
-        raise UserError(f"{path}: {some(packed)} compressed; zip without compression (zip -0)")
-    return members
+        raise UserError(
+            f"{path}: {some(packed)} compressed or encrypted; zip without either (zip -0)"
+        )
+    return opened

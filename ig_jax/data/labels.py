@@ -5,14 +5,13 @@ It holds {"labels": [[file, class], ...]}, in any order, with names relative to 
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from jaxtyping import Int32
 
 from ig_jax.data import file_tree
 from ig_jax.data.file_tree import FileTree
-from ig_jax.errors import UserError
+from ig_jax.errors import LONGEST, UserError, shown
+from ig_jax.formats import files
 
 FILE = "dataset.json"
 
@@ -21,21 +20,29 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
     """The class of every name.
 
     Raises:
-      UserError: the file is cut off or gives no labels, a label is none of 0..num_classes - 1, or
-        its files are not exactly `names`; names the file.
+      UserError: the file is cut off or gives no labels, names a file twice, a label is none of
+        0..num_classes - 1, or its files are not exactly `names`; names the file.
     """
     file, label_of = tree.place(FILE), {}
     for entry in _entries(tree):
         match entry:
-            case [str(name), int(label)]:
-                label_of[name] = label
+            case [str(name), int(label)] if type(label) is int:  # JSON has true, too
+                pass
             case _:
-                raise UserError(f"{file}: entry {entry!r} must be [file, class number]; mend it")
+                raise UserError(
+                    f"{file}: entry {shown(entry)} must be [file, class number]; fix it"
+                )
         if not 0 <= label < num_classes:
             raise UserError(
-                f"{file}: label {label} of {name} must lie in 0..{num_classes - 1}; raise "
-                "num_classes or mend the label"
+                f"{file}: label {shown(label)} of {name[:LONGEST]} must lie in "
+                f"0..{num_classes - 1}; raise num_classes or fix the label"
             )
+        if name in label_of:
+            raise UserError(
+                f"{file}: names {name[:LONGEST]} twice, of class {label_of[name]} and {label}; "
+                "keep one of them"
+            )
+        label_of[name] = label
     unlabelled = [name for name in names if name not in label_of]
     if unlabelled:
         raise UserError(
@@ -51,10 +58,7 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
 
 def _entries(tree: FileTree) -> list:
     file = tree.place(FILE)
-    try:
-        content = json.loads(tree.read(FILE))
-    except ValueError as error:
-        raise UserError(f"{file}: is cut off or no JSON; copy it again") from error
+    content = files.parse_json(tree.read(FILE), file)
     entries = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise UserError(

@@ -11,7 +11,6 @@ Examples are in the order of their file names, as in the published loader.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,23 +24,20 @@ from ig_jax.data import file_tree, labels, record
 from ig_jax.data.file_tree import FileTree
 from ig_jax.data.reading import Readers
 from ig_jax.data.record import Record, Recorded
-from ig_jax.errors import BadExample, UserError
+from ig_jax.errors import BadExample, UserError, shown
+from ig_jax.formats import npy
 
 ROOT = "vae-sd"
 CODEC = "sd_vae"  # whose layout this is
 CHANNELS = 8  # mean, standard deviation
 
 
-class _Header(NamedTuple):
-    raw: bytes
-    shape: tuple[int, ...]  # (8, h, w)
-
-
 class _Opened(NamedTuple):
     tree: FileTree
     names: list[str]
     labels: np.ndarray  # int32 [n]
-    header: _Header  # of the first file, and most likely of all
+    header: npy.Header  # of the first file, and most likely of all
+    raw: bytes  # the same as it is in the file
     record: Record | None
 
 
@@ -87,8 +83,10 @@ class NpyFolder(Recorded):
                 "from where the latents come from"
             )
         classes = labels.read(tree, names, self.num_classes)
-        header = _header(tree.read(names[0]), tree.place(names[0]))
-        return _Opened(tree, names, classes, header, _record(tree, files))
+        data, file = tree.read(names[0]), tree.place(names[0])
+        header = _header(data, file)
+        _moments(data, header, file)  # only then is its shape one to make room for
+        return _Opened(tree, names, classes, header, data[: header.length], _record(tree, files))
 
     @cached_property
     def _readers(self) -> Readers:
@@ -114,10 +112,17 @@ class NpyFolder(Recorded):
         return None  # the layout knows no split
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        tree, names, classes, header, _ = self._opened
+        tree, names, classes, first, raw, _ = self._opened
         stored = np.empty((len(indices), *self.stored_shape), self.stored_dtype)
         for index, data, row in zip(indices.tolist(), self._read(indices), stored, strict=True):
             file = tree.place(names[index])
+            # Equal bytes mean equal headers: parsing every one would take longer than reading it.
+            header = first if data.startswith(raw) else _header(data, file)
+            if header.shape != first.shape:
+                raise BadExample(
+                    f"{file}: holds {header.shape}, but the first file holds {first.shape}; encode "
+                    "all images at one size"
+                )
             moments = _moments(data, header, file)
             if not np.isfinite(moments).all():
                 raise BadExample(f"{file}: holds NaN or infinity; encode this image again")
@@ -137,37 +142,31 @@ def _record(tree: FileTree, files: Collection[str]) -> Record | None:
     return record.parse(tree.read(record.FILE), tree.place(record.FILE))
 
 
-def _header(data: bytes, file: str) -> _Header:
-    stream = io.BytesIO(data)
+def _header(data: bytes, file: str) -> npy.Header:
+    """The header of one of the files; whether the rest of the file is as long as it says is open.
+
+    Raises:
+      BadExample: there is none, or it is of something else.
+    """
     try:
-        version = np.lib.format.read_magic(stream)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        header = npy.header(data)
     except ValueError as error:
-        raise BadExample(f"{file}: is cut off or no .npy file; copy it again") from error
-    if version != (1, 0) or fortran:
+        raise BadExample(f"{file}: is cut off or no .npy file ({error}); copy it again") from error
+    if header.version != 1 or header.fortran:
         raise BadExample(
             f"{file}: must be .npy version 1.0 in C order; write it again with np.save"
         )
-    if dtype != np.float32 or len(shape) != 3 or shape[0] != CHANNELS:
+    shape = header.shape
+    if header.dtype != np.float32 or len(shape) != 3 or shape[0] != CHANNELS or 0 in shape:
         raise BadExample(
-            f"{file}: holds {dtype} {shape}, must hold float32 ({CHANNELS}, height, width), mean "
-            "and then standard deviation; encode it again"
+            f"{file}: holds {header.dtype} {shown(shape)}, must hold float32 ({CHANNELS}, height, "
+            "width), mean and then standard deviation; encode it again"
         )
-    return _Header(data[: stream.tell()], shape)
+    return header
 
 
-def _moments(data: bytes, first: _Header, file: str) -> Float32[np.ndarray, "8 h w"]:
-    # Equal bytes mean equal headers: parsing every one would take longer than reading the file.
-    header = first if data.startswith(first.raw) else _header(data, file)
-    if header.shape != first.shape:
-        raise BadExample(
-            f"{file}: holds {header.shape}, but the first file holds {first.shape}; encode all "
-            "images at one size"
-        )
-    count = int(np.prod(header.shape))
-    if len(data) < len(header.raw) + 4 * count:
-        raise BadExample(
-            f"{file}: is cut off after {len(data)} of {len(header.raw) + 4 * count} bytes; copy it "
-            "again"
-        )
-    return np.frombuffer(data, "<f4", count, len(header.raw)).reshape(header.shape)
+def _moments(data: bytes, header: npy.Header, file: str) -> Float32[np.ndarray, "8 h w"]:
+    try:
+        return header.view(data)
+    except ValueError as error:
+        raise BadExample(f"{file}: is cut off or too long ({error}); copy it again") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 
 FILE = "ig_jax.json"
 
@@ -32,6 +33,17 @@ class Record:
     std: tuple[float, ...]
     source: dict[str, Any]  # the config section of where they come from
     versions: dict[str, str]  # of the software
+
+
+# What JSON has for each of them, and what may be in it; (): anything.
+TYPES: dict[str, tuple[type, tuple[type, ...]]] = {
+    "str": (str, ()),
+    "int": (int, ()),
+    "tuple[float, ...]": (list, (int, float)),
+    "tuple[str, ...]": (list, (str,)),
+    "dict[str, str]": (dict, (str,)),
+    "dict[str, Any]": (dict, ()),
+}
 
 
 class Recorded(ABC):
@@ -63,20 +75,33 @@ def parse(content: bytes | str, file: str) -> Record:
       UserError: it is no record; names `file`.
     """
     try:
-        found = json.loads(content)
-        known = {f.name: found[f.name] for f in dataclasses.fields(Record)}
-    except (ValueError, KeyError, TypeError) as error:
+        found = files.parse_json(content, file)
+        known = {f.name: _typed(found[f.name], f.type) for f in dataclasses.fields(Record)}
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(
             f"{file}: is cut off or no record of latents; prepare them again, or remove it to use "
             "them unchecked"
         ) from error
-    return Record(**{n: tuple(v) if isinstance(v, list) else v for n, v in known.items()})
+    return Record(**known)
+
+
+def _typed(value: Any, declared: str) -> Any:
+    """`value` as JSON has it, if it is of the type with this name; a list becomes a tuple.
+
+    Raises:
+      TypeError: it is not.
+    """
+    kind, inner = TYPES[declared]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if type(value) is not kind or (inner and any(type(item) not in inner for item in items)):
+        raise TypeError(f"a {type(value).__name__} where {declared} belongs")
+    return tuple(value) if kind is list else value
 
 
 def read(folder: Path) -> Record | None:
     """The record in a folder; None where there is none."""
     file = folder / FILE
-    return parse(file.read_bytes(), str(file)) if file.is_file() else None
+    return parse(files.read_bytes(file), str(file)) if file.exists() else None
 
 
 def dumps(record: Record) -> str:

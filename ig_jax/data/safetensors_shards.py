@@ -8,13 +8,10 @@ as in the published loader.
 An example is both twins, one behind the other in the channels. The choice between them is random
 and is therefore the codec's, who has a key made from the run's seed; the published loader draws it
 on the host.
-
-Safetensors: 8 bytes with the length of a JSON header, the header, then the arrays.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ig_jax.data.record import Recorded
-from ig_jax.errors import BadExample, UserError
+from ig_jax.errors import LONGEST, BadExample, UserError
+from ig_jax.formats import safetensors_file
 
 CODEC = "va_vae"  # whose layout this is
-LENGTH = 8  # bytes that tell how long the header is
 TENSORS = {"latents": "F32", "latents_flip": "F32", "labels": "I64"}  # as the format calls dtypes
 DTYPES = {"F32": "<f4", "I64": "<i8"}  # as numpy calls them
 
@@ -78,6 +75,8 @@ class SafetensorsShards(Recorded):
             _check_shapes(shard, shards[0])
             _check_labels(shard, self.num_classes)
         sizes = [len(shard.labels) for shard in shards]
+        if not sum(sizes):
+            raise UserError(f"{self.path}: its shards hold no latents; extract them again")
         labels = np.concatenate([shard.labels for shard in shards]).astype(np.int32)
         return _Opened(shards, np.cumsum([0, *sizes[:-1]]), labels)
 
@@ -122,7 +121,8 @@ def _read(shard: _Shard, place: int, out: np.ndarray) -> None:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; path must name the folder of the shards")
-    files = sorted(folder.glob("*.safetensors"))
+    # Names that begin with a dot are not data: some systems leave ._latents_... beside a copy.
+    files = sorted(file for file in folder.glob("*.safetensors") if file.name[0] != ".")
     if not files:
         raise UserError(
             f"{folder}: holds no .safetensors files; path must name the folder of the shards"
@@ -131,39 +131,22 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _shard(file: Path) -> _Shard:
-    if file.stat().st_size < LENGTH:  # an empty file cannot be mapped
-        raise UserError(f"{file}: is cut off or no safetensors file; copy it again")
-    content = np.memmap(file, np.uint8, mode="r")
-    header, start = _header(content, file)
+    held = safetensors_file.read(file)
     arrays = []
     for name, dtype in TENSORS.items():
-        if name not in header:
+        if name not in held:
             raise UserError(
                 f"{file}: holds no {name!r}, but training needs {', '.join(TENSORS)}; extract the "
                 "latents with their mirrored twins"
             )
-        spec = header[name]
-        if spec["dtype"] != dtype:
+        entry = held[name]
+        if entry.dtype != dtype:
             raise UserError(
-                f"{file}: {name} is of dtype {spec['dtype']}, must be {dtype}; extract it again"
+                f"{file}: {name} is of dtype {entry.dtype[:LONGEST]}, must be {dtype}; extract it "
+                "again"
             )
-        offset = start + spec["data_offsets"][0]
-        arrays.append(np.ndarray(spec["shape"], DTYPES[dtype], content, offset))
+        arrays.append(np.ndarray(entry.shape, DTYPES[dtype], entry.raw))
     return _Shard(file, *arrays)
-
-
-def _header(content: np.ndarray, file: Path) -> tuple[dict, int]:
-    """Array name -> dtype, shape and place, and the byte from which places count."""
-    start = LENGTH + int.from_bytes(content[:LENGTH].tobytes(), "little")
-    try:
-        header = json.loads(content[LENGTH:start].tobytes())
-    except ValueError as error:
-        raise UserError(f"{file}: is cut off or no safetensors file; copy it again") from error
-    header.pop("__metadata__", None)
-    size = start + max((spec["data_offsets"][1] for spec in header.values()), default=0)
-    if content.size < size:
-        raise UserError(f"{file}: is cut off after {content.size} of {size} bytes; copy it again")
-    return header, start
 
 
 def _check_shapes(shard: _Shard, first: _Shard) -> None:

@@ -24,7 +24,7 @@ from jaxtyping import Float32, Int
 
 from ig_jax.data import labels, npy_folder, record, safetensors_shards, tfds_files
 from ig_jax.data.array_record import ARRAYS
-from ig_jax.formats import torch_writer
+from ig_jax.formats import safetensors_file, torch_writer
 
 NAME = "latents"  # of the data set, as TFDS knows it
 SPLIT = "train"
@@ -169,7 +169,7 @@ def _save_safetensors(
     text += b" " * (-len(text) % 8)  # so that the arrays are aligned
     temporary = file.with_suffix(".tmp")
     with temporary.open("wb") as out:
-        out.write(len(text).to_bytes(safetensors_shards.LENGTH, "little") + text)
+        out.write(len(text).to_bytes(safetensors_file.LENGTH, "little") + text)
         for array in arrays.values():
             out.write(array.data)
     temporary.replace(file)

@@ -3,7 +3,9 @@
 import hashlib
 from pathlib import Path
 
+from ig_jax.formats import files
+
 
 def of_file(path: Path) -> str:
-    with path.open("rb") as content:
+    with files.open_regular(path) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -7,6 +7,7 @@ these rules is in one place.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -69,6 +70,22 @@ def read_bytes(path: str | Path) -> bytes:
             return file.read()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def mapped(file: IO[bytes]) -> mmap.mmap:
+    """The bytes of an open regular file, read-only, where they lie: read from the disk when used.
+
+    They outlive the open file, which must stay as it is for as long as they are in use.
+
+    Raises:
+      UserError: there are none, or the system refuses; does not name the file.
+    """
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: the file is empty
+        if os.fstat(file.fileno()).st_size == 0:
+            raise UserError(f"is cut off, an empty file; {COPY_AGAIN}") from None
+        raise UserError(f"cannot be mapped into memory ({error})") from error
 
 
 def parse_json(content: bytes | str, place: str) -> Any:

@@ -9,30 +9,22 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy
+from numpy.lib import format as npy_format
 
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, listed
+from ig_jax.formats import files, npy
+from ig_jax.formats.mapped_zip import MappedZip
 
 COPY_AGAIN = "download or copy it again"
 RESAVE = "re-save it with numpy.savez"
 SUFFIX = ".npy"
 STREAMED = 2**20  # bytes at a time
-
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# What reading a damaged zip or .npy may raise; zipfile raises NotImplementedError for a way of
-# compressing that it does not know.
-DAMAGE = (
-    *(ValueError, LookupError, OverflowError, EOFError, NotImplementedError),
-    *(struct.error, zipfile.BadZipFile, zlib.error),
-)
 
 
 def names(path: Path) -> list[str]:
@@ -57,15 +49,16 @@ def array(path: Path, name: str) -> np.ndarray:
     """
     with _opened(path) as archive:
         if name not in _names(archive):
-            known = ", ".join(map(repr, _names(archive))) or "nothing"
-            raise UserError(f"{path}: has no array {name!r}; it holds {known}")
-        member = archive.getinfo(name + SUFFIX)
-        if member.flag_bits & 1:
-            raise UserError(f"{path}: has its array {name!r} encrypted; {RESAVE}")
-        if member.compress_type == zipfile.ZIP_STORED:
-            return _mapped(path, member)
-        with archive.open(member) as content:
-            return npy.read_array(content, allow_pickle=False)
+            raise UserError(f"has no array {name!r}; it holds {listed(_names(archive))}")
+        member = archive.members[name + SUFFIX]
+        if member.is_encrypted:
+            raise UserError(f"has its array {name!r} encrypted; {RESAVE}")
+        if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"has its array {name!r} compressed as numpy does not; {RESAVE}")
+        try:
+            return npy.array(archive.content(name + SUFFIX))
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from error
 
 
 def write(path: Path, members: Mapping[str, Path | np.ndarray]) -> None:
@@ -84,40 +77,21 @@ def write(path: Path, members: Mapping[str, Path | np.ndarray]) -> None:
                     with open(member, "rb") as source:
                         shutil.copyfileobj(source, target, STREAMED)
                 else:
-                    npy.write_array(target, member, allow_pickle=False)
+                    npy_format.write_array(target, member, allow_pickle=False)
     os.replace(temporary, path)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip; turns what reading it may raise into a UserError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except DAMAGE as error:
-        raise UserError(f"{path}: is no .npz, or damaged ({error}); {COPY_AGAIN}") from error
+def _opened(path: Path) -> Iterator[MappedZip]:
+    """The zip; makes errors of what is read from it name the file."""
+    with files.open_regular(path) as file:
+        try:
+            yield MappedZip(file)
+        except UserError as refusal:
+            raise UserError(f"{path}: {refusal}") from None
+        except ValueError as error:
+            raise UserError(f"{path}: is no .npz, or damaged ({error}); {COPY_AGAIN}") from error
 
 
-def _names(archive: zipfile.ZipFile) -> list[str]:
-    return [name.removesuffix(SUFFIX) for name in archive.namelist() if name.endswith(SUFFIX)]
-
-
-def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
-    """The view of a stored member, found by its local header; its checksum is not read."""
-    with open(path, "rb") as file:
-        file.seek(member.header_offset)
-        signature, name_length, extra_length = struct.unpack("<4s22x2H", file.read(30))
-        if signature != b"PK\x03\x04":
-            raise ValueError(f"no member where {member.filename} should begin")
-        start = file.seek(name_length + extra_length, os.SEEK_CUR)
-        shape, fortran, dtype = HEADERS[npy.read_magic(file)](file)
-        offset = file.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds Python objects")
-    bytes_of_array = dtype.itemsize * int(np.prod(shape, dtype=object))
-    if offset - start + bytes_of_array != member.file_size:
-        raise ValueError(f"{member.filename} is not as long as its header says")
-    whole = np.memmap(path, np.uint8, mode="r")
-    return np.ndarray(shape, dtype, whole, offset, order="F" if fortran else "C")
+def _names(archive: MappedZip) -> list[str]:
+    return [name.removesuffix(SUFFIX) for name in archive.members if name.endswith(SUFFIX)]

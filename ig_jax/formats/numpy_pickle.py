@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ig_jax.errors import UserError
-from ig_jax.formats import plain_pickle
+from ig_jax.errors import UserError, shown
+from ig_jax.formats import declared, files, plain_pickle
 
 CODES = ("f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
-DAMAGE = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+DAMAGE = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
 
 
 def load(path: Path) -> Any:
@@ -28,13 +28,11 @@ def load(path: Path) -> Any:
     Raises:
       UserError: the file is absent or damaged, or it holds anything but the above.
     """
+    content = files.read_bytes(path)
     try:
-        loaded = plain_pickle.run(path.read_bytes(), MAKERS, INERT, _refer)
-        return _with_arrays(loaded, {})
+        return _with_arrays(plain_pickle.run(content, MAKERS, INERT, _refer))
     except UserError as refusal:
         raise UserError(f"{path}: {refusal}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except DAMAGE as error:
         raise UserError(
             f"{path}: its contents are damaged ({error}); download or copy it again"
@@ -45,8 +43,9 @@ class _Dtype(plain_pickle.Stateful):
     """A dtype of numbers; its state says which byte comes first."""
 
     def __init__(self, code: Any, _align: Any = False, _copy: Any = True) -> None:
-        if code not in CODES:
-            raise UserError(f"has an array of dtype {code!r}; save arrays of numbers only")
+        if not isinstance(code, str) or code not in CODES:
+            name = shown(code) if isinstance(code, str) else f"of a {type(code).__name__}"
+            raise UserError(f"has an array of dtype {name}; save arrays of numbers only")
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
@@ -67,7 +66,8 @@ class _Array(plain_pickle.Stateful):
 def _from_bytes(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(content, bytes | bytearray):
         raise TypeError(f"a {type(content).__name__} where the bytes of an array belong")
-    values = np.frombuffer(bytes(content), dtype.dtype).reshape(shape, order=order)
+    declared.require(shape, dtype.dtype.itemsize, len(content))
+    values = np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
     values.flags.writeable = False
     return values
 
@@ -83,7 +83,7 @@ def _scalar(dtype: Any, content: Any) -> Any:
 def _encode(text: Any, encoding: Any) -> bytes:
     """How protocol 2 writes bytes."""
     if encoding != "latin1":
-        raise ValueError(f"bytes written as {encoding!r}")
+        raise ValueError("bytes written in another encoding than latin1")
     return text.encode("latin1")
 
 
@@ -91,21 +91,18 @@ def _refer(_) -> None:
     raise UserError(f"refers to something outside of the file; {plain_pickle.MEND}")
 
 
-def _with_arrays(value: Any, done: dict[int, Any]) -> Any:
-    """`value` with the arrays in the places of those that were to become them."""
-    # A few lists that hold each other twice would otherwise be walked for ever.
-    if id(value) in done:
-        return done[id(value)]
+def _with_arrays(value: Any) -> Any:
+    """`value` with the arrays in the places of those that were to become them.
+
+    How deep and how large it is has been bounded by `plain_pickle.run`.
+    """
     if isinstance(value, _Array):
-        result = value.values
-    elif isinstance(value, dict):
-        result = {key: _with_arrays(inner, done) for key, inner in value.items()}
-    elif isinstance(value, list | tuple):
-        result = type(value)(_with_arrays(inner, done) for inner in value)
-    else:
-        result = value
-    done[id(value)] = result
-    return result
+        return value.values
+    if isinstance(value, dict):
+        return {key: _with_arrays(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_arrays(inner) for inner in value)
+    return value
 
 
 CORES = ("numpy.core", "numpy._core")  # of numpy 1, of numpy 2

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from ig_jax.errors import UserError
+from ig_jax.formats import files, npy
+
 DONE = "done"
 
 
@@ -39,8 +42,11 @@ class RowStore:
         return [name for name in self._arrays if name != DONE]
 
     def create(self) -> None:
-        """Makes the files unless they are there; one process does it, before any writes."""
-        if self.path(DONE).exists():
+        """Makes the files unless they are there; one process does it, before any writes.
+
+        If one is damaged, all are made again: without it nothing in them is of use.
+        """
+        if self.path(DONE).exists() and self._is_sound():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, row in self._arrays.items():  # `done` comes last: with it the store exists
@@ -54,9 +60,32 @@ class RowStore:
         """The .npy file of an array."""
         return self.folder / f"{name}.npy"
 
+    def _is_sound(self) -> bool:
+        try:
+            for name in self._arrays:
+                self.read(name)
+        except UserError:
+            return False
+        return True
+
     def read(self, name: str) -> np.ndarray:
-        """An array as it is now, mapped from its file; rows that were not written are zeros."""
-        return np.load(self.path(name), mmap_mode="r")
+        """An array as it is now, mapped from its file; rows that were not written are zeros.
+
+        Raises:
+          UserError: the file is absent or damaged.
+        """
+        path, row = self.path(name), self._arrays[name]
+        with files.open_regular(path) as file:
+            try:
+                found = npy.array(memoryview(files.mapped(file)))
+            except (UserError, ValueError) as error:
+                raise UserError(f"{path}: is damaged ({error}); remove {self.folder}") from error
+        if found.shape != (self.rows, *row.shape) or found.dtype != row.dtype:
+            raise UserError(
+                f"{path}: holds {found.dtype} {found.shape}, not {np.dtype(row.dtype)} "
+                f"{(self.rows, *row.shape)}; remove {self.folder}"
+            )
+        return found
 
     def done(self, indices: Int[np.ndarray, "n"]) -> np.ndarray:
         """Which rows are written, bool [n]."""

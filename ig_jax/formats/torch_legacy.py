@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import mmap
 import struct
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from ig_jax.errors import UserError
-from ig_jax.formats import plain_pickle, torch_tensors
+from ig_jax.errors import UserError, shown
+from ig_jax.formats import files, plain_pickle, torch_tensors
 from ig_jax.formats.torch_tensors import COPY_AGAIN, MAKERS, RESAVE, STORAGES, Storage
 
 START = b"\x80"  # of a pickle of protocol 2 or higher
@@ -33,15 +32,14 @@ VERSION = 1001
 NO_TENSORS = dict.fromkeys(MAKERS, lambda *_: None)
 
 
-def read(path: Path) -> Any:
+def read(file: IO[bytes]) -> Any:
     """The saved object, its arrays read-only views of the mapped file, as `torch_file.load` has it.
 
-    Raises:
+    Raises, without the file's name:
       UserError: the file is of another kind, big-endian or damaged, or it holds more than weights.
       ValueError, TypeError, LookupError, struct.error: it is damaged.
     """
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped = files.mapped(file)
     _check_header(mapped)
     storages, start = _Storages(), mapped.tell()
     plain_pickle.run(mapped, NO_TENSORS, STORAGES, storages.note)
@@ -83,7 +81,7 @@ def _parsed(persistent_id: Any) -> _Reference:
             return _Reference(key, dtype, numel, slice(0, numel))
         case (str(), int(offset), int(size)) if 0 <= offset <= offset + size <= numel:
             return _Reference(key, dtype, numel, slice(offset, offset + size))
-    raise UserError(f"has a part of its storage {key!r} that leaves it; {COPY_AGAIN}")
+    raise UserError(f"has a part of its storage {shown(key)} that leaves it; {COPY_AGAIN}")
 
 
 class _Storages:
@@ -96,7 +94,9 @@ class _Storages:
     def note(self, persistent_id: Any) -> None:
         key, dtype, numel, _ = _parsed(persistent_id)
         if self._noted.setdefault(key, (dtype, numel)) != (dtype, numel):
-            raise UserError(f"refers to its storage {key!r} as two different ones; {COPY_AGAIN}")
+            raise UserError(
+                f"refers to its storage {shown(key)} as two different ones; {COPY_AGAIN}"
+            )
 
     def find(self, mapped: mmap.mmap, keys: Any) -> None:
         """Reads where each storage is, from where the file stands."""
@@ -109,8 +109,8 @@ class _Storages:
             (count,) = struct.unpack("<q", mapped.read(8))
             if count != numel:
                 raise UserError(
-                    f"its storage {key!r} has {count} elements, but is referred to as one of "
-                    f"{numel}; {COPY_AGAIN}"
+                    f"its storage {shown(key)} has {count} elements, but is referred to as one of "
+                    f"{shown(numel)}; {COPY_AGAIN}"
                 )
             start = mapped.tell()
             end = start + numel * dtype.itemsize
@@ -120,6 +120,6 @@ class _Storages:
     def get(self, persistent_id: Any) -> Storage:
         key, dtype, _, part = _parsed(persistent_id)
         if key not in self._found:
-            raise UserError(f"lacks its storage {key!r}; {COPY_AGAIN}")
+            raise UserError(f"lacks its storage {shown(key)}; {COPY_AGAIN}")
         start, end = part.start * dtype.itemsize, part.stop * dtype.itemsize
         return Storage(self._found[key].raw[start:end], dtype)

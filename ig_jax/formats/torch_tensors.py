@@ -7,13 +7,15 @@ known; nothing is looked up by them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+import sys
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from ig_jax.errors import UserError
-from ig_jax.formats import plain_pickle
+from ig_jax.errors import UserError, shown
+from ig_jax.formats import declared, plain_pickle
 
 STORAGES = {
     "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
@@ -28,6 +30,7 @@ STORAGES = {
     "torch.BoolStorage": np.dtype("?"),
 }
 
+MOST_SHARED = 8  # times that the bytes of a file may be in its tensors, as where weights are tied
 RESAVE = "re-save it in PyTorch 1.6 or newer with torch.save(torch.load(f), f)"
 COPY_AGAIN = "download or copy it again"
 BIG_ENDIAN = "was saved on a big-endian machine; re-save it on a little-endian one"
@@ -48,18 +51,38 @@ def checked_storage(key: str, raw: np.ndarray, dtype: np.dtype, numel: int) -> S
     """The storage of this key, if its bytes are as many as its elements need."""
     if raw.size != numel * dtype.itemsize:
         raise UserError(
-            f"its storage {key!r} has {raw.size} bytes, but {numel} elements of {dtype} need "
-            f"{numel * dtype.itemsize}; {COPY_AGAIN}"
+            f"its storage {shown(key)} has {raw.size} bytes, but {shown(numel)} elements of "
+            f"{dtype} need {shown(numel * dtype.itemsize)}; {COPY_AGAIN}"
         )
     return Storage(raw, dtype)
+
+
+def require_no_more(loaded: Any, size: int) -> None:
+    """Refuses a loaded object whose arrays, copied, would be many times the file of `size` bytes.
+
+    Raises:
+      UserError: they would be; does not name the file.
+    """
+    leaves = plain_pickle.leaves(loaded, sys.maxsize)  # bounded when it was loaded
+    held = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, np.ndarray))
+    if held > MOST_SHARED * size:
+        raise UserError(
+            f"has tensors of {held:,} bytes that share storages, in a file of {size:,}; save each "
+            "on its own with .clone()"
+        )
 
 
 def _tensor(
     storage, offset, size, stride, _requires_grad=False, _hooks=None, metadata=None
 ) -> np.ndarray:
-    """The view of a storage with this offset, size and stride, in elements; strides may be 0."""
+    """The view of a storage with this offset, size and stride, in elements.
+
+    A stride may be 0, but a tensor has no more elements than its storage: it may be copied.
+    """
     if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
         raise UserError(f"has a tensor without a storage, size or stride; {COPY_AGAIN}")
+    if len(size) > declared.MOST_AXES or len(size) != len(stride):
+        raise UserError(f"has a tensor of {len(size)} axes and {len(stride)} strides; {COPY_AGAIN}")
     if metadata:
         raise UserError("has a tensor with a pending conjugation or sign; resolve it before saving")
     if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
@@ -69,8 +92,13 @@ def _tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if offset > held or (last >= held and 0 not in size):
         raise UserError(
-            f"has a tensor of offset {offset}, size {size} and stride {stride}, which leaves its "
-            f"storage of {held} elements; {COPY_AGAIN}"
+            f"has a tensor of offset {shown(offset)}, size {shown(size)} and stride "
+            f"{shown(stride)}, which leaves its storage of {held} elements; {COPY_AGAIN}"
+        )
+    if math.prod(size) > held:
+        raise UserError(
+            f"has a tensor of size {shown(size)} expanded from {held} elements; save it with "
+            ".contiguous()"
         )
     steps = tuple(step * width for step in stride)
     return np.ndarray(size, storage.dtype, storage.raw, offset * width, steps)

@@ -4,6 +4,7 @@
   MAR              .npz    mu, sigma
   MeanFlow         .npz    ref_mu, ref_sigma
   EDM2             pickle  {"fid": {"mu", "sigma"}}
+  others           pickle  {"mu", "sigma"}, or the other names of an .npz
   ours             .npz    as ADM's, but `pool`, features of some pictures, in place of arr_0;
                            `space`, which weights made the features; `count`, of how many pictures
 
@@ -17,14 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ig_jax.errors import UserError
-from ig_jax.formats import digests, npz, numpy_pickle
+from ig_jax.errors import UserError, listed
+from ig_jax.formats import digests, files, npz, numpy_pickle
 from ig_jax.metrics.moments import Gaussian
 
 POOL, SPATIAL = (("mu", "sigma"), ("ref_mu", "ref_sigma")), (("mu_s", "sigma_s"),)
 ROWS, PICTURES, SPACE, COUNT = "pool", "arr_0", "space", "count"
 # Covariances are symmetric to the rounding of float32 at worst.
 ASYMMETRY = 1e-5
+MOST_FEATURES = 8192  # of Inception's there are 2048
 MEND = "choose a file of FID statistics, or write one with --mode=reference"
 
 
@@ -51,13 +53,11 @@ def read(path: Path, field: str) -> Reference:
         found = _Arrays(path, names, array)
         pool, pictures = found.gaussian(POOL), found.pictures()
         if pool is None and pictures is None:
-            known = ", ".join(map(repr, names)) or "nothing"
             raise UserError(
-                f"{path}: has neither 'mu' and 'sigma' nor 'arr_0', but {known}; {MEND}"
+                f"{path}: has neither 'mu' and 'sigma' nor 'arr_0', but {listed(names)}; {MEND}"
             )
         spatial, rows = found.gaussian(SPATIAL), found.rows(pool)
-        space = str(array(SPACE)) if SPACE in names else ""
-        return Reference(pool, spatial, rows, pictures, space, digests.of_file(path))
+        return Reference(pool, spatial, rows, pictures, found.space(), digests.of_file(path))
     except UserError as refusal:
         raise UserError(f"{field} = {refusal}") from None
 
@@ -88,19 +88,16 @@ def write(
 
 def _open(path: Path) -> tuple[list[str], Callable[[str], Any]]:
     """Names of the arrays in the file, and what gives one by its name."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with files.open_regular(path) as file:
+        start = file.read(2)
     if start == b"PK":
         return npz.names(path), lambda name: npz.array(path, name)
     if start[:1] != b"\x80":
         raise UserError(f"{path}: is neither an .npz nor a pickle; {MEND}")
     match numpy_pickle.load(path):
-        case {"fid": {**fid}}:
-            return [name for name in fid if isinstance(fid[name], np.ndarray)], fid.__getitem__
-    raise UserError(f"{path}: is a pickle without {{'fid': {{'mu', 'sigma'}}}}; {MEND}")
+        case {"fid": {**arrays}} | {**arrays}:
+            return [n for n in arrays if isinstance(arrays[n], np.ndarray)], arrays.__getitem__
+    raise UserError(f"{path}: is a pickle without {{'mu', 'sigma'}}; {MEND}")
 
 
 class _Arrays(NamedTuple):
@@ -120,9 +117,13 @@ class _Arrays(NamedTuple):
 
     def _numbers(self, name: str) -> np.ndarray:
         if name not in self.names:
-            known = ", ".join(map(repr, self.names))
-            raise UserError(f"{self.path}: has no {name!r} beside {known}; {MEND}")
-        found = np.asarray(self.array(name))
+            raise UserError(f"{self.path}: has no {name!r} beside {listed(self.names)}; {MEND}")
+        found = self.array(name)
+        if found.ndim > 2 or any(n > MOST_FEATURES for n in found.shape):
+            raise UserError(
+                f"{self.path}: {name!r} has the shape {found.shape}, but statistics are of at most "
+                f"{MOST_FEATURES} features; {MEND}"
+            )
         if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
             raise UserError(f"{self.path}: {name!r} must hold finite real numbers only; {MEND}")
         return found.astype(np.float64)
@@ -134,9 +135,20 @@ class _Arrays(NamedTuple):
                 f"{self.path}: {mean_name!r} and {covariance_name!r} have the shapes {mean.shape} "
                 f"and {covariance.shape}, but must have [d] and [d, d]; {MEND}"
             )
-        if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
+        with np.errstate(over="ignore"):  # infinite, then
+            difference = np.abs(covariance - covariance.T).max()
+        if difference > ASYMMETRY * np.abs(covariance).max():
             raise UserError(f"{self.path}: {covariance_name!r} is not symmetric; {MEND}")
         return gaussian
+
+    def space(self) -> str:
+        if SPACE not in self.names:
+            return ""
+        found = self.array(SPACE)
+        # numpy takes any four bytes for a letter.
+        if found.dtype.kind != "U" or found.ndim or not str(found).isascii():
+            raise UserError(f"{self.path}: {SPACE!r} is no text; {MEND}")
+        return str(found)
 
     def rows(self, pool: Gaussian | None) -> np.ndarray | None:
         if pool is None or ROWS not in self.names:
