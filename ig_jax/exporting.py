@@ -23,9 +23,10 @@ from ig_jax.interop.card import Export
 from ig_jax.interop.original import Original
 from ig_jax.interop.published_file import LABELS
 from ig_jax.interop.told import ONLY, Told
+from ig_jax.types import Params
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """The newest checkpoint of a workdir."""
 
     exp: Experiment
@@ -33,7 +34,7 @@ class _Run(NamedTuple):
     state: dict[str, np.ndarray]  # the published state dict of our weights
 
 
-def _read(workdir: Path, weights: str) -> _Run:
+def _read(workdir: Path, weights: str) -> Run:
     checkpoints = checkpoint.of_run(workdir, "--workdir")
     try:
         step, _ = checkpoints.newest(arrays=checkpoint.WEIGHTS)
@@ -46,15 +47,19 @@ def _read(workdir: Path, weights: str) -> _Run:
         params = checkpoints.weights(step, weights, exp.weights_here)
     finally:
         checkpoints.close()
-    state = names.to_published(jax.tree.map(np.asarray, params))
-    model = exp.config.model
+    return Run(exp, meta, published(exp, params))
+
+
+def published(exp: Experiment, params: Params) -> dict[str, np.ndarray]:
+    """The published state dict of our weights, with the tables that such files carry."""
+    state, model = names.to_published(jax.tree.map(np.asarray, params)), exp.config.model
     if model.options.rotary:
         tokens = exp.net.side // model.patch_size
         state |= names.rotary_tables(tokens, model.hidden_size // model.num_heads)
-    return _Run(exp, meta, state)
+    return state
 
 
-def _described(run: _Run) -> Told:
+def _described(run: Run) -> Told:
     """What the exported file does not say by itself."""
     model, c = run.exp.config.model, run.meta["config"]
     family, process, codec = c["model"]["name"], c["process"], c["data"]["codec"]
@@ -91,7 +96,7 @@ def _beyond_published(described: Told) -> dict[str, float]:
     return beyond
 
 
-def _own_form(run: _Run, origin: Original | None) -> tuple[dict[str, np.ndarray], Told]:
+def _own_form(run: Run, origin: Original | None) -> tuple[dict[str, np.ndarray], Told]:
     """The file of a network that is no published one, or no longer."""
     described, state = _described(run), dict(run.state)
     folded = time_direction.folded(
@@ -105,7 +110,7 @@ def _own_form(run: _Run, origin: Original | None) -> tuple[dict[str, np.ndarray]
     return state, described
 
 
-def _origin(workdir: Path, run: _Run) -> Original | None:
+def _origin(workdir: Path, run: Run) -> Original | None:
     """What import left out, if this run was imported and it can be read."""
     if not run.meta["imported"] or not (workdir / original.NAME).exists():
         return None
@@ -116,10 +121,44 @@ def _origin(workdir: Path, run: _Run) -> Original | None:
         return None
 
 
-def _is_as_imported(run: _Run, weights: str) -> bool:
+def _is_as_imported(run: Run, weights: str) -> bool:
     """Whether these are the averaged weights of the file, that nothing was trained on."""
     alone = run.meta["imported"] in ("weights", True)
     return not run.meta["step"] and (alone or weights != "raw")
+
+
+class Exported(NamedTuple):
+    """What is written: the arrays, what they do not say by themselves, and the model card."""
+
+    state: dict[str, np.ndarray]
+    told: Told
+    card: str
+
+
+def form(run: Run, origin: Original | None, weights: str, file: str) -> Exported:
+    """A run's network as a published file.
+
+    Args:
+      origin: what import left out of the file that the run is from; None: it is from none.
+      weights: which of the checkpoint's.
+      file: the name that the file is to have.
+    """
+    restored = origin.restored(run.state) if origin and _is_as_imported(run, weights) else None
+    state, described = (restored, origin.told) if restored else _own_form(run, origin)
+    values = len(state["final_layer.linear.bias"])
+    about = Export(
+        names=state.keys(),
+        told=described,
+        with_sigma=values == 2 * run.exp.net.channels * run.exp.config.model.patch_size**2,
+        rows=len(state[LABELS]),
+        left_out=() if restored or not origin else _left_out(origin, state),
+    )
+    parameters = sum(array.size for name, array in run.state.items() if name not in names.DERIVED)
+    shape = run.exp.net.latent_shape
+    text = card.write(
+        about, run.meta, file=file, weights=weights, parameters=parameters, latent_shape=shape
+    )
+    return Exported(state, described, text)
 
 
 def export(workdir: Path, output: Path, weights: str) -> None:
@@ -134,27 +173,7 @@ def export(workdir: Path, output: Path, weights: str) -> None:
     if output.suffix != ".safetensors":
         raise UserError(f"--output={output}: must end in .safetensors")
     run = _read(workdir, weights)
-    origin = _origin(workdir, run)
-    restored = origin.restored(run.state) if origin and _is_as_imported(run, weights) else None
-    state, described = (restored, origin.told) if restored else _own_form(run, origin)
-    left_out = () if restored or not origin else _left_out(origin, state)
-    _, _, channels = run.exp.net.latent_shape
-    about = Export(
-        names=state.keys(),
-        told=described,
-        with_sigma=len(state["final_layer.linear.bias"])
-        == 2 * channels * run.exp.config.model.patch_size**2,
-        rows=len(state[LABELS]),
-        left_out=left_out,
-    )
-    text = card.write(
-        about,
-        run.meta,
-        file=output.name,
-        weights=weights,
-        parameters=sum(array.size for array in run.state.values()),
-        latent_shape=run.exp.net.latent_shape,
-    )
+    state, described, text = form(run, _origin(workdir, run), weights, output.name)
     _write(output, state, described, text)
     logs.say(f"{output}: {len(state)} arrays, {tree.num_bytes(state) / 2**20:,.1f} MiB")
 

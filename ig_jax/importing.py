@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from ig_jax import build, logs, sharding, tree
+from ig_jax import build, checkpoint, logs, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.config import parse
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
 '''
 
 
-def _config(found: Recognised, bases: Mapping[str, ConfigDict]) -> ConfigDict:
+def config_of(found: Recognised, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     """A complete run of the network that was found, on made-up latents of its shape."""
     c, told = ConfigDict(bases[found.model["name"]].to_dict()), found.told
     c.model = ConfigDict(found.model)
@@ -118,7 +118,7 @@ def import_(
     try:
         described = told.of_metadata(read.metadata)
         found = recognise(read.state, told.together(told.of_flags(**flags), described))
-        c = _config(found, bases)
+        c = config_of(found, bases)
         notes = [*read.notes, *found.notes]
         if training:
             optimizer = _optimizer(training, found)
@@ -153,6 +153,7 @@ def import_(
 def _check_workdir(workdir: Path) -> None:
     if (workdir / "checkpoints").exists():
         raise UserError(f"--workdir={workdir}: holds a run already; name another")
+    checkpoint.check_folder(workdir)
     if ":" in str(workdir.absolute()):
         raise UserError(
             f"--workdir={workdir}: has a colon in its path, which --config takes for the start of "

@@ -32,6 +32,7 @@ CHOOSE = {
     "": "save the state dict that is meant to a file of its own",
 }
 
+MOST_SHARED = 4  # times the bytes of a file: some networks share a matrix between layers
 ONE_EACH = "a training file has one in 'model' and its average in 'ema'"
 
 
@@ -55,7 +56,17 @@ class Training(NamedTuple):
 
 class _Loaded(NamedTuple):
     content: Any
+    size: int  # bytes of all files
     metadata: Mapping[str, str] = {}
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """A tensor may say that it is larger than its storage, by a stride of 0."""
+        declared = sum(array.nbytes for array in arrays.values())
+        if declared > MOST_SHARED * self.size:
+            raise UserError(
+                f"its tensors declare {declared:,} bytes, but {self.size:,} are there: they repeat "
+                "their values; save contiguous ones"
+            )
 
 
 def read(file: Path, field: str, part: str = "") -> Found:
@@ -73,6 +84,7 @@ def read(file: Path, field: str, part: str = "") -> Found:
     loaded = _load(file, field)
     try:
         found = weights_part.choose(loaded.content, part, CHOOSE.get(field, CHOOSE[""]))
+        loaded.check(found.arrays)
     except UserError as error:
         raise UserError(f"{field}={file}: {error}") from error
     return Found(found.name or "the file itself", found.arrays, loaded.metadata, found.notes)
@@ -114,9 +126,11 @@ def read_training(file: Path, field: str) -> Training:
     Raises:
       UserError: the file does not exist, or is no training file.
     """
-    loaded = _load(file, field).content
-    held = loaded if isinstance(loaded, dict) else {}
-    lacking = [repr(key) for key in ("model", "ema", "opt") if not isinstance(held.get(key), dict)]
+    loaded = _load(file, field)
+    held = loaded.content if isinstance(loaded.content, dict) else {}
+    present = {key for key in ("model", "ema") if isinstance(held.get(key), dict) and held[key]}
+    present |= {"opt"} & set(held)
+    lacking = [repr(key) for key in ("model", "ema", "opt") if key not in present]
     if lacking:
         raise UserError(
             f"{field}={file}: holds no {', '.join(lacking)}, so it is no training file; import its "
@@ -124,6 +138,7 @@ def read_training(file: Path, field: str) -> Training:
         )
     try:
         model, ema = (weights_part.choose(held[key], "", ONE_EACH) for key in ("model", "ema"))
+        loaded.check({**model.arrays, **ema.arrays})
     except UserError as error:
         raise UserError(f"{field}={file}: in its 'model' or 'ema', {error}") from error
     steps = held.get("steps")
@@ -160,8 +175,9 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _read_one(file: Path, kind: Kind) -> _Loaded:
+    size = file.stat().st_size
     if kind is Kind.TORCH:
-        return _Loaded(torch_file.load(file))
+        return _Loaded(torch_file.load(file), size)
     try:
         with safe_open(file, framework="np") as opened:
             kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
@@ -173,9 +189,8 @@ def _read_one(file: Path, kind: Kind) -> _Loaded:
                     f"{file}: holds {len(foreign)} tensors such as {shown(name)} of type {kind} "
                     f"({what}); save them as float32, float16 or bfloat16"
                 )
-            return _Loaded(
-                {name: opened.get_tensor(name) for name in kinds}, opened.metadata() or {}
-            )
+            arrays = {name: opened.get_tensor(name) for name in kinds}
+            return _Loaded(arrays, size, opened.metadata() or {})
     except SafetensorError as error:
         raise UserError(f"{file}: no readable safetensors file ({error})") from error
 
@@ -189,36 +204,46 @@ def _read_index(file: Path) -> _Loaded:
     if not places:
         raise UserError(f"{file}: is the index of a sharded set, but names no file")
     for name in places.values():
-        if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
+        if not _is_file_name(name):
             raise UserError(
                 f"{file}: names {shown(name)}, which is no file beside it; an index names files of "
                 "its own folder"
             )
     state: dict[str, np.ndarray] = {}
     metadata: dict[str, str] = {}
+    size = 0
     for name in sorted(set(places.values())):
-        arrays, told = _read_shard(file, file.with_name(name))
+        arrays, more, told = _read_shard(file, file.with_name(name))
         twice = next((key for key in arrays if key in state), None)
         if twice is not None:
             raise UserError(f"{file}: two of its files hold {shown(twice)}; copy the set again")
         state |= arrays
         metadata |= told
+        size += more
     absent = [name for name in places if name not in state]
     if absent:
         raise UserError(
             f"{file}: its files lack {', '.join(map(shown, absent[:5]))}, which it names"
         )
-    return _Loaded(state, metadata)
+    return _Loaded(state, size, metadata)
 
 
-def _read_shard(index: Path, shard: Path) -> tuple[dict[str, np.ndarray], Mapping[str, str]]:
+def _is_file_name(name: Any) -> bool:
+    """Whether it could be a file beside another, and not one elsewhere."""
+    if not isinstance(name, str) or "\0" in name or name in ("", ".", ".."):
+        return False
+    return Path(name).name == name
+
+
+def _read_shard(index: Path, shard: Path) -> _Loaded:
     try:
         kind = weights_kind.kind_of(shard)
         if kind is Kind.INDEX:
             raise UserError(f"{shard}: is an index itself, not weights")
-        content, metadata = _read_one(shard, kind)
+        loaded = _read_one(shard, kind)
     except UserError as error:
         raise UserError(f"{index}: of its files, {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(n, str) for n in content):
+    content = loaded.content
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{index}: of its files, {shard} holds no state dict")
-    return content, metadata
+    return loaded

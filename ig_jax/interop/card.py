@@ -139,26 +139,29 @@ def _loads(export: Export) -> str:
 
 def _class_of(export: Export) -> str:
     firsts, told = {name.split(".")[0] for name in export.names}, export.told
-    readout = "final_layer_xr" in firsts
+    readout, family = "final_layer_xr" in firsts, told.family
     sigma = f"learn_sigma={export.with_sigma}"
-    dropout = "" if export.rows > told.num_classes else ", class_dropout_prob=0"
-    if told.family == "dit":
-        if readout:
-            return "no published class: no DiT has a second final layer"
-        return f"DiT of {'SRA' if 'ap_head' in firsts else f'the official code ({sigma}{dropout})'}"
-    if told.family == "lightningdit":
+    sigma += "" if export.rows > told.num_classes else ", class_dropout_prob=0"
+    q_norm = any("q_norm" in name for name in export.names)
+    if family == "lightningdit":
         code = "Internal Guidance" if readout else "the official code"
-        return f"LightningDiT of {code} ({sigma}{dropout})"
-    if told.time_direction == NOISE_TO_DATA:
-        return f"SiT of the official code ({sigma}{dropout})"
+        return f"LightningDiT of {code} ({sigma})"
     known = {"projectors": "REPA", "ap_head": "SRA", "final_layer_xr": "SiT + IG"}
     found = [code for first, code in known.items() if first in firsts]
-    if len(found) == 1:
+    if family == "dit" and (readout or (q_norm and not found)):
+        return f"no published class: no DiT has {'a second final layer' if readout else 'q_norm'}"
+    if family == "dit":
+        return f"DiT of {found[0] if found else f'the official code ({sigma})'}"
+    official = told.time_direction == NOISE_TO_DATA
+    if len(found) == 1 and not official:
         return f"SiT of {found[0]}"
-    return (
-        f"SiT of the official code ({sigma}{dropout}), whose samplers count time the other way; in "
-        "those of REPA and SRA with strict=False, as it lacks what only their training uses"
-    )
+    if official and not q_norm and not found:
+        return f"SiT of the official code ({sigma})"
+    if official or found or export.with_sigma:
+        return "no published class: none has all of these layers and this direction of time"
+    with_q_norm = "no published class, but with strict=False and qk_norm=True"
+    alone = f"SiT of the official code ({sigma}), whose samplers count time the other way; else"
+    return f"{with_q_norm if q_norm else f'{alone} with strict=False'} those of REPA and SRA"
 
 
 def _trained(meta: Mapping[str, Any]) -> str:

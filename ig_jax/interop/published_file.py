@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 
 from ig_jax.errors import UserError, shown
@@ -104,7 +103,7 @@ def look(state: Mapping[str, np.ndarray], told: Told) -> File:
             raise UserError(
                 f"the checkpoint's {name!r} has shape {array.shape}, which is none of its layer"
             )
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+        if array.dtype.kind in "biuc":
             raise UserError(
                 f"the checkpoint's {name!r} is of type {array.dtype}: quantised weights are not "
                 "read; take the original ones"

@@ -283,7 +283,9 @@ def _readout(file: File) -> int | None:
             "--readout_depth (published: 8 for L and XL, 4 for B)"
         )
     if depth and not file.has_readout:
-        raise UserError(f"--readout_depth={depth}: the checkpoint has no intermediate head")
+        raise UserError(
+            f"{file.told.say('readout_depth')}: the checkpoint has no intermediate head"
+        )
     return depth
 
 
