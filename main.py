@@ -6,7 +6,8 @@
                  [--coordinator=host:port --num_processes=N --process_id=i]
 
   python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]
-                 [--training_state]
+                 [--num_heads=16] [--num_classes=1000] [--time_direction=noise_to_data]
+                 [--path=linear] [--prediction=velocity] [--part=ema] [--training_state]
   python main.py --mode=export --workdir=DIR --output=FILE.safetensors [--weights=ema]
 
 Running the same command again resumes. Kept short on purpose: everything else is importable.
@@ -29,9 +30,15 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> if not given.")
 flags.DEFINE_enum("mode", "train", [*run.MODES, *run.CONVERSIONS], "What to do.")
-flags.DEFINE_string("checkpoint", None, "import: a published .pt, .pth or .safetensors file.")
+flags.DEFINE_string("checkpoint", None, "import: a file of published weights, whatever its suffix.")
 flags.DEFINE_integer("readout_depth", 0, "import: where its intermediate head reads, from 1.")
-flags.DEFINE_enum("family", "", ["", "sit", "dit"], "import: which of two with the same names.")
+flags.DEFINE_string("family", "", "import: sit, dit or lightningdit, where names leave it open.")
+flags.DEFINE_integer("num_heads", 0, "import: heads of attention, where the file does not say.")
+flags.DEFINE_integer("num_classes", 0, "import: classes, without the null class if there is one.")
+flags.DEFINE_string("time_direction", "", "import: noise_to_data or data_to_noise, from 0 to 1.")
+flags.DEFINE_string("path", "", "import: linear, cosine or vp; linear if not given.")
+flags.DEFINE_string("prediction", "", "import: velocity, noise or score; velocity if not given.")
+flags.DEFINE_string("part", "", "import: which of several networks in the file.")
 flags.DEFINE_bool("training_state", False, "import: also what its training goes on from.")
 flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
 flags.DEFINE_string("weights", "ema", "export: ema (the first decay), raw, or a decay.")
@@ -76,8 +83,8 @@ def convert_files() -> None:
         return run.export(FLAGS.workdir, FLAGS.output, FLAGS.weights)
     return run.import_(
         *(FLAGS.checkpoint, FLAGS.workdir, published.bases()),
-        readout_depth=FLAGS.readout_depth,
-        family=FLAGS.family,
+        **{flag: FLAGS[flag].value for flag in run.TOLD},
+        part=FLAGS.part,
         training_state=FLAGS.training_state,
     )
 

@@ -76,6 +76,9 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version()}
 
 
+# What orbax's file layer takes for something else than a part of a name: it then writes elsewhere.
+UNUSABLE = re.compile(r"\\|\[.*\]", re.DOTALL)
+
 # As it was written at first.
 _IMPORTED = {True: "weights", False: ""}
 
@@ -88,6 +91,22 @@ def _no_room(error: Exception) -> int | None:
     found = re.search(r"os_error_code='(\d+)'", str(error))
     number = int(found[1]) if found else getattr(error, "errno", None)
     return number if number in logs.NO_ROOM else None
+
+
+def check_folder(workdir: Path) -> None:
+    """Raises CheckpointError if checkpoints in this folder would not be found again."""
+    path = str(workdir.absolute())
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"--workdir={str(workdir)!r}: its path is no UTF-8, as checkpoints need; name another"
+        ) from error
+    if UNUSABLE.search(path):
+        raise CheckpointError(
+            f"--workdir={workdir}: checkpoints cannot be kept under a path with a backslash or "
+            "with brackets; name another"
+        )
 
 
 class Checkpoints:
@@ -104,6 +123,7 @@ class Checkpoints:
         keep_every_steps: int = 0,
         reading: bool = False,
     ):
+        check_folder(workdir)
         policies = [keep.LatestN(keep_last)]
         if keep_every_steps:
             policies.append(keep.EveryNSteps(keep_every_steps))

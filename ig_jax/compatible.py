@@ -29,6 +29,8 @@ FREE = (
     "data.source.path",
     "data.codec.weights",
     "data.codec.statistics",
+    # Of decoded pictures, which no network sees.
+    "data.codec.rounding",
 )
 # What matters to training alone, or to rounding.
 FREE_WHEN_SAMPLING = (

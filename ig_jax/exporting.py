@@ -1,108 +1,40 @@
-"""--mode=export: a run's network as safetensors under the published names, with its model card."""
+"""--mode=export: a run's network as safetensors under the published names, with its model card.
+
+The file counts time as the published code of its family does, and its header says all that
+--mode=import needs. Of an imported network that was not trained on, it is the published file again.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from ig_jax import build, checkpoint, logs, tree
 from ig_jax.build import Experiment
+from ig_jax.codecs import CODECS, pixels
 from ig_jax.errors import UserError
-from ig_jax.interop import names
+from ig_jax.formats import files, state_dict
+from ig_jax.interop import card, names, original, time_direction, told
+from ig_jax.interop.card import Export
+from ig_jax.interop.original import Original
+from ig_jax.interop.published_file import LABELS
+from ig_jax.interop.told import ONLY, Told
 from ig_jax.types import Params
 
-PAPERS = {  # of each family
-    "sit": ("SiT", "arXiv 2401.08740"),
-    "dit": ("DiT", "arXiv 2212.09748"),
-    "lightningdit": ("LightningDiT", "arXiv 2501.01423"),
-}
-IG = "Internal Guidance (arXiv 2512.24176)"
 
-# YAML first, as the Hugging Face Hub reads it.
-CARD = """---
-library_name: ig-jax
-pipeline_tag: unconditional-image-generation
----
+class Run(NamedTuple):
+    """The newest checkpoint of a workdir."""
 
-# {title}
-
-{source}{readout}. {parameters:,} parameters, the `{weights}` weights of step {step:,}, under the
-names and in the layouts of the published PyTorch code.
-
-| | |
-|---|---|
-| depth, width, heads, patch | {depth}, {hidden_size}, {num_heads}, {patch_size} |
-| latents | {side} x {side} x {channels}, {classes} classes |
-| trained | {trained} |
-| made with | {versions} |
-
-Time in this file runs as in the published code of its family.
-
-```bash
-python main.py --mode=import --checkpoint={file} --workdir=runs/{stem}{told}
-```
-
-## Config
-
-```json
-{config}
-```
-"""
+    exp: Experiment
+    meta: Mapping[str, Any]
+    state: dict[str, np.ndarray]  # the published state dict of our weights
 
 
-def _trained(meta: dict[str, Any]) -> str:
-    """What the weights have seen, in words."""
-    c, start = meta["config"], ""
-    if meta["imported"]:
-        start = "imported from a published checkpoint"
-    if not meta["step"]:
-        return start or "not at all"
-    images = meta["step"] * c["train"]["batch_size"]
-    terms = ", ".join(c["objective"]["terms"])
-    own = (
-        f"{meta['step']:,} steps, {images:,} images, on {c['data']['source']['name']} with "
-        f"{c['optim']['name']}; loss terms {terms}"
-    )
-    return f"{start}, then {own}" if start else own
-
-
-def _card(exp: Experiment, meta: dict[str, Any], params: Params, weights: str, file: Path) -> str:
-    model, name = exp.config.model, meta["config"]["model"]["name"]
-    (family, paper), readouts = PAPERS[name], model.readouts
-    told = f" --readout_depth={readouts[0]}" if readouts else ""
-    side, _, channels = exp.net.latent_shape
-    return CARD.format(
-        title=f"{family}{' + Internal Guidance' if readouts else ''}",
-        source=f"{family} ({paper})",
-        readout=f" with a readout at depth {readouts[0]} for {IG}" if readouts else "",
-        parameters=tree.count(params),
-        **{n: getattr(model, n) for n in ("depth", "hidden_size", "num_heads", "patch_size")},
-        **{"weights": weights, "step": meta["step"], "side": side, "channels": channels},
-        classes=exp.num_classes,
-        trained=_trained(meta),
-        versions=", ".join(f"{n} {v}" for n, v in meta["versions"].items()),
-        file=file.name,
-        stem=file.stem,
-        told=told + (" --family=dit" if name == "dit" else ""),
-        config=json.dumps(meta["config"], indent=2),
-    )
-
-
-def export(workdir: Path, output: Path, weights: str) -> None:
-    """Writes the newest checkpoint of a run as safetensors under the published names.
-
-    Beside it lies its model card (.md, same name): what it is, how it was trained, its config.
-
-    Raises:
-      UserError: there is no checkpoint, no such average, or no published form of this network.
-    """
-    if output.suffix != ".safetensors":
-        raise UserError(f"--output={output}: must end in .safetensors")
+def _read(workdir: Path, weights: str) -> Run:
     checkpoints = checkpoint.of_run(workdir, "--workdir")
     try:
         step, _ = checkpoints.newest(arrays=checkpoint.WEIGHTS)
@@ -115,11 +47,150 @@ def export(workdir: Path, output: Path, weights: str) -> None:
         params = checkpoints.weights(step, weights, exp.weights_here)
     finally:
         checkpoints.close()
-    state = names.to_published(jax.tree.map(np.asarray, params))
-    model = exp.config.model
+    return Run(exp, meta, published(exp, params))
+
+
+def published(exp: Experiment, params: Params) -> dict[str, np.ndarray]:
+    """The published state dict of our weights, with the tables that such files carry."""
+    state, model = names.to_published(jax.tree.map(np.asarray, params)), exp.config.model
     if model.options.rotary:
         tokens = exp.net.side // model.patch_size
         state |= names.rotary_tables(tokens, model.hidden_size // model.num_heads)
-    save_file(state, output, metadata={"format": "pt"})
-    logs.write_text(output.with_suffix(".md"), _card(exp, meta, params, weights, output))
+    return state
+
+
+def _described(run: Run) -> Told:
+    """What the exported file does not say by itself."""
+    model, c = run.exp.config.model, run.meta["config"]
+    family, process, codec = c["model"]["name"], c["process"], c["data"]["codec"]
+    rounding = codec.get("rounding", CODECS[codec["name"]].rounding)
+    return Told(
+        family=family,
+        num_heads=model.num_heads,
+        readout_depth=model.readouts[0] if model.readouts else None,
+        time_direction=time_direction.OWN[family],
+        num_classes=run.exp.num_classes,
+        path=process.get("path"),
+        prediction=process.get("prediction", "velocity") if process["name"] == "flow" else None,
+        process=process["name"],
+        time_scale=model.time_scale,
+        mlp_ratio=model.mlp_ratio,
+        label_drop=c["objective"]["label_drop"],
+        codec=codec["name"],
+        rounding=rounding if rounding in pixels.RULES else None,
+    )
+
+
+def _beyond_published(described: Told) -> dict[str, float]:
+    """Settings that no published class of the family has, with a number each."""
+    family = described.family
+    beyond = {}
+    if described.time_scale != 1:
+        beyond["time_scale"] = described.time_scale
+    if described.process != ("ddpm" if family == "dit" else "flow"):
+        beyond["process"] = 1.0
+    if family == "sit" and described.path == "vp":
+        beyond["path"] = 1.0
+    if family == "sit" and described.prediction not in ("velocity", None):
+        beyond["prediction"] = 1.0
+    return beyond
+
+
+def _own_form(run: Run, origin: Original | None) -> tuple[dict[str, np.ndarray], Told]:
+    """The file of a network that is no published one, or no longer."""
+    described, state = _described(run), dict(run.state)
+    folded = time_direction.folded(
+        state, described.family, described.time_direction, described.prediction
+    )
+    state |= folded
+    if origin and not origin.has_null_class and not described.label_drop:
+        state[LABELS] = np.ascontiguousarray(state[LABELS][:-1])
+    for name, number in _beyond_published(described).items():
+        state[f"{ONLY}{name}"] = np.float32([number])
+    return state, described
+
+
+def _origin(workdir: Path, run: Run) -> Original | None:
+    """What import left out, if this run was imported and it can be read."""
+    if not run.meta["imported"] or not (workdir / original.NAME).exists():
+        return None
+    try:
+        return original.read(workdir)
+    except UserError as error:
+        logs.say(f"{error}; exported without what the published file had besides")
+        return None
+
+
+def _is_as_imported(run: Run, weights: str) -> bool:
+    """Whether these are the averaged weights of the file, that nothing was trained on."""
+    alone = run.meta["imported"] in ("weights", True)
+    return not run.meta["step"] and (alone or weights != "raw")
+
+
+class Exported(NamedTuple):
+    """What is written: the arrays, what they do not say by themselves, and the model card."""
+
+    state: dict[str, np.ndarray]
+    told: Told
+    card: str
+
+
+def form(run: Run, origin: Original | None, weights: str, file: str) -> Exported:
+    """A run's network as a published file.
+
+    Args:
+      origin: what import left out of the file that the run is from; None: it is from none.
+      weights: which of the checkpoint's.
+      file: the name that the file is to have.
+    """
+    restored = origin.restored(run.state) if origin and _is_as_imported(run, weights) else None
+    state, described = (restored, origin.told) if restored else _own_form(run, origin)
+    values = len(state["final_layer.linear.bias"])
+    about = Export(
+        names=state.keys(),
+        told=described,
+        with_sigma=values == 2 * run.exp.net.channels * run.exp.config.model.patch_size**2,
+        rows=len(state[LABELS]),
+        left_out=() if restored or not origin else _left_out(origin, state),
+    )
+    parameters = sum(array.size for name, array in run.state.items() if name not in names.DERIVED)
+    shape = run.exp.net.latent_shape
+    text = card.write(
+        about, run.meta, file=file, weights=weights, parameters=parameters, latent_shape=shape
+    )
+    return Exported(state, described, text)
+
+
+def export(workdir: Path, output: Path, weights: str) -> None:
+    """Writes the newest checkpoint of a run as safetensors under the published names.
+
+    Beside it lies its model card (.md, same name): what it is, how it was trained, its config.
+
+    Raises:
+      UserError: there is no checkpoint, no such average, or no published form of this network; the
+        file cannot be written.
+    """
+    if output.suffix != ".safetensors":
+        raise UserError(f"--output={output}: must end in .safetensors")
+    run = _read(workdir, weights)
+    state, described, text = form(run, _origin(workdir, run), weights, output.name)
+    _write(output, state, described, text)
     logs.say(f"{output}: {len(state)} arrays, {tree.num_bytes(state) / 2**20:,.1f} MiB")
+
+
+def _left_out(origin: Original, state: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """What the published file had besides: training heads, a second half of its outputs."""
+    heads = sorted({name.split(".")[0] for name in origin.arrays if name not in state})
+    final = origin.arrays.get("final_layer.linear.bias")
+    halved = final is not None and len(final) != len(state["final_layer.linear.bias"])
+    return (*heads, *(["the learned sigma's half of its final layer"] if halved else []))
+
+
+def _write(output: Path, state: dict[str, np.ndarray], described: Told, text: str) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        state_dict.write_safetensors(output, state, told.to_metadata(described))
+        files.write_text(output.with_suffix(".md"), text)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--output={output}: cannot be written ({reason}); name another") from error

@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import pprint
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from ig_jax import build, ema, logs, sharding, tree
+from ig_jax import build, checkpoint, ema, logs, sharding, tree
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.config import parse
 from ig_jax.errors import UserError
-from ig_jax.formats import state_dict
-from ig_jax.formats.state_dict import Training
-from ig_jax.interop import names, optimizer_state
-from ig_jax.interop.recognise import TRAINING_ONLY, Recognised, recognise
+from ig_jax.formats import files, state_dict
+from ig_jax.formats.state_dict import Found, Training
+from ig_jax.interop import names, optimizer_state, original, told
+from ig_jax.interop.published_file import TRAINING_ONLY
+from ig_jax.interop.recognise import Recognised, recognise
+from ig_jax.interop.told import Told
 from ig_jax.types import Params
 
-# Channels of the latents -> the published codec that has so many, and stores twice as many.
+# Channels of the latents -> the published codec that has so many.
+CODEC_OF = {4: "sd_vae", 32: "va_vae"}
+# Their settings; those of the others are none. Each stores twice as many channels.
 CODECS = {
-    4: {"name": "sd_vae", "weights": "", "dtype": "float32"},
-    32: {"name": "va_vae", "weights": "", "dtype": "float32", "statistics": ""},
+    "sd_vae": {"weights": "", "dtype": "float32"},
+    "va_vae": {"weights": "", "dtype": "float32", "statistics": ""},
 }
 # Settings of an optimizer that no training file tells.
 UNTOLD = ("clip_norm", "warmup_steps", "schedule")
 
-CONFIG = '''"""{title}
-
-  python main.py --config={path} --workdir={workdir} --mode=sample
-"""
+CONFIG = '''"""A published checkpoint as a run, written by --mode=import; docs/checkpoints.md."""
 
 from ml_collections import ConfigDict
+
+IMPORTED = {file!r}
 
 
 def get_config() -> ConfigDict:
@@ -47,15 +52,24 @@ def get_config() -> ConfigDict:
 '''
 
 
-def _config(found: Recognised, bases: Mapping[str, ConfigDict]) -> ConfigDict:
+def config_of(found: Recognised, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     """A complete run of the network that was found, on made-up latents of its shape."""
-    c = ConfigDict(bases[found.model["name"]].to_dict())
+    c, told = ConfigDict(bases[found.model["name"]].to_dict()), found.told
     c.model = ConfigDict(found.model)
-    codec = CODECS.get(found.channels, {"name": "as_stored"})
-    stored = found.channels * (2 if found.channels in CODECS else 1)
+    codec = told.codec or CODEC_OF.get(found.channels, "as_stored")
+    settings = CODECS.get(codec, {})
+    stored = found.channels * (2 if settings else 1)
     source = {"side": found.side, "channels": stored, "num_classes": found.classes}
     c.data.source = ConfigDict({"name": "synthetic", "size": 1_281_167, **source})
-    c.data.codec = ConfigDict(codec)
+    c.data.codec = ConfigDict({"name": codec, **settings})
+    if settings:
+        c.data.codec.rounding = told.rounding
+    c.process = _process(told, bases)
+    if told.label_drop is not None:
+        c.objective.label_drop = told.label_drop
+    if not c.objective.label_drop:
+        c.sample.cfg.scale = 1.0
+    c.sample.cfg.channels = min(c.sample.cfg.channels, found.channels)
     if not found.model["readouts"]:
         c.sample.ig.scale = 1.0
         if "internal_guidance" in c.objective.terms:
@@ -63,56 +77,88 @@ def _config(found: Recognised, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     return c
 
 
+def _process(told: Told, bases: Mapping[str, ConfigDict]) -> ConfigDict:
+    processes = {base.process.name: base.process.to_dict() for base in bases.values()}
+    settings = {"path": told.path, "prediction": told.prediction}
+    given = {name: value for name, value in settings.items() if value}
+    return ConfigDict(processes[told.process] | given)
+
+
 def import_(
     file: Path,
     workdir: Path,
     bases: Mapping[str, ConfigDict],
     *,
-    readout_depth: int = 0,
-    family: str = "",
+    part: str = "",
     training_state: bool = False,
+    **flags: Any,
 ) -> Path:
     """Writes a published network to `workdir` as a checkpoint of step 0, with its config.
 
     Args:
-      file: .pt, .pth or .safetensors; averaged weights are preferred where it has several.
+      file: see `state_dict.read`.
       workdir: must hold no run yet.
       bases: family of networks -> everything that a file does not say.
-      readout_depth, family: what must be told, see `recognise`.
+      part: which of the networks in the file; '': the averaged one, or the only one.
       training_state: take the raw weights, all averages and the optimizer's state, to train on.
+      flags: what must be told, see `told.FLAGS`; 0 and '' for what is not.
 
     Returns:
       The config file that was written.
 
     Raises:
-      UserError: the file is not readable, not known, or its parts do not belong together; the
-        workdir holds a run.
+      UserError: the file is not readable, not known, or its parts do not belong together; more
+        must be told, or what is told is wrong; the workdir holds a run.
     """
-    if (workdir / "checkpoints").exists():
-        raise UserError(f"--workdir={workdir}: holds a run already; name another")
+    _check_workdir(workdir)
+    if training_state and part:
+        raise UserError(f"--part={part}: --training_state takes all parts; leave one of them out")
     training = state_dict.read_training(file, "--checkpoint") if training_state else None
-    key, state = ("ema", training.ema) if training else state_dict.read(file, "--checkpoint")
-    found = recognise(state, readout_depth, family)
-    c = _config(found, bases)
-    notes = found.notes
-    if training:
-        optimizer = _optimizer(training, found, file)
-        c.optim = ConfigDict({name: c.optim[name] for name in UNTOLD} | optimizer.settings)
-        notes = [*notes, _trained_for(training, optimizer, file)]
-    exp = build.experiment(parse(c), jax.devices()[:1])
-    state.clear()
-    lay_out = _LayOut(sharding.replicated(exp.mesh))
-    params = lay_out(key, found.state, exp.abstract_params)
-    if training:
-        imported = _whole_state(training, optimizer, params, exp, lay_out)
-    else:
-        imported = TrainState(np.int32(0), params, opt_state=None, ema=None)
-    lay_out.check(file)
-    _save(jax.device_put(imported, lay_out.placed), c, workdir)
-    logs.say(f"{file}: {found.model['name']}, {tree.count(params):,} parameters, from {key!r}")
+    read = Found("ema", training.ema) if training else state_dict.read(file, "--checkpoint", part)
+    try:
+        described = told.of_metadata(read.metadata)
+        found = recognise(read.state, told.together(told.of_flags(**flags), described))
+        c = config_of(found, bases)
+        notes = [*read.notes, *found.notes]
+        if training:
+            optimizer = _optimizer(training, found)
+            c.optim = ConfigDict({name: c.optim[name] for name in UNTOLD} | optimizer.settings)
+            notes.append(_trained_for(training, optimizer, file))
+        exp = build.experiment(parse(c), jax.devices()[:1])
+        kept = original.of(read.state, found)
+        read.state.clear()
+        lay_out = _LayOut(sharding.replicated(exp.mesh))
+        params = lay_out(read.key, found.state, exp.abstract_params)
+        if training:
+            imported = _whole_state(training, optimizer, params, exp, lay_out)
+        else:
+            imported = TrainState(np.int32(0), params, opt_state=None, ema=None)
+        lay_out.check()
+    except UserError as error:
+        raise UserError(f"--checkpoint={file}: {error}") from error
+    # The checkpoint last: it is what makes the workdir a run.
+    workdir.mkdir(parents=True, exist_ok=True)
+    with logs.room_or_stop(workdir):
+        original.save(workdir, kept)
+        config = _write_config(c, file, workdir)
+        _save(jax.device_put(imported, lay_out.placed), c, workdir)
+    name = found.model["name"]
+    logs.say(f"{file}: {name}, {tree.count(params):,} parameters, from {read.key!r}")
     for line in [_sizes(found), *notes]:
         logs.say(line)
-    return _write_config(c, file, workdir)
+    logs.say(f"sample it: {_command(config, workdir)}")
+    return config
+
+
+def _check_workdir(workdir: Path) -> None:
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"--workdir={workdir}: holds a run already; name another")
+    checkpoint.check_folder(workdir)
+    if ":" in str(workdir.absolute()):
+        raise UserError(
+            f"--workdir={workdir}: has a colon in its path, which --config takes for the start of "
+            "a variant's name; choose another"
+        )
 
 
 def _sizes(found: Recognised) -> str:
@@ -125,13 +171,17 @@ def _sizes(found: Recognised) -> str:
 
 
 def _write_config(c: ConfigDict, file: Path, workdir: Path) -> Path:
-    """The config file beside the checkpoint; says how to use it."""
+    """The config file beside the checkpoint. A name in it is only ever a name: all go by repr."""
     path = workdir / "config.py"
     values = pprint.pformat(c.to_dict(), indent=1, width=90, sort_dicts=False)
-    title = f"Imported from {file.name}."
-    path.write_text(CONFIG.format(title=title, path=path, workdir=workdir, values=values))
-    logs.say(f"sample it: --config={path} --workdir={workdir} --mode=sample")
+    files.write_text(path, CONFIG.format(file=file.name, values=values))
     return path
+
+
+def _command(config: Path, workdir: Path) -> str:
+    """Flags as a shell takes them, from any folder."""
+    flags = (f"--config={config.absolute()}", f"--workdir={workdir.absolute()}", "--mode=sample")
+    return shlex.join(flags)
 
 
 @dataclass(frozen=True)
@@ -155,22 +205,22 @@ class _LayOut:
             placed[name] = jax.device_put(np.array(leaves.pop(name), np.float32), self.placed)
         return tree.unflatten(placed)
 
-    def check(self, file: Path) -> None:
+    def check(self) -> None:
         """Raises a UserError if anything did not fit."""
         if self.problems:
-            raise UserError(f"--checkpoint={file}: {'; '.join(self.problems)}")
+            raise UserError("; ".join(self.problems))
 
 
-def _optimizer(training: Training, found: Recognised, file: Path) -> optimizer_state.Published:
+def _optimizer(training: Training, found: Recognised) -> optimizer_state.Published:
     if any(array is not training.ema[name] for name, array in found.state.items()):
         raise UserError(
-            f"--checkpoint={file}: the weights of this network are converted, which the moments of "
-            "its optimizer cannot be; import the weights alone, without --training_state"
+            "the weights of this network are converted, which the moments of its optimizer cannot "
+            "be; import the weights alone, without --training_state"
         )
     try:
         return optimizer_state.read(training.opt, training.model)
     except ValueError as error:
-        raise UserError(f"--checkpoint={file}: {error}") from error
+        raise UserError(str(error)) from error
 
 
 def _trained_for(training: Training, optimizer: optimizer_state.Published, file: Path) -> str:

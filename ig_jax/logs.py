@@ -48,6 +48,8 @@ def _unsaid(why: str) -> None:
 def say(text: str) -> None:
     """One line on standard output, from process 0."""
     if jax.process_index() == 0:
+        # A file's name may hold bytes that are no text.
+        text = text.encode(errors="backslashreplace").decode()
         with _room_or(_unsaid):
             tqdm.tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()

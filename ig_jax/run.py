@@ -31,10 +31,12 @@ from ig_jax import (
     train,
 )
 from ig_jax.errors import LONGEST, UserError
+from ig_jax.interop import told
 
 MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
 ALONE = ("search", "demo", "replay")  # in one process
 CONVERSIONS = ("import", "export")  # of files; without a config
+TOLD = told.FLAGS  # of --mode=import: what a file does not say
 
 
 def default_workdir(config_location: str) -> str:
@@ -137,12 +139,12 @@ def run(
 
 
 def import_(
-    file: str, workdir: str, bases: Mapping[str, ml_collections.ConfigDict], **told: Any
+    file: str, workdir: str, bases: Mapping[str, ml_collections.ConfigDict], **flags: Any
 ) -> None:
-    """--mode=import; `told`: see `importing.import_`."""
+    """--mode=import; `flags`: see `importing.import_`."""
     distributed.require_devices()
     _make_workdir(Path(workdir))
-    importing.import_(Path(file), Path(workdir), bases, **told)
+    importing.import_(Path(file), Path(workdir), bases, **flags)
 
 
 def export(workdir: str, output: str, weights: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ig_jax import sharding
-from ig_jax.codecs import base, kl_layers, sd_vae
+from ig_jax.codecs import autoencoders, base, kl_layers, pixels, sd_vae
 from ig_jax.codecs.autoencoders import SdVae, VaVae
 from ig_jax.errors import UserError
 from ig_jax.formats import torch_file, torch_writer
@@ -92,6 +92,23 @@ def test_bfloat16_is_an_option_of_both_ways(codec, tmp_path):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="dtype = 'float16': must be one of float32, bfloat16"):
         SdVae("", "float16")
+
+
+@pytest.mark.parametrize("codec", [SdVae, VaVae])
+def test_the_rule_to_8_bits_is_a_setting(codec, monkeypatch):
+    module = {SdVae: autoencoders.sd_vae, VaVae: autoencoders.va_vae}[codec]
+    monkeypatch.setattr(module, "decode", lambda weights, x, dtype: x)
+    monkeypatch.setattr(VaVae, "_statistics", (np.float32(0), np.float32(1)))
+    scale = sd_vae.SCALE if codec is SdVae else 1
+    x = scale * jnp.linspace(-1, 1, 101).reshape(1, 1, 101, 1)
+    cut, rounded = (codec("", rounding=rule).decode(x, {"weights": 0}) for rule in pixels.RULES)
+    np.testing.assert_array_equal(cut, pixels.to_uint8_truncated(x / scale))
+    np.testing.assert_array_equal(rounded, pixels.to_uint8_rounded(x / scale))
+    assert np.any(cut != rounded)
+    # Configs of older runs do not have the field.
+    assert codec("").rounding == {SdVae: pixels.TRUNCATED, VaVae: pixels.ROUNDED}[codec]
+    with pytest.raises(ValueError, match="rounding = 'up': must be '255 .*cut' or '127.5"):
+        codec("", rounding="up")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,9 +18,12 @@ from test_torch_file import tensor, write
 
 from configs import published
 from ig_jax import exporting, importing, run
+from ig_jax.codecs import pixels
+from ig_jax.config import parse
 from ig_jax.errors import UserError
 from ig_jax.interop import names
 from ig_jax.interop.recognise import recognise
+from ig_jax.interop.told import Told
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 
@@ -48,7 +53,7 @@ SRA_HEAD = {"ap_head.linear1.weight": np.zeros((2, 2)), "ap_head.linear2.bias": 
 
 def test_a_state_dict_says_its_sizes_and_options():
     _, _, state = sit()
-    found = recognise(state, readout_depth=2)
+    found = recognise(state, Told(readout_depth=2))
     assert (found.side, found.channels, found.classes) == (4, 3, lively.CLASSES)
     sizes = {"depth": 3, "hidden_size": 24, "num_heads": 3, "patch_size": 2}
     assert (
@@ -87,7 +92,9 @@ def test_published_files_are_recognised_by_their_names_and_shapes(file):
     told, family, sizes, readouts = PUBLISHED[file]
     entries = json.loads((KEYS / f"{file}.json").read_text())
     state = {n: np.broadcast_to(np.float32(1), e["shape"]) for n, e in entries.items()}
-    found = recognise(state, **told)
+    if names.DERIVED[0] in state:
+        state |= names.rotary_tables(16, 72)
+    found = recognise(state, Told(**told))
     model = found.model
     assert (model["name"], model["readouts"], found.classes) == (family, readouts, 1000)
     assert tuple(model[n] for n in ("depth", "hidden_size", "num_heads")) == sizes
@@ -103,8 +110,8 @@ def test_the_official_sit_is_turned_round_in_time_and_loses_its_sigma():
     x, _, y = lively.inputs(net)
     t = jnp.array([0.0, 0.3125, 0.75])  # 1 - t is exact
     expected = -official(weights, x, 1 - t, y).pred
-    found = recognise(state, family="sit")
-    assert any("turned round" in note for note in found.notes)
+    found = recognise(state, Told(family="sit"))
+    assert any("turned round, exactly" in note for note in found.notes)
     turned = jax.tree.map(jnp.asarray, names.from_published(found.state, lively.abstract(net)))
     scale = np.abs(expected).max()
     # What float32 leaves of two sums over 256 features in another order, three blocks later.
@@ -115,7 +122,7 @@ def test_the_official_sit_is_turned_round_in_time_and_loses_its_sigma():
 def test_turning_time_round_is_exact_but_for_the_rounding_of_the_weights():
     _, _, state = dit()
     layer, head = "t_embedder.mlp.0.weight", "final_layer.linear.weight"
-    turned = recognise(state, family="sit").state
+    turned = recognise(state, Told(family="sit")).state
     t = np.linspace(0, 1, 101)[:, None]
     frequencies = 10_000.0 ** (-np.arange(128) / 128)
 
@@ -135,7 +142,7 @@ def test_turning_time_round_is_exact_but_for_the_rounding_of_the_weights():
 )
 def test_a_dit_keeps_its_variance(extra, told):
     net, _, state = dit()
-    found = recognise(state | extra, **told)
+    found = recognise(state | extra, Told(**told))
     assert found.model["name"] == "dit" and found.state.keys() == state.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(found.state[name], array, err_msg=name)
@@ -164,27 +171,36 @@ def test_a_shrunken_position_table_is_told_and_kept():
         (sit, {}, {}, "does not say where it reads: give --readout_depth"),
         (dit, {}, {}, "say --family=sit or --family=dit"),
         (dit, SRA_HEAD, {"family": "sit"}, "--family=sit: the checkpoint is a dit"),
-        (sit, {}, {"family": "dit", "readout_depth": 2}, "--family=dit: the checkpoint is a sit"),
+        (
+            sit,
+            {},
+            {"family": "dit", "readout_depth": 2},
+            "--family=dit: the checkpoint learned no v",
+        ),
     ],
 )
 def test_what_the_file_does_not_say_must_be_told_and_told_right(make, extra, told, message):
     _, _, state = make()
     with pytest.raises(UserError, match=message):
-        recognise(state | extra, **told)
+        recognise(state | extra, Told(**told))
 
 
 def test_a_file_of_something_else_is_refused():
-    with pytest.raises(UserError, match="lacks 'x_embedder.proj.weight': it is no SiT, DiT or L"):
+    with pytest.raises(
+        UserError, match="is no SiT, DiT or LightningDiT: it lacks 'pos_embed'.*holds 'a'"
+    ):
         recognise({"a": np.zeros(1)})
 
 
 def test_a_readout_depth_without_a_head_and_unknown_widths_are_refused():
     _, _, state = sit(readouts=())
     with pytest.raises(UserError, match="readout_depth=2: the checkpoint has no intermediate head"):
-        recognise(state, readout_depth=2)
-    bare = {n: a for n, a in state.items() if "q_norm" not in n}
-    with pytest.raises(UserError, match="width is 24, which no published size has"):
-        recognise(bare)
+        recognise(state, Told(readout_depth=2))
+    bare = {n: a for n, a in state.items() if "_norm" not in n}
+    with pytest.raises(
+        UserError, match="no published network has width 24 and depth 3: say --num_heads"
+    ):
+        recognise(bare | SRA_HEAD)
 
 
 # The programs.
@@ -220,7 +236,7 @@ def test_import_then_export_gives_the_same_bits(imported):
     card = (folder / "back.md").read_text()
     assert card.startswith("---\nlibrary_name: ig-jax\n") and "imported from a published" in card
     told = json.loads(re.search(r"```json\n(.*?)```", card, re.DOTALL)[1])
-    assert told["model"]["readouts"] == [2] and "--readout_depth=2" in card
+    assert told["model"]["readouts"] == [2] and "loads strictly in | SiT of SiT + IG" in card
 
 
 def test_an_imported_run_is_sampled_with_the_config_beside_it(imported):
@@ -246,13 +262,13 @@ def test_a_dit_is_imported_sampled_and_exported_again_with_the_same_bits(tmp_pat
     with np.load(target / "samples.npz") as file:
         assert file["arr_0"].shape == (3, 4, 4, 3) and np.ptp(file["arr_0"]) > 0
     exporting.export(tmp_path / "a", tmp_path / "once.safetensors", "ema")
-    told = {"family": "dit"}
-    importing.import_(tmp_path / "once.safetensors", tmp_path / "b", published.bases(), **told)
+    importing.import_(tmp_path / "once.safetensors", tmp_path / "b", published.bases())
     exporting.export(tmp_path / "b", tmp_path / "twice.safetensors", "ema")
     for file in ("once", "twice"):
         back = load_file(tmp_path / f"{file}.safetensors")
-        assert back.keys() == state.keys() and len(back["final_layer.linear.bias"]) == 24
-        for name, array in state.items():
+        whole = state | SRA_HEAD
+        assert back.keys() == whole.keys() and len(back["final_layer.linear.bias"]) == 24
+        for name, array in whole.items():
             np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
@@ -283,18 +299,92 @@ def test_an_existing_run_is_not_overwritten_and_mistakes_name_the_file(imported,
         importing.import_(folder / "published.safetensors", folder / "run", published.bases())
     with pytest.raises(UserError, match="nowhere.pt: no such file"):
         importing.import_(tmp_path / "nowhere.pt", fresh, published.bases())
-    (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x08" + bytes(7) + b"{nothing")
     with pytest.raises(UserError, match="broken.safetensors: no readable safetensors file"):
         importing.import_(tmp_path / "broken.safetensors", fresh, published.bases())
     lacking = {n: a for n, a in state.items() if n != "blocks.1.mlp.fc1.weight"}
     save_file(lacking | {"extra.bias": np.zeros(2)}, tmp_path / "lacking.safetensors")
-    with pytest.raises(UserError, match="lacks 'blocks.1.mlp.fc1.weight'.*lacks: extra.bias"):
+    with pytest.raises(UserError, match="lacks 'blocks.1.mlp.fc1.weight'.*lacks: 'extra.bias'"):
         importing.import_(
             tmp_path / "lacking.safetensors", fresh, published.bases(), readout_depth=2
         )
     assert not fresh.exists()
     with pytest.raises(UserError, match="must end in .safetensors"):
         exporting.export(folder / "run", tmp_path / "weights.bin", "ema")
+
+
+NAMES = [
+    ("run", 'a"""\n+print("ran")+"""b\\.safetensors'),
+    ('run \' " $(touch x) `y` \n +"""+z', "a.safetensors"),
+    ("run", "b\udcff\udcfe.safetensors"),
+    ("é {0} {values} %s", "{file} {}.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("workdir", "file"), NAMES)
+def test_a_name_is_only_ever_a_name(imported, tmp_path, monkeypatch, capsys, workdir, file):
+    """Whatever it holds: in the config, in the command that is shown, from another folder."""
+    folder, state = imported
+    save_file(state, tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / file)
+    monkeypatch.setattr(importing, "_save", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    run.import_(file, workdir, published.bases(), readout_depth=2)
+    shown = capsys.readouterr().out.partition("sample it: ")[2]
+    monkeypatch.chdir("/")
+    flags = dict(flag.removeprefix("--").split("=", 1) for flag in shlex.split(shown))
+    assert flags["workdir"] == str(tmp_path / workdir)
+    c = config_of(Path(flags["config"]))
+    expected = config_of(folder / "run" / "config.py")
+    assert c.to_dict() == expected.to_dict()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("a:b", "has a colon"), ("a\\b", "a backslash"), ("a[0]", "brackets"),
+                       ("a\udcff", "no UTF-8")]
+)  # fmt: skip
+def test_a_workdir_whose_checkpoint_would_be_lost_is_refused(imported, tmp_path, name, says):
+    file = imported[0] / "published.safetensors"
+    with pytest.raises(UserError, match=says):
+        importing.import_(file, tmp_path / name, published.bases(), readout_depth=2)
+
+
+def test_a_run_of_any_width_comes_back_without_a_flag(tmp_path):
+    trained = tiny.trained()
+    exporting.export(trained.workdir, tmp_path / "a b" / "out.safetensors", "raw")
+    config = importing.import_(
+        tmp_path / "a b" / "out.safetensors", tmp_path / "run", published.bases()
+    )
+    c = config_of(config)
+    ours = trained.exp.config
+    assert c.model.to_dict() == trained.exp.config.raw["model"] | {"dtype": "float32"}
+    assert c.data.codec.name == "identity" and c.data.source.num_classes == 10
+    assert c.process.path == ours.process.path and c.objective.label_drop == 0.1
+    exporting.export(tmp_path / "run", tmp_path / "again.safetensors", "ema")
+    again = load_file(tmp_path / "again.safetensors")
+    for name, array in load_file(tmp_path / "a b" / "out.safetensors").items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+def test_the_published_rule_to_8_bits_is_set_by_family(tmp_path):
+    _, _, state = dit(channels=4)
+    for family, rule in (("sit", pixels.ROUNDED), ("dit", pixels.ROUNDED)):
+        c = importing.config_of(recognise(state, Told(family=family)), published.bases())
+        assert parse(c).data.codec.rounding == rule
+    _, _, state = sit(channels=4, readouts=())
+    c = importing.config_of(recognise(state), published.bases())
+    assert parse(c).data.codec.rounding == pixels.TRUNCATED
+
+
+def test_a_damaged_remainder_of_an_import_is_told_and_left_out(imported, tmp_path, capsys):
+    folder = imported[0]
+    workdir = Path(shutil.copytree(folder / "run", tmp_path / "run"))
+    for content in (b"", b"\x08" + bytes(7) + b"{nothing", b"<html>"):
+        (workdir / "imported.safetensors").write_bytes(content)
+        exporting.export(workdir, tmp_path / "back.safetensors", "ema")
+        assert "exported without what the published file had besides" in capsys.readouterr().out
+    assert load_file(tmp_path / "back.safetensors").keys() == imported[1].keys()
 
 
 def test_a_training_file_of_pytorch_is_imported_from_its_averages(tmp_path):

@@ -1,6 +1,5 @@
 """PyTorch's files from before version 1.6, written here by hand, are read, and nothing is run."""
 
-import collections
 import io
 import pickle
 import struct
@@ -213,17 +212,6 @@ def test_a_training_file_is_read_whole(path, protocol):
     assert loaded["opt"]["state"][0]["step"] == 7 and loaded["opt"]["state"][1] == {}
     assert dict(loaded["args"]) == vars(saved["args"])
     assert (loaded["epoch"], loaded["steps"], loaded["shape"]) == (4, 2**40, (2, 3))
-
-
-@pytest.mark.parametrize("key", [None, "state_dict"])
-def test_the_state_dict_is_found_without_the_prefix_of_all_its_names(path, key):
-    weights = collections.OrderedDict(
-        {"module.a.w": tensor(np.ones(2)), "module.b": tensor(np.zeros(1))}
-    )
-    loaded = torch_file.load(write(path, weights if key is None else {key: weights, "epoch": 3}))
-    found = torch_file.state_dict(loaded)
-    assert found.key == key and list(found.arrays) == ["a.w", "b"]
-    np.testing.assert_array_equal(found.arrays["a.w"], [1, 1])
 
 
 def test_what_follows_the_storages_is_not_read(path):

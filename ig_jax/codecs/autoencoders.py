@@ -4,6 +4,10 @@
   sd_vae   mean and std of the posterior [h, w, 8]    0.18215 (mean + std n)       255 (x + 1) / 2
   va_vae   a latent and its mirrored twin [h, w, 64]  (one of them - mean) / std   127.5 x + 128
 
+How pictures become 8 bits is a setting, `rounding`: what the table says is its default. The rule
+belongs to a model's published numbers, not to the autoencoder: the official SiT and DiT round up
+from a half where SiT + IG, REPA and SRA cut, on the same latents.
+
 The noise n and the choice of the twin are fresh in every step, from the run's seed. Where pictures
 are stored, uint8 [H, W, 3], they are encoded in every step. A latent of one read by the other's
 codec has another number of channels, and is refused.
@@ -54,6 +58,7 @@ class Autoencoder(ABC):
 
     weights: str  # the published file; '': latents must be stored, pictures are in false colours
     dtype: str = "float32"  # of convolutions and matrix products: float32, bfloat16
+    rounding: str = pixels.TRUNCATED  # from decoded pictures to 8 bits: a rule of `pixels.RULES`
 
     name: ClassVar[str]
     factor: ClassVar[int]  # pixels of a picture per latent pixel, along a side
@@ -61,6 +66,9 @@ class Autoencoder(ABC):
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype = {shown(self.dtype)}: must be one of {', '.join(DTYPES)}")
+        if self.rounding not in pixels.RULES:
+            known = " or ".join(map(repr, pixels.RULES))
+            raise ValueError(f"rounding = {shown(self.rounding)}: must be {known}")
 
     @property
     @abstractmethod
@@ -127,7 +135,6 @@ class SdVae(Autoencoder):
     """
 
     name: ClassVar[str] = "sd_vae"
-    rounding: ClassVar[str] = pixels.TRUNCATED
     factor: ClassVar[int] = 8
     channels: ClassVar[int] = 4
 
@@ -153,7 +160,7 @@ class SdVae(Autoencoder):
         if not weights:
             return pixels.false_colours(x)
         out = sd_vae.decode(weights, x / sd_vae.SCALE, dtype=DTYPES[self.dtype])
-        return pixels.to_uint8_truncated(out)
+        return pixels.RULES[self.rounding](out)
 
 
 @dataclass(frozen=True)
@@ -163,11 +170,11 @@ class VaVae(Autoencoder):
     Its published file is vavae-imagenet256-f16d32-dinov2.pt.
     """
 
+    rounding: str = pixels.ROUNDED
     # latents_stats.pt: mean and std of every channel; '': not known, as before latents are made
     statistics: str = ""
 
     name: ClassVar[str] = "va_vae"
-    rounding: ClassVar[str] = pixels.ROUNDED
     factor: ClassVar[int] = 16
 
     @property
@@ -256,4 +263,4 @@ class VaVae(Autoencoder):
             return pixels.false_colours(x)
         mean, std = self._statistics
         out = va_vae.decode(weights, x * std + mean, dtype=DTYPES[self.dtype])
-        return pixels.to_uint8_rounded(out)
+        return pixels.RULES[self.rounding](out)

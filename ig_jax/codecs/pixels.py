@@ -24,6 +24,9 @@ def to_uint8_rounded(x: Float[Array, "b H W C"]) -> Images:
     return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
 
 
+RULES = {TRUNCATED: to_uint8_truncated, ROUNDED: to_uint8_rounded}
+
+
 def false_colours(x: Latents) -> Images:
     """Latents without their decoder: the first three channels (or the first), [-2, 2] -> 0..255."""
     shown = x[..., :3] if x.shape[-1] >= 3 else x[..., :1]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,13 +25,6 @@ from ig_jax.formats.torch_tensors import COPY_AGAIN, RESAVE
 
 # What reading a damaged file may raise.
 DAMAGE = (ValueError, TypeError, LookupError, OverflowError, EOFError, struct.error)
-
-
-class StateDict(NamedTuple):
-    """Arrays by parameter name, and the key of the loaded object that held them (None: bare)."""
-
-    key: str | None
-    arrays: dict[str, np.ndarray]
 
 
 def load(path: str | Path) -> Any:
@@ -52,38 +45,6 @@ def load(path: str | Path) -> Any:
             raise UserError(f"{path}: {refusal}") from None
         except DAMAGE as error:
             raise UserError(f"{path}: its contents are damaged ({error}); {COPY_AGAIN}") from error
-
-
-def state_dict(loaded: Any, prefer: tuple[str, ...] = ("ema", "model")) -> StateDict:
-    """The state dict in what `load` returned, without a 'module.' that all its names begin with.
-
-    It is `loaded` itself if that holds arrays only, else what lies under the first of the keys in
-    `prefer`, then 'state_dict', that is there.
-
-    Raises:
-      UserError: there is none, or it holds something other than arrays.
-    """
-    keys = (*prefer, "state_dict")
-    if not isinstance(loaded, dict):
-        raise UserError(f"the file holds a {type(loaded).__name__}, not a state dict")
-    if loaded and all(isinstance(value, np.ndarray) for value in loaded.values()):
-        return StateDict(None, _without_module_prefix(loaded))
-    key = next((key for key in keys if key in loaded), None)
-    if key is None:
-        known = ", ".join(repr(name) for name in list(loaded)[:5]) or "nothing"
-        raise UserError(f"the file's dict has none of {', '.join(keys)}; it begins with {known}")
-    found = loaded[key]
-    if not isinstance(found, dict) or not found:
-        raise UserError(f"{key!r} in the file holds no state dict; choose another key than {key!r}")
-    return StateDict(key, _without_module_prefix(found))
-
-
-def _without_module_prefix(found: dict) -> dict[str, np.ndarray]:
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, np.ndarray):
-            raise UserError(f"entry {name!r} is a {type(value).__name__}; a state dict has arrays")
-    prefixed = all(name.startswith("module.") for name in found)
-    return {name.removeprefix("module.") if prefixed else name: v for name, v in found.items()}
 
 
 # The file

@@ -28,7 +28,15 @@ STORAGES = {
     "torch.LongStorage": np.dtype("<i8"),
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("?"),
+    "torch.storage.UntypedStorage": np.dtype("u1"),  # of the types below, which name themselves
 }
+# Newer PyTorch's types of elements, each by the name of its storage and by its own: refused.
+NEWER = {
+    f"torch.{name}"
+    for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
+    for name in (f"Float8_{kind}Storage", f"float8_{kind}")
+} | {f"torch.{name}" for name in ("uint16", "uint32", "uint64", "bits8", "bits16")}
+STORAGES |= dict.fromkeys(NEWER)
 
 MOST_SHARED = 8  # times that the bytes of a file may be in its tensors, as where weights are tied
 RESAVE = "re-save it in PyTorch 1.6 or newer with torch.save(torch.load(f), f)"
@@ -44,7 +52,18 @@ class Storage(NamedTuple):
 def dtype_of(storage_type: str) -> np.dtype:
     if storage_type not in STORAGES:
         raise plain_pickle.refused(storage_type)
-    return STORAGES[storage_type]
+    dtype = STORAGES[storage_type]
+    if dtype is None:
+        raise _newer(storage_type)
+    return dtype
+
+
+def _newer(dotted: str) -> UserError:
+    what = "fp8, " if "loat8" in dotted else ""
+    return UserError(
+        f"holds tensors of type {dotted} ({what}not a type of plain weights); save them as "
+        "float32, float16 or bfloat16"
+    )
 
 
 def checked_storage(key: str, raw: np.ndarray, dtype: np.dtype, numel: int) -> Storage:
@@ -104,6 +123,12 @@ def _tensor(
     return np.ndarray(size, storage.dtype, storage.raw, offset * width, steps)
 
 
+def _tensor_of_newer_type(
+    _storage, _offset, _size, _stride, _requires_grad, _hooks, dtype, *_
+) -> np.ndarray:
+    raise _newer(dtype.dotted if isinstance(dtype, plain_pickle.Name) else shown(dtype))
+
+
 def _parameter(data, _requires_grad, _hooks) -> np.ndarray:
     if not isinstance(data, np.ndarray):
         raise UserError(f"has a parameter without a tensor; {COPY_AGAIN}")
@@ -119,6 +144,7 @@ def _size(numbers) -> tuple:
 MAKERS = {
     "torch._utils._rebuild_tensor": _tensor,  # before PyTorch 0.4
     "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_newer_type,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.Size": _size,
 }

@@ -22,7 +22,7 @@ import optax
 
 from ig_jax import optim, tree
 from ig_jax.interop import names
-from ig_jax.interop.recognise import TRAINING_ONLY
+from ig_jax.interop.published_file import TRAINING_ONLY
 from ig_jax.optim.muon import MuonState
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")

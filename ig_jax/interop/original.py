@@ -1,0 +1,71 @@
+"""What import left out of a published file or changed, kept beside the run that it became.
+
+With it the export of a network that was not trained on is the published file again, which loads in
+the class it came from: with its second half of outputs, its direction of time, its training heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ig_jax.errors import UserError
+from ig_jax.formats import state_dict
+from ig_jax.interop import names, told
+from ig_jax.interop.published_file import LABELS
+from ig_jax.interop.recognise import Recognised, recognise
+from ig_jax.interop.told import Told
+
+NAME = "imported.safetensors"  # in the workdir
+
+State = Mapping[str, np.ndarray]
+
+
+class Original(NamedTuple):
+    """Arrays of a published file that its network here does not have as they are."""
+
+    arrays: dict[str, np.ndarray]
+    told: Told  # what the file does not say by itself
+
+    @property
+    def has_null_class(self) -> bool:
+        return LABELS not in self.arrays  # otherwise a row was added
+
+    def restored(self, state: State) -> dict[str, np.ndarray] | None:
+        """The published file whose network has the state dict `state`; None if it is another's."""
+        whole = {**state, **self.arrays}
+        try:
+            found = recognise(whole, self.told).state
+        except UserError:
+            return None
+        computed = {n: a for n, a in found.items() if n not in names.DERIVED}
+        own = {n: a for n, a in state.items() if n not in names.DERIVED}
+        same = computed.keys() == own.keys() and all(
+            np.array_equal(array, own[n]) for n, array in computed.items()
+        )
+        return whole if same else None
+
+
+def of(state: State, found: Recognised) -> Original:
+    """What of a file's `state` is not in what it was recognised as; tables are kept, too."""
+    changed = {n: a for n, a in state.items() if found.state.get(n) is not a}
+    changed |= {n: state[n] for n in names.DERIVED if n in state}
+    return Original({n: np.array(a, np.float32) for n, a in changed.items()}, found.told)
+
+
+def save(workdir: Path, original: Original) -> None:
+    metadata = told.to_metadata(original.told)
+    state_dict.write_safetensors(workdir / NAME, original.arrays, metadata)
+
+
+def read(workdir: Path) -> Original:
+    """What `save` wrote.
+
+    Raises:
+      UserError: it is not there, or damaged.
+    """
+    found = state_dict.read_safetensors(workdir / NAME)
+    return Original(found.state, told.of_metadata(found.metadata))

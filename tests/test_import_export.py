@@ -1,0 +1,277 @@
+"""From a published file to a run and back, for every family and what a file may leave open.
+
+A run is made without its checkpoint, which other tests write and read: what is imported, as a
+config and parameters, is exported from there.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import lively
+import numpy as np
+import pytest
+import tiny  # noqa: F401 - sets up the shared cache of compiled programs
+
+from configs import published
+from ig_jax import build, compatible, exporting, importing
+from ig_jax.config import parse
+from ig_jax.errors import UserError
+from ig_jax.formats import state_dict
+from ig_jax.interop import names, original, told
+from ig_jax.interop.recognise import recognise
+from ig_jax.models.dit import DiT
+from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+
+WIDTH, HEADS, CHANNELS, CLASSES = 16, 2, 3, 5
+LABELS = "y_embedder.embedding_table.weight"
+NOISE_FIRST, DATA_FIRST = "noise_to_data", "data_to_noise"
+AP_HEAD = {"ap_head.linear1.weight": np.ones((4, 2), np.float32)}
+PROJECTORS = {"projectors.0.0.bias": np.ones(3, np.float32)}
+
+
+def drawn(network, seed=0):
+    """Every leaf N(0, 0.2^2)."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype),
+        jax.eval_shape(network.init, jax.random.key(0)),
+    )
+
+
+def sit(*, sigma=False, qk_norm=False, width=WIDTH, heads=HEADS, readout=False, extra=None):
+    """(a state dict of a SiT or DiT, its network here)."""
+    sizes = {"depth": 2, "hidden_size": width, "num_heads": heads, "qk_norm": qk_norm}
+    net = lively.make(4, CHANNELS, CLASSES, **sizes, mlp_ratio=4.0, readouts=(1,) * readout)
+    if sigma:
+        net = DiT(net.settings, net.side, net.channels, net.num_classes)
+    return names.to_published(drawn(net)) | (extra or {}), net
+
+
+def lightningdit(
+    *, sigma=False, qk_norm=False, width=WIDTH, heads=HEADS, readout=False, options=None
+):
+    kinds = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True} | (options or {})
+    sizes = {"depth": 2, "hidden_size": width, "num_heads": heads, "patch_size": 2}
+    rest = {"mlp_ratio": 4.0, "time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1}
+    settings = LightningDiTSettings(
+        **sizes, **rest, **kinds, qk_norm=qk_norm, readouts=(1,) * readout
+    )
+    net = LightningDiT(settings, 4, CHANNELS, CLASSES)
+    state = names.to_published(drawn(net))
+    if sigma:
+        state |= with_sigma(state)
+    if kinds["rope"]:
+        state |= names.rotary_tables(2, width // heads)
+    return state, net
+
+
+def with_sigma(state, head="final_layer"):
+    """The final layer with as many more values for every pixel of a patch."""
+
+    def doubled(array):
+        rows = array.reshape(4, CHANNELS, -1)
+        return np.concatenate([rows, rows + 1], axis=1).reshape(-1, *array.shape[1:])
+
+    layers = (f"{head}.linear.weight", f"{head}.linear.bias")
+    return {name: doubled(state[name]) for name in layers}
+
+
+# Family -> how its file is made, and what must be said of it at this size.
+HEADS_TOLD = {"num_heads": HEADS}
+FAMILIES = {
+    "sit_official": (lambda **k: sit(**{"sigma": True} | k), {"family": "sit"} | HEADS_TOLD),
+    "sit_ig": (lambda **k: sit(readout=True, **k), {"readout_depth": 1} | HEADS_TOLD),
+    "repa": (lambda **k: sit(extra=PROJECTORS, **k), HEADS_TOLD),
+    "sra_sit": (lambda **k: sit(extra=AP_HEAD, **k), HEADS_TOLD),
+    "dit": (lambda **k: sit(**{"sigma": True} | k), {"family": "dit"} | HEADS_TOLD),
+    "sra_dit": (lambda **k: sit(**{"sigma": True, "extra": AP_HEAD} | k), HEADS_TOLD),
+    "lightningdit": (lightningdit, {}),
+    "lightningdit_ig": (lambda **k: lightningdit(readout=True, **k), {"readout_depth": 1}),
+}
+# (family, variant) -> what must be said besides, or how it is refused.
+SAID = {
+    ("sit_official", "no_sigma"): {"time_direction": NOISE_FIRST},
+    ("sit_ig", "sigma"): {"family": "sit", "time_direction": DATA_FIRST},
+    ("repa", "sigma"): {"family": "sit", "time_direction": DATA_FIRST},
+}
+REFUSED = {
+    ("sra_sit", "sigma"): {"family": "sit"},  # is taken for SRA's DiT
+    ("dit", "no_sigma"): {},
+    ("sra_dit", "no_sigma"): {"family": "dit"},
+}
+VARIANTS = {
+    "plain": {},
+    "sigma": {"sigma": True},
+    "no_sigma": {"sigma": False},
+    "no_null_class": {},
+    "qk_norm": {"qk_norm": True},
+    "rope_only": {"options": {"swiglu": False, "rms_norm": False}},
+    "odd_sizes": {"width": 20, "heads": 5},
+}
+
+
+def cases():
+    for family in FAMILIES:
+        always_sigma = family in ("sit_official", "dit", "sra_dit")
+        for variant in VARIANTS:
+            known = variant != ("sigma" if always_sigma else "no_sigma")
+            if known and (variant != "rope_only" or family.startswith("lightningdit")):
+                yield family, variant
+
+
+def case(family, variant):
+    """(state dict, its flags) of a family of published files in a variant."""
+    make, said = FAMILIES[family]
+    state, _ = make(**VARIANTS[variant])
+    said = said | SAID.get((family, variant), {})
+    if variant == "no_null_class":
+        state[LABELS] = state[LABELS][:-1]
+        said = said | {"num_classes": CLASSES}
+    if variant == "odd_sizes" and "num_heads" in said:
+        said = said | {"num_heads": 5}
+    return state, said
+
+
+ROUND = [c for c in cases() if c not in REFUSED]
+
+
+def experiment(found, **model):
+    c = importing.config_of(found, published.bases())
+    c.model.update(model)
+    return build.experiment(parse(c), jax.devices()[:1]), c.to_dict()
+
+
+def run_of(found, *, step=0, imported="weights", **model):
+    """The run that an import makes of what it found, after so many steps."""
+    exp, config = experiment(found, **model)
+    params = names.from_published(found.state, exp.abstract_params)
+    meta = {"config": compatible.plain(config), "step": step, "imported": imported, "versions": {}}
+    return exporting.Run(exp, meta, exporting.published(exp, params)), params
+
+
+def through_a_file(exported, folder):
+    """What --mode=import finds in the exported file without a flag."""
+    state_dict.write_safetensors(
+        folder / "out.safetensors", exported.state, told.to_metadata(exported.told)
+    )
+    read = state_dict.read(folder / "out.safetensors", "--checkpoint")
+    return recognise(read.state, told.of_metadata(read.metadata))
+
+
+def same(found, again):
+    """Equal networks: settings, classes, and all parameters to the last bit."""
+    assert again.model == found.model
+    assert (again.side, again.channels, again.classes) == (
+        found.side,
+        found.channels,
+        found.classes,
+    )
+    assert again.state.keys() - set(names.DERIVED) == found.state.keys() - set(names.DERIVED)
+    for name in found.state:
+        if name not in names.DERIVED:
+            np.testing.assert_array_equal(again.state[name], found.state[name], err_msg=name)
+
+
+@functools.cache
+def compiled(net):
+    return lively.compile_quickly(net)
+
+
+def outputs(net, params, t=lambda t: t):
+    """(prediction, early one) at the same points for every network."""
+    x, times, y = lively.inputs(net)
+    out = compiled(net)(params, x, t(times), y)
+    return [out.pred, *out.heads.values()]
+
+
+@pytest.mark.parametrize(("family", "variant"), ROUND)
+def test_a_published_file_comes_back_as_it_was(family, variant, tmp_path):
+    state, said = case(family, variant)
+    found = recognise(state, told.of_flags(**said))
+    run, _ = run_of(found)
+    kept = original.of(state, found)
+    exported = exporting.form(run, kept, "ema", "out.safetensors")
+    assert exported.state.keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(exported.state[name], array, err_msg=name)
+    same(found, through_a_file(exported, tmp_path))
+    # Trained on, it comes back as it is here, without what was not trained.
+    trained = run._replace(meta={**run.meta, "step": 3})
+    exported = exporting.form(trained, kept, "ema", "out.safetensors")
+    again = through_a_file(exported, tmp_path)
+    same(found, again)
+    assert again.told.label_drop == (0.0 if variant == "no_null_class" else 0.1)
+    assert len(exported.state[LABELS]) == CLASSES + (variant != "no_null_class")
+    left_out = family in ("sit_official", "repa", "sra_sit", "sra_dit") or variant == "sigma"
+    left_out &= variant != "no_sigma"
+    assert ("not in the class it was imported from" in exported.card) == left_out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_scale_of_time_comes_back_and_no_published_class_takes_the_file(family, tmp_path):
+    state, said = case(family, "plain")
+    found = recognise(state, told.of_flags(**said))
+    run, params = run_of(found, step=3, imported="", time_scale=1000.0)
+    exported = exporting.form(run, None, "ema", "out.safetensors")
+    assert "ig_jax_only.time_scale" in exported.state
+    assert "no published class: none has these settings: time_scale" in exported.card
+    assert "times 1000 before its features" in exported.card
+    again = through_a_file(exported, tmp_path)
+    assert again.model == found.model | {"time_scale": 1000.0}
+    if family in ("sit_ig", "lightningdit"):
+        back, weights = run_of(again)
+        other = outputs(run_of(found)[0].exp.net, params)
+        for one, two, three in zip(
+            outputs(run.exp.net, params), outputs(back.exp.net, weights), other, strict=True
+        ):
+            np.testing.assert_array_equal(one, two)
+            assert np.abs(one - three).max() > 0.01
+    with pytest.raises(UserError, match="exported with ig_jax_only.time_scale, which no published"):
+        recognise(exported.state, told.of_flags(**said))
+
+
+@pytest.mark.parametrize(("family", "variant"), REFUSED)
+def test_networks_that_are_not_built_are_refused_by_name(family, variant):
+    state, said = case(family, variant)
+    with pytest.raises(UserError, match=r"is a dit by its names|learned no variance"):
+        recognise(state, told.of_flags(**said | REFUSED[family, variant]))
+
+
+# What a file computes, said without the code under test: t in the file, and the sign of ours.
+def backwards(t):
+    return 1 - t
+
+
+def as_it_is(t):
+    return t
+
+
+COMPUTED = [
+    ("sit_official", "plain", {}, backwards, -1),
+    ("sit_official", "no_sigma", {}, backwards, -1),
+    ("sit_official", "plain", {"prediction": "noise"}, backwards, 1),
+    ("sit_official", "no_sigma", {"time_direction": DATA_FIRST}, as_it_is, 1),
+    ("sit_ig", "plain", {}, as_it_is, 1),
+    ("sit_ig", "plain", {"time_direction": NOISE_FIRST}, backwards, -1),
+    ("dit", "plain", {}, as_it_is, 1),
+    # Our LightningDiT turns time and sign of its weights' network by itself.
+    ("lightningdit_ig", "plain", {}, as_it_is, 1),
+    ("lightningdit", "sigma", {}, as_it_is, 1),
+    ("lightningdit", "plain", {"time_direction": DATA_FIRST}, backwards, -1),
+    ("lightningdit", "plain", {"prediction": "score"}, as_it_is, -1),
+]
+
+
+@pytest.mark.parametrize(("family", "variant", "more", "time", "sign"), COMPUTED)
+def test_an_imported_network_computes_what_the_file_does(family, variant, more, time, sign):
+    state, said = case(family, variant)
+    found = recognise(state, told.of_flags(**said | more))
+    run, params = run_of(found)
+    _, file_net = FAMILIES[family][0](**VARIANTS[variant])
+    theirs = drawn(file_net)
+    for ours, expected in zip(
+        outputs(run.exp.net, params), outputs(file_net, theirs, time), strict=True
+    ):
+        # What float32 leaves of two sums over 256 features in another order.
+        np.testing.assert_allclose(ours, sign * expected, rtol=0, atol=1e-5 * np.abs(ours).max())
