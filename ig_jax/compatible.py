@@ -29,6 +29,8 @@ FREE = (
     "data.source.path",
     "data.codec.weights",
     "data.codec.statistics",
+    # What is refused, not what is read.
+    "data.source.fewer_classes",
 )
 # What matters to training alone, or to rounding.
 FREE_WHEN_SAMPLING = (

@@ -1,7 +1,8 @@
 """Many small files below one place, which is a folder or an uncompressed zip of it.
 
-Names are relative to the place, with forward slashes. A zip is one memory map: a member is a range
-of its bytes, and no file is opened to read it.
+Names are relative to the place, with forward slashes; those of folders end in one. Hidden names,
+which begin with a dot, and `__MACOSX` are no data, at any depth: desktops and notebooks make them.
+A zip is one memory map: a member is a range of its bytes, and no file is opened to read it.
 """
 
 from __future__ import annotations
@@ -10,22 +11,31 @@ import mmap
 import os
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 
 NAMED = 3  # files that a complaint about many lists
+LARGEST = 2**30  # bytes of one file; there are many, so each is small
+NO_DATA = ("__MACOSX", "lost+found")  # what systems put beside data, apart from hidden names
+MOST_WAYS = 64  # of links to the same folder: each multiplies what is below it
 ZIP_LENGTHS = 26  # where a member's own header has the lengths of its name and its extra field
 ZIP_NAME = 30  # where they begin; the content follows
+
+_Identity = tuple[int, int]  # of a folder, whatever leads to it: device and inode
 
 
 @runtime_checkable
 class FileTree(Protocol):
     """Read access, from several threads at once."""
 
-    def names(self) -> Collection[str]: ...
+    def names(self) -> Collection[str]:
+        """Of all files, and of folders: these end in a slash. Not of the hidden ones."""
+        ...
 
     def read(self, name: str) -> bytes: ...
 
@@ -34,27 +44,63 @@ class FileTree(Protocol):
         ...
 
 
+def _is_data(name: str) -> bool:
+    """Whether no part of a name is hidden or one of `NO_DATA`."""
+    return not any(part.startswith(".") or part in NO_DATA for part in name.split("/"))
+
+
 class Folder:
+    """Links are followed, but for those to a folder that they lie in."""
+
     def __init__(self, root: str):
         self._root = root
 
     def names(self) -> list[str]:
-        found = []
-        for folder, _, files in os.walk(self._root):
-            below = os.path.relpath(folder, self._root).replace(os.sep, "/")
-            found += files if below == "." else [f"{below}/{file}" for file in files]
-        return found
+        found: list[str] = []
+        ways: Counter[_Identity] = Counter()
+        waiting: list[tuple[str, frozenset[_Identity]]] = [("", frozenset())]
+        while waiting:
+            folder, above = waiting.pop()
+            identity, entries = self._listed(folder)
+            if identity in above:
+                continue
+            ways[identity] += 1
+            if ways[identity] > MOST_WAYS:
+                raise UserError(
+                    f"{self.place(folder)}: is reached in more than {MOST_WAYS} ways; remove links "
+                    "to it or to the folders above it"
+                )
+            found.append(folder)
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                if not _is_data(entry.name):
+                    continue
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    raise UserError(
+                        f"{self.place(name)}: is a link to nothing; restore what it leads to, or "
+                        "remove it"
+                    )
+                if not entry.is_dir():
+                    found.append(name)
+                elif not (entry.is_symlink() and _leads_up(entry.path)):
+                    waiting.append((f"{name}/", above | {identity}))
+        return found[1:]  # without the root
 
-    def read(self, name: str) -> bytes:
+    def _listed(self, folder: str) -> tuple[_Identity, list[os.DirEntry]]:
+        """Which folder a name ('' or 'a/b/') stands for, and what is in it."""
+        place = self.place(folder)
         try:
-            # Unbuffered: the whole file comes in one read.
-            with open(self.place(name), "rb", buffering=0) as file:
-                return file.read()
+            status = os.stat(place)
+            with os.scandir(place) as entries:
+                return (status.st_dev, status.st_ino), list(entries)
         except OSError as error:
             raise UserError(
-                f"{self.place(name)}: cannot be read ({error.strerror}); restore the file or the "
-                "right to read it"
+                f"{place}: cannot be listed ({error.strerror}); restore the folder or the right to "
+                "read it"
             ) from error
+
+    def read(self, name: str) -> bytes:
+        return files.read_bytes(self.place(name), LARGEST)
 
     def place(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -71,7 +117,7 @@ class Zip:
         self._ranges = {
             m.filename.removeprefix(prefix): (m.header_offset, m.file_size)
             for m in members
-            if m.filename.startswith(prefix)
+            if m.filename.startswith(prefix) and _is_data(m.filename.removeprefix(prefix))
         }
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -87,6 +133,12 @@ class Zip:
 
     def place(self, name: str) -> str:
         return f"{self._place}{name}"
+
+
+def _leads_up(link: str) -> bool:
+    """Whether a link to a folder leads to one that it lies in itself."""
+    target, own = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, own]) == target
 
 
 def find(path: Path, inside: str) -> FileTree:

@@ -1,6 +1,7 @@
 """Classes of files as the published tools write them: `dataset.json` at the root of their tree.
 
-It holds {"labels": [[file, class], ...]}, in any order, with names relative to the root.
+It holds {"labels": [[file, class], ...]}, in any order, with names relative to the root; or
+{"labels": null}, where the files have no classes.
 """
 
 from __future__ import annotations
@@ -12,25 +13,29 @@ from jaxtyping import Int32
 
 from ig_jax.data import file_tree
 from ig_jax.data.file_tree import FileTree
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
 
 FILE = "dataset.json"
 
 
-def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray, "n"]:
-    """The class of every name.
+def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray, "n"] | None:
+    """The class of every name; None where the file gives no labels.
 
     Raises:
-      UserError: the file is cut off or gives no labels, a label is none of 0..num_classes - 1, or
-        its files are not exactly `names`; names the file.
+      UserError: the file is cut off or damaged, a label is none of 0..num_classes - 1, or its files
+        are not exactly `names`; names the file.
     """
-    file, label_of = tree.place(FILE), {}
-    for entry in _entries(tree):
+    file, entries, label_of = tree.place(FILE), _entries(tree), {}
+    if entries is None:
+        return None
+    for entry in entries:
         match entry:
-            case [str(name), int(label)]:
+            case [str(name), int(label)] if not isinstance(label, bool):
                 label_of[name] = label
             case _:
-                raise UserError(f"{file}: entry {entry!r} must be [file, class number]; mend it")
+                raise UserError(
+                    f"{file}: entry {shown(entry)} must be [file, class number]; fix it"
+                )
         if not 0 <= label < num_classes:
             raise UserError(
                 f"{file}: label {label} of {name} must lie in 0..{num_classes - 1}; raise "
@@ -49,16 +54,35 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
     return np.asarray([label_of[name] for name in names], np.int32)
 
 
-def _entries(tree: FileTree) -> list:
+def without_classes(count: int, num_classes: int, reason: str) -> Int32[np.ndarray, "n"]:
+    """Labels of so many files that have none: class 0, which is the only one.
+
+    Args:
+      reason: why they have none, from the place on, for the message.
+
+    Raises:
+      UserError: there are to be more classes.
+    """
+    if num_classes != 1:
+        raise UserError(
+            f"{reason}, but num_classes = {num_classes}; set num_classes = 1 to train without "
+            "classes"
+        )
+    return np.zeros(count, np.int32)
+
+
+def _entries(tree: FileTree) -> list | None:
     file = tree.place(FILE)
     try:
         content = json.loads(tree.read(FILE))
     except ValueError as error:
         raise UserError(f"{file}: is cut off or no JSON; copy it again") from error
-    entries = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(
-            f'{file}: must hold {{"labels": [[file, class], ...]}}, but gives no labels; write it '
-            "again from images that have some"
-        )
-    return entries
+    match content:
+        case {"labels": list() | None as entries}:
+            return entries
+        case dict() if "labels" not in content:
+            return None
+    raise UserError(
+        f'{file}: must hold {{"labels": [[file, class], ...]}}, or {{"labels": null}} without '
+        f"classes, but holds {shown(content)}; fix it"
+    )

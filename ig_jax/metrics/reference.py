@@ -20,6 +20,7 @@ import numpy as np
 from ig_jax.errors import UserError
 from ig_jax.formats import digests, npz, numpy_pickle
 from ig_jax.metrics.moments import Gaussian
+from ig_jax.metrics.rows import BLOCK_ROWS, row_blocks
 
 POOL, SPATIAL = (("mu", "sigma"), ("ref_mu", "ref_sigma")), (("mu_s", "sigma_s"),)
 ROWS, PICTURES, SPACE, COUNT = "pool", "arr_0", "space", "count"
@@ -47,6 +48,11 @@ def read(path: Path, field: str) -> Reference:
         pictures, or an array has another shape or dtype than it must have.
     """
     try:
+        if path.is_dir():
+            raise UserError(
+                f"{path}: is a folder; take statistics of its images with --mode=reference and "
+                f"--config.data.source.path={path}, and name the file that it writes"
+            )
         names, array = _open(path)
         found = _Arrays(path, names, array)
         pool, pictures = found.gaussian(POOL), found.pictures()
@@ -136,6 +142,11 @@ class _Arrays(NamedTuple):
             )
         if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
             raise UserError(f"{self.path}: {covariance_name!r} is not symmetric; {MEND}")
+        if not _is_covariance(covariance):
+            raise UserError(
+                f"{self.path}: {covariance_name!r} is no covariance, for a variance is negative in "
+                f"some direction; {MEND}"
+            )
         return gaussian
 
     def rows(self, pool: Gaussian | None) -> np.ndarray | None:
@@ -147,6 +158,11 @@ class _Arrays(NamedTuple):
                 f"{self.path}: {ROWS!r} is {found.dtype} {found.shape}, but must be float32 "
                 f"[n, {pool.mean.size}]; {MEND}"
             )
+        try:
+            for _ in row_blocks(found, ROWS, BLOCK_ROWS):
+                pass
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}; {MEND}") from None
         return found
 
     def pictures(self) -> np.ndarray | None:
@@ -159,3 +175,16 @@ class _Arrays(NamedTuple):
                 f"[n, h, w, 3]; {MEND}"
             )
         return found
+
+
+def _is_covariance(matrix: np.ndarray) -> bool:
+    """Whether a symmetric matrix is positive semidefinite, to the rounding of float32."""
+    spread = np.trace(matrix)
+    if spread < 0:
+        return False
+    rounding = ASYMMETRY * spread + np.finfo(np.float64).tiny
+    try:
+        np.linalg.cholesky(matrix + rounding * np.eye(len(matrix)))  # a tenth of eigenvalues' time
+    except np.linalg.LinAlgError:
+        return False
+    return True
