@@ -107,8 +107,9 @@ class ImageFolder(Cropped):
             )
         numbers = {folder: number for number, folder in enumerate(folders)}
         self._check_number(tree, folders)
-        count = "1 class" if len(folders) == 1 else f"{len(folders):,} classes"
-        about = f"{count}, {shown(folders[0])} to {shown(folders[-1])}"
+        about = f"{len(folders):,} classes, {shown(folders[0])} to {shown(folders[-1])}"
+        if len(folders) == 1:
+            about = f"1 class, {shown(folders[0])}"
         return _Classes(np.asarray([numbers[folder] for folder in of_names], np.int32), about)
 
     def _check_number(self, tree: FileTree, folders: list[str]) -> None:
