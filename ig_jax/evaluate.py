@@ -17,7 +17,6 @@ import numpy as np
 
 from ig_jax import checkpoint, drawing, guidance, guide, logs, measures, sample, sharding, tree
 from ig_jax.build import Experiment
-from ig_jax.data import file_tree
 from ig_jax.density import FLOOR
 from ig_jax.drawing import Generator
 from ig_jax.errors import UserError
@@ -219,11 +218,7 @@ def _of_files(exp: Experiment, workdir: Path, judge: AnyJudge) -> dict[str, Any]
     grey = judge.training is not None and judge.training.shape[-1] == 1
     found = Found(path, field, channels=1 if grey else 3)
     if found.left_out:
-        files = len(found) + len(found.left_out)
-        logs.say(
-            f"{path}: {len(found.left_out):,} of {files:,} files are not judged: "
-            f"{file_tree.some(found.left_out)} no samples"
-        )
+        logs.say(found.remark())
     if len(found) < FEWEST:
         raise UserError(f"{field} = {str(path)!r}: {len(found)} samples are too few to judge")
     settings = {

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from ig_jax import logs, pictures
+from ig_jax.data import file_tree
 from ig_jax.errors import UserError
 from ig_jax.formats import digests, npz
 from ig_jax.formats import images as image_files
@@ -201,6 +202,12 @@ class Found:
 
     def __len__(self) -> int:
         return len(self._files) or len(self._array)
+
+    def remark(self) -> str:
+        """How many files of the folder are left out, and which."""
+        left, files = len(self.left_out), len(self) + len(self.left_out)
+        names = file_tree.listed(self.left_out)
+        return f"{self.path}: {left:,} of {files:,} files are not judged: {names}"
 
     def read(self, indices: Indices) -> Pictures:
         """Raises UserError where an image is damaged."""

@@ -267,7 +267,7 @@ def test_samples_that_cannot_be_judged_are_told_in_a_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, sentence in {
         "absent.npz": "evaluate.samples = .*absent.npz: cannot be read",
-        "empty": "evaluate.samples = .*empty': holds no 000000.png",
+        "empty": "evaluate.samples = .*empty': holds no images",
         "float.npz": "arr_0 is float32 of shape .*; must be pictures, uint8",
         "few.npz": "3 samples are too few to judge",
         "large.npz": r"evaluate.features: pictures are \[16, 16, 1\]: must have 64 values",
@@ -290,6 +290,7 @@ def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_pa
     workdir = tiny.trained().copy(tmp_path)
     drawn = evaluate.run(tiny.experiment({"evaluate.seeds": (0,)}), workdir)
     target = sample.run(tiny.experiment({"sample.num": 20}), workdir)
+    (target / "notes.txt").write_text("not a sample")
     archive, folder = (
         evaluate.run(tiny.experiment({"evaluate.samples": str(path)}), workdir)
         for path in (target / "samples.npz", target)
@@ -298,4 +299,6 @@ def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_pa
     without_labels = dict(drawn["measures"])
     del without_labels["accuracy"]
     assert folder["measures"] == without_labels and folder["samples"] == 20
-    assert "20 samples of" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "20 samples of" in said
+    assert "1 of 21 files are not judged: notes.txt" in said

@@ -154,12 +154,15 @@ def find(path: Path, inside: str) -> FileTree:
     return Zip(path, inside)
 
 
+def listed(names: list[str]) -> str:
+    """'a, b, c and 4 others'."""
+    named, others = ", ".join(names[:NAMED]), len(names) - NAMED
+    return f"{named} and {others} others" if others > 0 else named
+
+
 def some(names: list[str]) -> str:
     """'a, b, c and 4 others are', for a sentence to go on from."""
-    named, others = ", ".join(names[:NAMED]), len(names) - NAMED
-    if others > 0:
-        return f"{named} and {others} others are"
-    return f"{named} are" if len(names) > 1 else f"{named} is"
+    return f"{listed(names)} {'are' if len(names) > 1 else 'is'}"
 
 
 def _members(path: Path) -> list[zipfile.ZipInfo]:

@@ -26,6 +26,7 @@ POOL, SPATIAL = (("mu", "sigma"), ("ref_mu", "ref_sigma")), (("mu_s", "sigma_s")
 ROWS, PICTURES, SPACE, COUNT = "pool", "arr_0", "space", "count"
 # Covariances are symmetric to the rounding of float32 at worst.
 ASYMMETRY = 1e-5
+FEWEST = 4  # single pictures, of which precision and recall take the three nearest to each
 MEND = "choose a file of FID statistics, or write one with --mode=reference"
 
 
@@ -153,10 +154,11 @@ class _Arrays(NamedTuple):
         if pool is None or ROWS not in self.names:
             return None
         found = self.array(ROWS)
-        if found.dtype != np.float32 or found.shape[1:] != pool.mean.shape:
+        right = found.dtype == np.float32 and found.shape[1:] == pool.mean.shape
+        if not right or len(found) < FEWEST:
             raise UserError(
                 f"{self.path}: {ROWS!r} is {found.dtype} {found.shape}, but must be float32 "
-                f"[n, {pool.mean.size}]; {MEND}"
+                f"[n, {pool.mean.size}], n at least {FEWEST}; {MEND}"
             )
         try:
             for _ in row_blocks(found, ROWS, BLOCK_ROWS):
@@ -169,10 +171,11 @@ class _Arrays(NamedTuple):
         if PICTURES not in self.names:
             return None
         found = self.array(PICTURES)
-        if found.dtype != np.uint8 or found.ndim != 4 or found.shape[-1] != 3:
+        right = found.dtype == np.uint8 and found.ndim == 4 and found.shape[-1] == 3
+        if not right or len(found) < FEWEST:
             raise UserError(
                 f"{self.path}: {PICTURES!r} is {found.dtype} {found.shape}, but must be uint8 "
-                f"[n, h, w, 3]; {MEND}"
+                f"[n, h, w, 3], n at least {FEWEST}; {MEND}"
             )
         return found
 
