@@ -49,7 +49,7 @@ def _training(exp: Experiment) -> list[str]:
         f"metrics: {', '.join(name for name in metrics if not train.is_sum(name))}",
         f"mesh: {mesh}; of the state, each device holds {each:,.1f} MiB",
     ]
-    if c.train.epochs and hasattr(c.data.source, "summary"):  # else data need not be there
+    if hasattr(c.data.source, "summary"):
         lines.append(f"data: {c.data.source.summary()}")
     whole = placement.kept_whole(exp.mesh, exp.abstract_params)
     if whole:
