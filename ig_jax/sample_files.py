@@ -7,6 +7,7 @@ Both kinds grow while samples are drawn, and tell which samples they hold alread
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -134,7 +135,7 @@ class Found:
         self._files: list[Path] = []
         self.left_out: list[str] = []  # names in the folder that are no samples
         try:
-            if path.is_dir():
+            if os.path.isdir(path):
                 self._open_folder()
             else:
                 self._open_archive()
@@ -142,9 +143,14 @@ class Found:
             raise UserError(f"{field} = {refusal}") from None
 
     def _open_folder(self) -> None:
-        names = sorted(
-            (f.name for f in self.path.iterdir() if not f.name.startswith(".")), key=_natural
-        )
+        try:
+            listed = os.listdir(self.path)
+        except OSError as error:
+            raise UserError(
+                f"{str(self.path)!r}: cannot be listed ({error.strerror}); restore the right to "
+                "read it"
+            ) from error
+        names = sorted((name for name in listed if not name.startswith(".")), key=_natural)
         judged = [name for name in names if image_files.is_image(name)]
         own = [name for name in judged if NUMBERED.fullmatch(name)]
         written: set[str] = set()
@@ -179,7 +185,7 @@ class Found:
     def _open_archive(self) -> None:
         self._array = npz.array(self.path, IMAGES)
         dtype, shape = self._array.dtype, self._array.shape
-        if dtype != np.uint8 or len(shape) != 4:
+        if dtype != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
             raise UserError(
                 f"{str(self.path)!r}: {IMAGES} is {dtype} of shape {shape}; must be pictures, "
                 "uint8 [n, h, w, c]"

@@ -12,7 +12,9 @@ from ig_jax import drawing, evaluate, guidance, judge, measures, sample, tree
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidance
+from ig_jax.look import Look
 from ig_jax.measures import MEASURES
+from ig_jax.metrics.classifier import Classifier
 
 # Outliers need a density that is known, FID and sFID another feature space.
 OF_DIGITS = set(MEASURES) - {"outliers", "fid", "sfid"}
@@ -48,6 +50,17 @@ def test_held_out_images_are_close_to_the_training_images_but_no_copies(judged):
     assert floor["precision"] > 0.9 and floor["recall"] > 0.9
     assert 8.5 < floor["inception_score"] <= 10
     assert floor["nearest"] > 0.5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_told(exp, value):
+    """As those of a damaged file of weights."""
+    layers = {"kernel": np.full((64, 4), value, np.float32), "bias": np.zeros(4, np.float32)}
+    last = {"kernel": np.ones((4, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    weights = {"hidden": layers, "classes": last}
+    look = Look(Classifier(), weights, exp.own_mesh, exp.samples_here)
+    with pytest.raises(UserError, match="evaluate.features: '.*' of some picture is NaN or inf"):
+        look(np.full((3, 8, 8, 1), 255, np.uint8))
 
 
 def test_training_images_are_unmasked_as_copies(judged):

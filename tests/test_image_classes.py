@@ -247,3 +247,12 @@ def test_a_folder_that_may_not_be_listed_is_named(root, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refused)
     refuses(source(root), f"{root}/: cannot be listed (Permission denied)")
+
+
+def test_links_in_a_zip_are_refused(root):
+    """Of a folder as of a file: what they lead to is not in there."""
+    link = zipfile.ZipInfo("ant")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(zipped(root), "a") as archive:
+        archive.writestr(link, "../elsewhere/ant")
+    refuses(source(root.parent / "data.zip"), "data.zip: ant is only a link; zip what it leads to")

@@ -131,6 +131,14 @@ def test_special_files_are_named(tmp_path):
     refuses(tmp_path, "b.png: is a named pipe")
 
 
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refused)
+    refuses(tmp_path, "cannot be listed (Permission denied)")
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"")
     refuses(tmp_path, "holds no images (PNG, JPEG,")
@@ -147,6 +155,7 @@ ARRAYS = [
     ({"arr_0": np.zeros((4, 8, 8, 4), np.uint8)}, "channels (1 or 3) must come last, [n, h, w, c]"),
     ({"arr_0": GOOD.astype(np.float32)}, "float32", "uint8 [n, h, w, c]"),
     ({"arr_0": GOOD[0]}, "of shape (8, 8, 3)"),
+    ({"arr_0": GOOD[:, :0]}, "of shape (4, 0, 8, 3)"),
     ({"arr_0": GOOD, "arr_1": np.zeros(3, int)}, "arr_1 is int64 of shape (3,)", "each of the 4"),
     ({"arr_0": GOOD, "arr_1": np.zeros((4, 10), int)}, "arr_1 is int64 of shape (4, 10)"),
     ({"arr_0": GOOD, "arr_1": np.zeros(4)}, "arr_1 is float64 of shape (4,)"),

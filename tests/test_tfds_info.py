@@ -10,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from sources import refuses, use
 from test_array_record import CLASSES, LABELS, MOMENTS, arrays, examples, source_of, write
+from test_picture_sources import IMAGENET, expected_pictures, tfds_source, write_tfds
 
 from ig_jax.data import tfds_files, tfds_info
 from ig_jax.data.tfds_images import TfdsImages
@@ -271,3 +272,20 @@ def test_examples_without_labels_are_of_class_0_where_there_is_one(tmp_path):
     np.testing.assert_array_equal(batch["label"], np.zeros(10))
     assert batch["label"].dtype == np.int32
     refuses(source_of(folder), "latents need label (but with num_classes = 1)")
+
+
+def test_images_can_be_read_whatever_their_labels(tmp_path):
+    """As those of ImageNet's test split, which has -1 for each."""
+    folder = write_tfds(tmp_path, labels=[-1] * 5)
+    found = use(tfds_source(folder).unlabelled())
+    np.testing.assert_array_equal(found["label"], np.zeros(5))
+    np.testing.assert_array_equal(found["stored"], expected_pictures())
+    refuses(tfds_source(folder), "label -1 must lie in 0..4")
+
+
+def test_images_without_labels_are_of_class_0_where_there_is_one(tmp_path):
+    folder = write_tfds(
+        tmp_path, features={name: IMAGENET[name] for name in ("image", "file_name")}
+    )
+    np.testing.assert_array_equal(use(tfds_source(folder, num_classes=1))["label"], np.zeros(5))
+    refuses(tfds_source(folder), "need image of uint8 and label (but with num_classes = 1)")

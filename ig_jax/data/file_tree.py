@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 import zipfile
 from collections import Counter
@@ -147,9 +148,9 @@ def find(path: Path, inside: str) -> FileTree:
     Raises:
       UserError: there is no such folder or zip, or the zip is cut off or compressed.
     """
-    if path.is_dir():
-        return Folder(str(path / inside if (path / inside).is_dir() else path))
-    if not path.is_file() or path.suffix != ".zip":
+    if os.path.isdir(path):  # unlike Path's own, it never raises
+        return Folder(str(path / inside if os.path.isdir(path / inside) else path))
+    if not os.path.isfile(path) or path.suffix != ".zip":
         raise UserError(f"{path}: is neither a folder nor a .zip file; path must name one of them")
     return Zip(path, inside)
 
@@ -174,4 +175,7 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
     packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise UserError(f"{path}: {some(packed)} compressed; zip without compression (zip -0)")
+    links = [m.filename for m in members if stat.S_ISLNK(m.external_attr >> 16)]
+    if links:
+        raise UserError(f"{path}: {some(links)} only a link; zip what it leads to (without -y)")
     return members

@@ -8,6 +8,7 @@ that the sources need, and never reach it; names of other classes than its own f
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -61,10 +62,10 @@ def read(path: Path) -> Description:
       UserError: a file is missing, damaged, describes no data set, names a class that is not read,
         or data that cannot be read at random.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"{path}: is no folder; path must name the folder that holds {INFO}")
     for name in (INFO, FEATURES):
-        if not (path / name).exists():
+        if not os.path.exists(path / name):
             raise UserError(
                 f"{path}: holds no {name}; path must name the folder of one version of a data set, "
                 "such as imagenet2012/5.1.0"

@@ -11,6 +11,7 @@ mu and sigma are the mean and the covariance of the pooled features, mu_s and si
 spatial ones, of which the sFID is taken. A file of pictures only holds no statistics yet.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ def read(path: Path, field: str) -> Reference:
         pictures, or an array has another shape or dtype than it must have.
     """
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UserError(
                 f"{path}: is a folder; take statistics of its images with --mode=reference and "
                 f"--config.data.source.path={path}, and name the file that it writes"
