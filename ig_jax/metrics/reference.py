@@ -183,10 +183,7 @@ class _Arrays(NamedTuple):
 
 def _is_covariance(matrix: np.ndarray) -> bool:
     """Whether a symmetric matrix is positive semidefinite, to the rounding of float32."""
-    spread = np.trace(matrix)
-    if spread < 0:
-        return False
-    rounding = ASYMMETRY * spread + np.finfo(np.float64).tiny
+    rounding = ASYMMETRY * np.trace(matrix) + np.finfo(np.float64).tiny
     try:
         np.linalg.cholesky(matrix + rounding * np.eye(len(matrix)))  # a tenth of eigenvalues' time
     except np.linalg.LinAlgError:
