@@ -13,14 +13,16 @@ that `--dry_run`, memory and speed are those of the real run. With one, as in
   tfds_images         pictures as TFDS keeps them, such as imagenet2012/5.1.0
   no_data             none: to sample, and decode with data.codec.weights, where no data lie
 
-Pictures are cropped to 256 pixels.
+Pictures are cropped to 256 pixels. An image folder must hold 1000 classes (or as many as
+data.source.num_classes says) unless data.source.fewer_classes is True; without classes the number
+is 1.
 """
 
 from ml_collections import ConfigDict
 
 CLASSES, IMAGES, SIDE = 1000, 1_281_167, 256
 PICTURES = {
-    "image_folder": {"size": SIDE},
+    "image_folder": {"size": SIDE, "fewer_classes": False},
     "tfds_images": {"size": SIDE, "split": "train"},
 }
 LATENTS = {"array_record": {"split": "train"}, "npy_folder": {}, "safetensors_shards": {}}

@@ -31,6 +31,8 @@ FREE = (
     "data.codec.statistics",
     # Of decoded pictures, which no network sees.
     "data.codec.rounding",
+    # What is refused, not what is read.
+    "data.source.fewer_classes",
 )
 # What matters to training alone, or to rounding.
 FREE_WHEN_SAMPLING = (

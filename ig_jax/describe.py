@@ -49,6 +49,8 @@ def _training(exp: Experiment) -> list[str]:
         f"metrics: {', '.join(name for name in metrics if not train.is_sum(name))}",
         f"mesh: {mesh}; of the state, each device holds {each:,.1f} MiB",
     ]
+    if hasattr(c.data.source, "summary"):
+        lines.append(f"data: {c.data.source.summary()}")
     short = memory.shortage(exp, "train")
     if short:
         lines.append(f"training does not fit here: {short}")

@@ -217,6 +217,8 @@ def _of_files(exp: Experiment, workdir: Path, judge: AnyJudge) -> dict[str, Any]
         raise UserError(f"{field} = {str(path)!r}: points of a known density are not judged so")
     grey = judge.training is not None and judge.training.shape[-1] == 1
     found = Found(path, field, channels=1 if grey else 3)
+    if found.left_out:
+        logs.say(found.remark())
     if len(found) < FEWEST:
         raise UserError(f"{field} = {str(path)!r}: {len(found)} samples are too few to judge")
     settings = {

@@ -55,6 +55,12 @@ def say(text: str) -> None:
             sys.stdout.flush()
 
 
+def say_data(source: Any) -> None:
+    """What a source of data found, where it can tell; for programs that open it."""
+    if hasattr(source, "summary"):
+        say(f"data: {source.summary()}")
+
+
 def room(folder: Path) -> str:
     """How much space there is left for a folder."""
     return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free for {folder}"

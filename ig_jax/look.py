@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from ig_jax import sharding
+from ig_jax.errors import UserError
 from ig_jax.formats.row_store import Row
 from ig_jax.metrics.spaces import FeatureSpace
 from ig_jax.types import Params
@@ -40,7 +41,11 @@ class Look:
         self._program = jax.jit(each)
 
     def __call__(self, pictures: np.ndarray) -> Rows:
-        """Features of uint8 pictures [n, h, w, c], n at least 1: {'pool': [n, d], ...}."""
+        """Features of uint8 pictures [n, h, w, c], n at least 1: {'pool': [n, d], ...}.
+
+        Raises:
+          UserError: one of them is NaN or infinity.
+        """
         parts = []
         for start in range(0, len(pictures), self._size):
             taken = np.asarray(pictures[start : start + self._size])
@@ -48,6 +53,12 @@ class Look:
             batch = sharding.to_global({"pictures": padded}, self._mesh, self._size)
             features = self._program(self._weights, batch["pictures"])
             host = {n: x for n, x in sharding.to_host(features)._asdict().items() if x is not None}
+            for name, x in host.items():
+                if not np.isfinite(x).all():
+                    raise UserError(
+                        f"evaluate.features: {name!r} of some picture is NaN or infinity; its "
+                        "weights are damaged, take the published file"
+                    )
             parts.append({name: x[: len(taken)] for name, x in host.items()})
         return joined(parts)
 

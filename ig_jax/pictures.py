@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ig_jax.formats import images as image_files
+
 BACKGROUND = 24  # grey level between images
 TEXT = 235
 
@@ -35,9 +37,12 @@ def save(path: Path, image: np.ndarray) -> None:
 
 
 def load(path: Path, channels: int) -> np.ndarray:
-    """A PNG that `save` wrote, as uint8 [h, w, channels]."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))[..., :channels]
+    """An image file of any kind, as uint8 [h, w, channels]; of 1 channel where it is grey.
+
+    Raises:
+      UserError: it is no regular file, or cannot be decoded.
+    """
+    return np.asarray(image_files.read(path))[..., :channels]
 
 
 def _enlarge(images: np.ndarray, least_side: int) -> np.ndarray:

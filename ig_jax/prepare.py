@@ -66,9 +66,11 @@ class _Preparation:
         how = dataclasses.asdict(self.settings)
         # Whoever is stopped by a bad example may go on without it: all parts before had none.
         del how["bad_examples"]
+        data = json.loads(json.dumps(self.exp.config.raw["data"]))
+        data["source"].pop("fewer_classes", None)  # of what is refused, not of what is read
         return {
             "seed": self.exp.config.seed,
-            "data": json.loads(json.dumps(self.exp.config.raw["data"])),
+            "data": data,
             "prepare": how,
             "autoencoder": digests.of_file(Path(weights)) if weights else "",
         }
@@ -230,6 +232,7 @@ def run(exp: Experiment, folder: Path) -> Record:
         preparation.tidy()  # what a kill at the very end left
         logs.say(f"{folder} is prepared already: {made.examples:,} examples")
         return made
+    logs.say_data(preparation.source)
     parts = sharding.mine(len(preparation.parts))
     left = [i for i in parts if not preparation.note(i).exists()]
     total, rest = (sum(len(preparation.parts[i]) for i in some) for some in (parts, left))

@@ -117,10 +117,13 @@ def run(exp: Experiment, folder: Path) -> Path:
     """
     source, target = exp.config.data.source, folder / FILE
     _require_pictures(source)
+    if hasattr(source, "unlabelled"):
+        source = source.unlabelled()  # statistics need no classes
     if target.exists():
         logs.say(f"{target} is there already")
         return target
     look, digest = judge.make_look(exp)
+    logs.say_data(source)
     total, size = len(source), exp.config.sample.batch_size
     parts = [range(i, min(i + PART, total)) for i in range(0, total, PART)]
     files = [folder / PARTS / f"{digest[:8]}-{i:05d}.npz" for i in range(len(parts))]

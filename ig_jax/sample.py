@@ -23,7 +23,7 @@ from ig_jax.config import Config
 from ig_jax.drawing import Generator
 from ig_jax.errors import UserError
 from ig_jax.guidance import KINDS
-from ig_jax.sample_files import SampleFiles
+from ig_jax.sample_files import SETTINGS, SampleFiles
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import Params
 
@@ -154,7 +154,7 @@ def run(exp: Experiment, workdir: Path) -> Path:
     of_image = drawing.cost(generator)
     if jax.process_index() == 0:
         files.create()
-        logs.write_json(target / "settings.json", record | {"an_image": of_image})
+        logs.write_json(target / SETTINGS, record | {"an_image": of_image})
     sharding.meet("begun")
     mine = np.array(sharding.mine(s.num))
     missing = files.missing(mine)

@@ -7,6 +7,8 @@ Both kinds grow while samples are drawn, and tell which samples they hold alread
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +16,17 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image
 
 from ig_jax import logs, pictures
+from ig_jax.data import file_tree
 from ig_jax.errors import UserError
 from ig_jax.formats import digests, npz
+from ig_jax.formats import images as image_files
 from ig_jax.formats.row_store import Row, RowStore
 
-ARCHIVE = "samples.npz"
+ARCHIVE, GRID = "samples.npz", "grid.png"
+SETTINGS = "settings.json"  # beside them, of the run that drew them
+NUMBERED = re.compile(r"[0-9]{6,}\.png")
 IMAGES, LABELS = "arr_0", "arr_1"  # as ADM names them
 SHOWN, COLUMNS = 100, 10  # of the grid
 WRITERS = 8  # PNG files compressed at the same time
@@ -109,55 +114,112 @@ class Archive:
 
 
 class Found:
-    """Samples that somebody drew: an .npz with arr_0 (and labels in arr_1), or a folder of PNG."""
+    """Samples that somebody drew: an .npz with arr_0 (and labels in arr_1), or a folder of images.
+
+    Images are in the natural order of their names: 2.png before 10.png. Of a folder that a sampling
+    run filled, only the samples count.
+    """
 
     def __init__(self, path: Path, field: str, channels: int = 3):
         """
         Args:
           path: of the file or folder.
           field: what named it, for the messages.
-          channels: 1 for PNG files that are meant to be grey.
+          channels: 1 for image files that are meant to be grey.
 
         Raises:
-          UserError: it holds no uint8 pictures.
+          UserError: it holds no uint8 pictures, pictures of different sizes or damaged ones, or
+            labels that are not one for each.
         """
         self.path, self.labels, self._channels = path, None, channels
-        self._files = sorted(f for f in path.glob("*.png") if f.stem.isdigit())
-        if path.is_dir():
-            if not self._files:
-                raise UserError(f"{field} = {str(path)!r}: holds no 000000.png, 000001.png, ...")
-            with Image.open(self._files[0]) as first:
-                self.shape = (first.height, first.width, channels)
-            return
+        self._files: list[Path] = []
+        self.left_out: list[str] = []  # names in the folder that are no samples
         try:
-            self._array = npz.array(path, IMAGES)
+            if os.path.isdir(path):
+                self._open_folder()
+            else:
+                self._open_archive()
         except UserError as refusal:
             raise UserError(f"{field} = {refusal}") from None
-        if self._array.dtype != np.uint8 or self._array.ndim != 4:
+
+    def _open_folder(self) -> None:
+        try:
+            listed = os.listdir(self.path)
+        except OSError as error:
             raise UserError(
-                f"{field} = {str(path)!r}: {IMAGES} is {self._array.dtype} of shape "
-                f"{self._array.shape}; must be pictures, uint8 [n, h, w, c]"
+                f"{str(self.path)!r}: cannot be listed ({error.strerror}); restore the right to "
+                "read it"
+            ) from error
+        names = sorted((name for name in listed if not name.startswith(".")), key=_natural)
+        judged = [name for name in names if image_files.is_image(name)]
+        own = [name for name in judged if NUMBERED.fullmatch(name)]
+        written: set[str] = set()
+        if own and (self.path / SETTINGS).exists():
+            judged, written = own, {SETTINGS, GRID, ARCHIVE}
+        if not judged:
+            raise UserError(
+                f"{str(self.path)!r}: holds no images ({', '.join(image_files.FORMATS)}); name the "
+                "folder that they lie in"
             )
-        self.shape = self._array.shape[1:]
-        if LABELS in npz.names(path):
-            self.labels = np.array(npz.array(path, LABELS))
+        self._files = [self.path / name for name in judged]
+        self.left_out = [name for name in names if name not in written | set(judged)]
+        width, height = self._one_size()
+        self.shape = (height, width, self._channels)
+
+    def _one_size(self) -> tuple[int, int]:
+        """Width and height of all images, by how they begin: hours before the last is judged."""
+        with ThreadPoolExecutor(WRITERS) as readers:
+            sizes = list(readers.map(_size, self._files))
+        bad = [size for size in sizes if isinstance(size, UserError)]
+        if bad:
+            others = f"; {len(bad) - 1:,} others are damaged, too" if len(bad) > 1 else ""
+            raise UserError(f"{bad[0]}{others}")
+        for file, size in zip(self._files, sizes, strict=True):
+            if size != sizes[0]:
+                raise UserError(
+                    f"{file}: is {size[0]} x {size[1]} pixels, but {self._files[0].name} is "
+                    f"{sizes[0][0]} x {sizes[0][1]}; judge pictures of one size"
+                )
+        return sizes[0]
+
+    def _open_archive(self) -> None:
+        self._array = npz.array(self.path, IMAGES)
+        dtype, shape = self._array.dtype, self._array.shape
+        if dtype != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
+            raise UserError(
+                f"{str(self.path)!r}: {IMAGES} is {dtype} of shape {shape}; must be pictures, "
+                "uint8 [n, h, w, c]"
+            )
+        if shape[3] not in (1, 3):
+            swap = f"; write {IMAGES}.transpose(0, 2, 3, 1)" if shape[1] in (1, 3) else ""
+            raise UserError(
+                f"{str(self.path)!r}: {IMAGES} has the shape {shape}, but channels (1 or 3) must "
+                f"come last, [n, h, w, c]{swap}"
+            )
+        self.shape = shape[1:]
+        if LABELS in npz.names(self.path):
+            self.labels = np.array(npz.array(self.path, LABELS))
+            if self.labels.shape != shape[:1] or self.labels.dtype.kind not in "iu":
+                raise UserError(
+                    f"{str(self.path)!r}: {LABELS} is {self.labels.dtype} of shape "
+                    f"{self.labels.shape}; must be the class of each of the {shape[0]:,} pictures, "
+                    "integers [n], or not be there"
+                )
 
     def __len__(self) -> int:
         return len(self._files) or len(self._array)
 
+    def remark(self) -> str:
+        """How many files of the folder are left out, and which."""
+        left, files = len(self.left_out), len(self) + len(self.left_out)
+        names = file_tree.listed(self.left_out)
+        return f"{self.path}: {left:,} of {files:,} files are not judged: {names}"
+
     def read(self, indices: Indices) -> Pictures:
-        """Raises UserError where pictures have different sizes."""
+        """Raises UserError where an image is damaged."""
         if not self._files:
             return np.asarray(self._array[indices])
-        images = [pictures.load(self._files[i], self._channels) for i in indices.tolist()]
-        for index, image in zip(indices.tolist(), images, strict=True):
-            if image.shape != self.shape:
-                raise UserError(
-                    f"{self._files[index]}: is {image.shape[1]} x {image.shape[0]} pixels, but "
-                    f"{self._files[0].name} is {self.shape[1]} x {self.shape[0]}; judge pictures "
-                    "of one size"
-                )
-        return np.stack(images)
+        return np.stack([pictures.load(self._files[i], self._channels) for i in indices.tolist()])
 
     def digest(self) -> str:
         """SHA-256 of those of all files, in order."""
@@ -165,6 +227,19 @@ class Found:
         for file in self._files or [self.path]:
             found.update(bytes.fromhex(digests.of_file(file)))
         return found.hexdigest()
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """By the numbers in a name and the text between them; equal numbers by how they are written."""
+    parts = re.split("([0-9]+)", name)  # text at even places, numbers at odd ones
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def _size(file: Path) -> tuple[int, int] | UserError:
+    try:
+        return image_files.size_of(file)
+    except UserError as error:
+        return error
 
 
 class SampleFiles:
@@ -202,12 +277,12 @@ class SampleFiles:
     def finish(self, labels: np.ndarray) -> list[str]:
         """Makes the array and grid.png once every sample is written; returns what there is."""
         shown = min(self._num, SHOWN)
-        images = self._kinds[0].read(np.arange(shown))
+        first = self._kinds[0].read(np.arange(shown))
         with logs.room_or_stop(self._target):
             columns = min(COLUMNS, shown)
-            grid = pictures.grid(images, columns, labels[:shown].tolist())
-            pictures.save(self._target / "grid.png", grid)
+            grid = pictures.grid(first, columns, labels[:shown].tolist())
+            pictures.save(self._target / GRID, grid)
             if self.archive is None:
-                return ["PNG", "grid.png"]
+                return ["PNG", GRID]
             self.archive.finish(labels)
-        return [*(["PNG"] if len(self._kinds) > 1 else []), "grid.png", ARCHIVE]
+        return [*(["PNG"] if len(self._kinds) > 1 else []), GRID, ARCHIVE]

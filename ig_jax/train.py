@@ -248,6 +248,7 @@ class Trainer:
             start=self._data_start,
             rows=sharding.rows_here(exp.mesh, c.train.batch_size),
         )
+        logs.say_data(c.data.source)
         self.dispatch = make_dispatch(exp)
         self.encoder = jax.device_put(exp.encoder_weights, sharding.replicated(exp.mesh))
         self.writer = logs.MetricWriter(workdir, resumed_at=self.step)

@@ -12,7 +12,9 @@ from ig_jax import drawing, evaluate, guidance, judge, measures, sample, tree
 from ig_jax.data.digits import Digits
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidance
+from ig_jax.look import Look
 from ig_jax.measures import MEASURES
+from ig_jax.metrics.classifier import Classifier
 
 # Outliers need a density that is known, FID and sFID another feature space.
 OF_DIGITS = set(MEASURES) - {"outliers", "fid", "sfid"}
@@ -48,6 +50,17 @@ def test_held_out_images_are_close_to_the_training_images_but_no_copies(judged):
     assert floor["precision"] > 0.9 and floor["recall"] > 0.9
     assert 8.5 < floor["inception_score"] <= 10
     assert floor["nearest"] > 0.5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_told(exp, value):
+    """As those of a damaged file of weights."""
+    layers = {"kernel": np.full((64, 4), value, np.float32), "bias": np.zeros(4, np.float32)}
+    last = {"kernel": np.ones((4, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    weights = {"hidden": layers, "classes": last}
+    look = Look(Classifier(), weights, exp.own_mesh, exp.samples_here)
+    with pytest.raises(UserError, match="evaluate.features: '.*' of some picture is NaN or inf"):
+        look(np.full((3, 8, 8, 1), 255, np.uint8))
 
 
 def test_training_images_are_unmasked_as_copies(judged):
@@ -279,7 +292,7 @@ def test_samples_that_cannot_be_judged_are_told_in_a_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, sentence in {
         "absent.npz": "evaluate.samples = .*absent.npz: cannot be read",
-        "empty": "evaluate.samples = .*empty': holds no 000000.png",
+        "empty": "evaluate.samples = .*empty': holds no images",
         "float.npz": "arr_0 is float32 of shape .*; must be pictures, uint8",
         "few.npz": "3 samples are too few to judge",
         "large.npz": r"evaluate.features: pictures are \[16, 16, 1\]: must have 64 values",
@@ -302,6 +315,7 @@ def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_pa
     workdir = tiny.trained().copy(tmp_path)
     drawn = evaluate.run(tiny.experiment({"evaluate.seeds": (0,)}), workdir)
     target = sample.run(tiny.experiment({"sample.num": 20}), workdir)
+    (target / "notes.txt").write_text("not a sample")
     archive, folder = (
         evaluate.run(tiny.experiment({"evaluate.samples": str(path)}), workdir)
         for path in (target / "samples.npz", target)
@@ -310,4 +324,6 @@ def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_pa
     without_labels = dict(drawn["measures"])
     del without_labels["accuracy"]
     assert folder["measures"] == without_labels and folder["samples"] == 20
-    assert "20 samples of" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "20 samples of" in said
+    assert "1 of 21 files are not judged: notes.txt" in said

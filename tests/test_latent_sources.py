@@ -159,9 +159,10 @@ def test_a_folder_without_latents_is_refused(tmp_path):
     "content, words",
     [
         ('{"labels": [["a', "is cut off or no JSON"),
-        ("[]", "gives no labels"),
-        ('{"names": []}', "gives no labels"),
-        ('{"labels": null}', "gives no labels"),
+        ("[]", "must hold"),
+        ('{"labels": "cat"}', "must hold"),
+        ('{"names": []}', f"gives no labels, but num_classes = {CLASSES}; set num_classes = 1"),
+        ('{"labels": null}', f"gives no labels, but num_classes = {CLASSES}; set num_classes = 1"),
         (f'{{"labels": [["{FIRST}", null]]}}', f"entry ['{FIRST}', None] must be"),
         (f'{{"labels": [["{FIRST}", "cat"]]}}', "must be [file, class number]"),
     ],
@@ -169,6 +170,25 @@ def test_a_folder_without_latents_is_refused(tmp_path):
 def test_a_file_of_labels_that_gives_none_is_refused(latents, content, words):
     (latents / "vae-sd" / "dataset.json").write_text(content)
     refuses(npy(latents), "vae-sd/dataset.json: ", words)
+
+
+@pytest.mark.parametrize("content", ['{"labels": null}', "{}"])
+@pytest.mark.parametrize("zip_it", [False, True])
+def test_latents_without_labels_are_of_class_0_where_there_is_one(latents, content, zip_it):
+    (latents / "vae-sd" / "dataset.json").write_text(content)
+    expected = use(npy(latents, num_classes=1))
+    found = use(npy(zipped(latents) if zip_it else latents, num_classes=1))
+    np.testing.assert_array_equal(found["label"], np.zeros(len(found["label"])))
+    np.testing.assert_array_equal(found["stored"], expected["stored"])
+
+
+@pytest.mark.parametrize("name", [".hidden.npy", "__MACOSX/._a.npy", "._more/a.npy"])
+def test_hidden_files_are_no_latents(latents, name):
+    expected = use(npy(latents))
+    (latents / "vae-sd" / name).parent.mkdir(exist_ok=True)
+    (latents / "vae-sd" / name).write_bytes(b"no latent")
+    for path in (latents, zipped(latents)):
+        np.testing.assert_array_equal(use(npy(path))["stored"], expected["stored"])
 
 
 def test_a_missing_file_of_labels_is_named_in_folder_and_zip(latents):

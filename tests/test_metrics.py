@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from vectors import golden_entry, golden_file
 
+from ig_jax.errors import UserError
 from ig_jax.metrics import moments as moments_module
 from ig_jax.metrics.classifier import Classifier
 from ig_jax.metrics.frechet import frechet_distance
@@ -367,11 +368,24 @@ def test_the_same_pictures_give_the_same_classifier(digits):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.zeros((4, 8, 8, 1), np.float32), np.arange(4), "pictures are float32: must be uint8"),
-        (np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1]), r"labels are \[0, 1\]: must be"),
-        (np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 3, 1]), r"labels are \[0, 1, 3\]: must"),
+        (np.zeros((4, 8, 8, 1), np.float32), np.arange(4), "uint8 pictures, but these are float32"),
+        (
+            np.zeros((4, 8, 8, 1), np.uint8),
+            np.zeros(4, int),
+            "two at least, but the pictures",
+        ),
+        (np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 3, 1]), r"have \[0, 1, 3\]; use inc"),
     ],
 )
 def test_pictures_that_make_no_feature_space_are_refused(images, labels, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=f"^evaluate.features.name = 'classifier': .*{message}"):
         Classifier().load(lambda: (images, labels))
+
+
+def test_two_classes_have_a_logit_each(digits):
+    images, labels, held_out = digits
+    few = labels < 2
+    weights = Classifier().load(lambda: (images[few & ~held_out], labels[few & ~held_out]))
+    found = Classifier()(weights, jnp.asarray(images[few & held_out]))
+    assert found.logits.shape == (np.sum(few & held_out), 2)
+    assert np.mean(np.argmax(found.logits, axis=1) == labels[few & held_out]) >= 0.97

@@ -206,9 +206,16 @@ def good(pool):
         ({"mu": np.array([1, 2, np.nan, 4])}, "'mu' must hold finite real numbers"),
         ({"sigma": np.eye(4) * 1j}, "'sigma' must hold finite real numbers"),
         ({"sigma": np.eye(4) + np.eye(4, k=1) * 1e-3}, "'sigma' is not symmetric"),
+        ({"sigma": -np.eye(4)}, "'sigma' is no covariance, for a variance is negative in some"),
+        ({"sigma": np.diag([5.0, 5, 5, -1])}, "'sigma' is no covariance"),
+        ({"sigma": np.ones((4, 4)) * 2 - np.eye(4)}, "'sigma' is no covariance"),
+        ({"mu_s": np.zeros(4), "sigma_s": -np.eye(4)}, "'sigma_s' is no covariance"),
         ({"mu_s": np.zeros(3), "sigma_s": np.eye(4)}, "'mu_s' and 'sigma_s' have the shapes"),
         ({"pool": np.zeros((7, 4))}, "'pool' is float64 (7, 4), but must be float32 [n, 4]"),
         ({"pool": np.zeros((7, 5), np.float32)}, "'pool' is float32 (7, 5), but must be"),
+        ({"pool": np.full((7, 4), np.nan, np.float32)}, "pool row 0 of 7 holds NaN or infinity"),
+        ({"pool": np.zeros((3, 4), np.float32)}, "'pool' is float32 (3, 4), but must be"),
+        ({"arr_0": np.zeros((3, 4, 4, 3), np.uint8)}, "'arr_0' is uint8 (3, 4, 4, 3), but must"),
         ({"arr_0": np.zeros((5, 4, 4, 3))}, "'arr_0' is float64 (5, 4, 4, 3), but must be uint8"),
         ({"arr_0": np.zeros((5, 3, 4, 4), np.uint8)}, "'arr_0' is uint8 (5, 3, 4, 4), but must"),
     ],
@@ -250,6 +257,20 @@ def test_a_feature_space_of_broken_text_is_refused(path, pool):
 def test_what_is_no_regular_file_is_refused_at_once(path, make, kind):
     make(path)
     assert f"is {kind}; name a regular file" in refusal(path)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_a_covariance_of_fewer_samples_than_dimensions_is_accepted(path, pool, rng, rank):
+    rows = rng.normal(size=(rank, 4))
+    sigma = (rows.T @ rows).astype(np.float32)
+    save(path, **(good(pool) | {"sigma": sigma}))
+    np.testing.assert_array_equal(reference.read(path, FIELD).pool.covariance, sigma)
+
+
+def test_a_folder_of_pictures_is_refused_with_what_makes_statistics_of_them(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match="evaluate.reference = .*: is a folder; .*--mode=reference"):
+        reference.read(tmp_path, "evaluate.reference")
 
 
 def test_a_covariance_rounded_to_float32_is_accepted(path, pool, rng):

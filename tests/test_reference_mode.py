@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from PIL import Image
 from test_readme import example
 
 from ig_jax import evaluate, judge, reference, run
@@ -138,3 +139,22 @@ def test_the_feature_space_of_the_readme_judges(monkeypatch, tmp_path):
     )
     rows = run.run(settings, workdir=str(workdir), mode="search")
     assert json.loads((workdir / "search.json").read_text()) and rows[0]["fd"]["mean"] >= 0
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_statistics_need_no_classes(monkeypatch, tmp_path, capsys, labelled):
+    """The config may be that of a network with ten; the folder has one, or none."""
+    monkeypatch.setitem(FEATURES, "thumbnails", example("Thumbnails"))
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    folder = tmp_path / "real"
+    (folder / "all").mkdir(parents=True)
+    for i, image in enumerate(pixels):
+        name = f"all/{i:02d}.png" if labelled else f"{i:02d}.png"
+        Image.fromarray(image).save(folder / name)
+    source = {"name": "image_folder", "path": str(folder), "size": 8, "num_classes": 10}
+    changes = {"data.source": source, "evaluate.features": {"name": "thumbnails", "side": 2}}
+    target = reference.run(tiny.experiment(changes), tmp_path)
+    rows = statistics.read(target, "").rows
+    found = judge.make_look(tiny.experiment(changes))[0](pixels)["pool"]
+    np.testing.assert_array_equal(rows, found)
+    assert f"data: 12 pictures, no classes, in {folder}\n" in capsys.readouterr().out

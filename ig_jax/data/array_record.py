@@ -7,21 +7,22 @@ first as in the published layouts: `moments` [8, h, w], mean and standard deviat
 
 from __future__ import annotations
 
-import contextlib
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from ig_jax.data import tfds_files
 from ig_jax.data.record import Recorded
+from ig_jax.data.tfds_info import Feature
 from ig_jax.data.tfds_split import Example, OfSplit, Split
 from ig_jax.errors import BadExample, UserError
 
 ARRAYS = {"sd_vae": ("moments",), "va_vae": ("latents", "latents_flip")}  # codec -> features
+ENCODINGS = ("none", "bytes", "zlib")  # of tensors, by TFDS
 MOMENTS = 8  # channels: mean, standard deviation
 
 
@@ -62,12 +63,12 @@ class ArrayRecord(OfSplit, Recorded):
         channels, height, width = self._opened.features[self._arrays[0]].shape
         return height, width, channels * len(self._arrays)
 
-    def _check_features(self, features: Mapping[str, Any]) -> None:
+    def _check_features(self, features: Mapping[str, Feature]) -> None:
         file, kind = f"{self.path}/{tfds_files.FEATURES}", _kind(features)
-        if not kind or "label" not in features:
+        if not kind or (self.num_classes > 1 and "label" not in features):
             raise UserError(
-                f"{file}: names {', '.join(sorted(features))}; latents need label, and moments or "
-                "both latents and latents_flip"
+                f"{file}: names {', '.join(sorted(features))}; latents need label (but with "
+                "num_classes = 1), and moments or both latents and latents_flip"
             )
         channels = MOMENTS if kind == "sd_vae" else "channels"
         for name in ARRAYS[kind]:
@@ -98,28 +99,36 @@ class ArrayRecord(OfSplit, Recorded):
 
 def _array(opened: Split, example: Example, index: int, name: str) -> Float32[np.ndarray, "c h w"]:
     feature, declared = example[name], opened.features[name]
-    # Which of the two is in use depends on the encoding that the feature was declared with.
-    values = feature.bytes_list.value or [np.asarray(feature.float_list.value, np.float32)]
-    with contextlib.suppress(ValueError, TypeError, zlib.error):
-        array = declared.decode_example_np(values[0])
-        if (array.dtype, array.shape) == (np.float32, declared.shape):
-            return array
-    raise BadExample(
-        f"{opened.place(index)} holds no {name} of float32 {declared.shape}; write it again"
-    )
+    values = np.asarray(feature.float_list.value, np.float32)
+    if declared.encoding != "none":
+        values = _decoded(b"".join(feature.bytes_list.value), declared)  # one, or none at all
+    if values.size != math.prod(declared.shape):
+        raise BadExample(
+            f"{opened.place(index)} holds no {name} of float32 {declared.shape}; write it again"
+        )
+    return values.reshape(declared.shape)
 
 
-def _kind(features: Mapping[str, Any]) -> str:
+def _decoded(content: bytes, declared: Feature) -> Float32[np.ndarray, "n"]:
+    """The values of an encoded tensor; none where they are damaged, or not as many as declared."""
+    size = 4 * math.prod(declared.shape)
+    if declared.encoding == "zlib":
+        try:
+            content = zlib.decompressobj().decompress(content, size + 1)
+        except zlib.error:
+            content = b""
+    return np.frombuffer(content if len(content) == size else b"", "<f4")
+
+
+def _kind(features: Mapping[str, Feature]) -> str:
     """The codec that reads what these features hold; '' where they are no latents."""
     return next((c for c, names in ARRAYS.items() if all(n in features for n in names)), "")
 
 
-def _is_latent(feature: Any, kind: str) -> bool:
-    from tensorflow_datasets.core.features import Tensor
-
+def _is_latent(feature: Feature, kind: str) -> bool:
     return (
-        isinstance(feature, Tensor)
-        and feature.np_dtype == np.float32
+        (feature.kind, feature.dtype) == ("Tensor", "float32")
+        and feature.encoding in ENCODINGS
         and len(feature.shape) == 3
         and None not in feature.shape
         and (kind != "sd_vae" or feature.shape[0] == MOMENTS)

@@ -7,7 +7,6 @@ that people compare were made from pixels rounded so.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ig_jax.errors import BadExample
+from ig_jax.formats import images
 
 NAME = "center-crop-dhariwal"  # in records of what made latents
 LARGEST = 2**16  # side of a cropped picture
@@ -49,17 +49,16 @@ def decode(content: bytes, size: int, name: str) -> UInt8[np.ndarray, "{size} {s
     """The crop of an encoded picture (JPEG, PNG, ...).
 
     Raises:
-      BadExample: Pillow cannot read it; calls the picture `name`.
+      BadExample: it cannot be decoded, or is so thin that scaling it would take too much memory;
+        calls the picture `name`.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            picture = image.convert("RGB")
-    # Pillow's decoders raise whatever their parsing runs into (OSError, SyntaxError, ValueError,
-    # struct.error, DecompressionBombError, ...), and all of it means the same.
-    except Exception as error:
+    picture = images.decode(content, name)
+    short, long = sorted(picture.size)
+    if size * size * long / short > images.MOST_PIXELS:
         raise BadExample(
-            f"{name}: cannot be decoded ({_reason(error)}); replace the picture or remove it"
-        ) from error
+            f"{name}: has {picture.width} x {picture.height} pixels, too thin to be scaled to "
+            f"{size} on the shorter side; crop it or remove it"
+        )
     return center_crop(picture, size)
 
 
@@ -92,9 +91,3 @@ class Cropped:
         for row, found in enumerate(self._decoders.map(picture, *arguments)):
             stored[row] = found
         return stored
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # whose own text is the address of a buffer
-        return "it is of no format that Pillow knows"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,12 +1,14 @@
 """Many small files below one place, which is a folder or an uncompressed zip of it.
 
-Names are relative to the place, with forward slashes. A zip is one memory map: a member is a range
-of its bytes, and no file is opened to read it.
+Names are relative to the place, with forward slashes; those of folders end in one. Hidden names,
+which begin with a dot, and `__MACOSX` are no data, at any depth: desktops and notebooks make them.
+A zip is one memory map: a member is a range of its bytes, and no file is opened to read it.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,13 +18,20 @@ from ig_jax.formats import files
 from ig_jax.formats.mapped_zip import MappedZip
 
 NAMED = 3  # files that a complaint about many lists
+LARGEST = 2**30  # bytes of one file; there are many, so each is small
+NO_DATA = ("__MACOSX", "lost+found")  # what systems put beside data, apart from hidden names
+MOST_WAYS = 64  # of links to the same folder: each multiplies what is below it
+
+_Identity = tuple[int, int]  # of a folder, whatever leads to it: device and inode
 
 
 @runtime_checkable
 class FileTree(Protocol):
     """Read access, from several threads at once."""
 
-    def names(self) -> Collection[str]: ...
+    def names(self) -> Collection[str]:
+        """Of all files, and of folders: these end in a slash. Not of the hidden ones."""
+        ...
 
     def read(self, name: str) -> bytes: ...
 
@@ -31,19 +40,63 @@ class FileTree(Protocol):
         ...
 
 
+def _is_data(name: str) -> bool:
+    """Whether no part of a name is hidden or one of `NO_DATA`."""
+    return not any(part.startswith(".") or part in NO_DATA for part in name.split("/"))
+
+
 class Folder:
+    """Links are followed, but for those to a folder that they lie in."""
+
     def __init__(self, root: str):
         self._root = root
 
     def names(self) -> list[str]:
-        found = []
-        for folder, _, names in os.walk(self._root):
-            below = os.path.relpath(folder, self._root).replace(os.sep, "/")
-            found += names if below == "." else [f"{below}/{name}" for name in names]
-        return found
+        found: list[str] = []
+        ways: Counter[_Identity] = Counter()
+        waiting: list[tuple[str, frozenset[_Identity]]] = [("", frozenset())]
+        while waiting:
+            folder, above = waiting.pop()
+            identity, entries = self._listed(folder)
+            if identity in above:
+                continue
+            ways[identity] += 1
+            if ways[identity] > MOST_WAYS:
+                raise UserError(
+                    f"{self.place(folder)}: is reached in more than {MOST_WAYS} ways; remove links "
+                    "to it or to the folders above it"
+                )
+            found.append(folder)
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                if not _is_data(entry.name):
+                    continue
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    raise UserError(
+                        f"{self.place(name)}: is a link to nothing; restore what it leads to, or "
+                        "remove it"
+                    )
+                if not entry.is_dir():
+                    found.append(name)
+                elif not (entry.is_symlink() and _leads_up(entry.path)):
+                    waiting.append((f"{name}/", above | {identity}))
+        return found[1:]  # without the root
+
+    def _listed(self, folder: str) -> tuple[_Identity, list[os.DirEntry]]:
+        """Which folder a name ('' or 'a/b/') stands for, and what is in it."""
+        place = self.place(folder)
+        try:
+            status = os.stat(place)
+            with os.scandir(place) as entries:
+                return (status.st_dev, status.st_ino), list(entries)
+        except OSError as error:
+            raise UserError(
+                f"{place}: cannot be listed ({error.strerror}); restore the folder or the right to "
+                "read it"
+            ) from error
 
     def read(self, name: str) -> bytes:
-        return files.read_bytes(self.place(name))
+        return files.read_bytes(self.place(name), LARGEST)
 
     def place(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -59,11 +112,12 @@ class Zip:
         self._place = f"{path}/{self._prefix}"
 
     def names(self) -> Collection[str]:
-        return [
+        below = (
             name.removeprefix(self._prefix)
             for name in self._zip.members
             if name.startswith(self._prefix)
-        ]
+        )
+        return [name for name in below if _is_data(name)]
 
     def read(self, name: str) -> bytes:
         try:
@@ -77,25 +131,34 @@ class Zip:
         return f"{self._place}{name}"
 
 
+def _leads_up(link: str) -> bool:
+    """Whether a link to a folder leads to one that it lies in itself."""
+    target, own = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, own]) == target
+
+
 def find(path: Path, inside: str) -> FileTree:
     """The tree in the folder `inside` of `path` where there is one, else in `path` itself.
 
     Raises:
       UserError: there is no such folder or zip, or the zip is cut off or compressed.
     """
-    if path.is_dir():
-        return Folder(str(path / inside if (path / inside).is_dir() else path))
-    if not path.is_file() or path.suffix != ".zip":
+    if os.path.isdir(path):  # unlike Path's own, it never raises
+        return Folder(str(path / inside if os.path.isdir(path / inside) else path))
+    if not os.path.isfile(path) or path.suffix != ".zip":
         raise UserError(f"{path}: is neither a folder nor a .zip file; path must name one of them")
     return Zip(path, inside)
 
 
+def listed(names: list[str]) -> str:
+    """'a, b, c and 4 others'."""
+    named, others = ", ".join(names[:NAMED]), len(names) - NAMED
+    return f"{named} and {others} others" if others > 0 else named
+
+
 def some(names: list[str]) -> str:
     """'a, b, c and 4 others are', for a sentence to go on from."""
-    named, others = ", ".join(names[:NAMED]), len(names) - NAMED
-    if others > 0:
-        return f"{named} and {others} others are"
-    return f"{named} are" if len(names) > 1 else f"{named} is"
+    return f"{listed(names)} {'are' if len(names) > 1 else 'is'}"
 
 
 def _opened(path: Path) -> MappedZip:
@@ -113,4 +176,7 @@ def _opened(path: Path) -> MappedZip:
         raise UserError(
             f"{path}: {some(packed)} compressed or encrypted; zip without either (zip -0)"
         )
+    links = [name for name, member in opened.members.items() if member.is_link]
+    if links:
+        raise UserError(f"{path}: {some(links)} only a link; zip what it leads to (without -y)")
     return opened

@@ -1,6 +1,7 @@
 """Classes of files as the published tools write them: `dataset.json` at the root of their tree.
 
-It holds {"labels": [[file, class], ...]}, in any order, with names relative to the root.
+It holds {"labels": [[file, class], ...]}, in any order, with names relative to the root; or
+{"labels": null}, where the files have no classes.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from ig_jax.formats import files
 FILE = "dataset.json"
 
 
-def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray, "n"]:
-    """The class of every name.
+def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray, "n"] | None:
+    """The class of every name; None where the file gives no labels.
 
     Raises:
-      UserError: the file is cut off or gives no labels, names a file twice, a label is none of
+      UserError: the file is cut off or damaged, names a file twice, a label is none of
         0..num_classes - 1, or its files are not exactly `names`; names the file.
     """
-    file, label_of = tree.place(FILE), {}
-    for entry in _entries(tree):
+    file, entries, label_of = tree.place(FILE), _entries(tree), {}
+    if entries is None:
+        return None
+    for entry in entries:
         match entry:
             case [str(name), int(label)] if type(label) is int:  # JSON has true, too
                 pass
@@ -56,13 +59,32 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
     return np.asarray([label_of[name] for name in names], np.int32)
 
 
-def _entries(tree: FileTree) -> list:
-    file = tree.place(FILE)
-    content = files.parse_json(tree.read(FILE), file)
-    entries = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(entries, list):
+def without_classes(count: int, num_classes: int, reason: str) -> Int32[np.ndarray, "n"]:
+    """Labels of so many files that have none: class 0, which is the only one.
+
+    Args:
+      reason: why they have none, from the place on, for the message.
+
+    Raises:
+      UserError: there are to be more classes.
+    """
+    if num_classes != 1:
         raise UserError(
-            f'{file}: must hold {{"labels": [[file, class], ...]}}, but gives no labels; write it '
-            "again from images that have some"
+            f"{reason}, but num_classes = {num_classes}; set num_classes = 1 to train without "
+            "classes"
         )
-    return entries
+    return np.zeros(count, np.int32)
+
+
+def _entries(tree: FileTree) -> list | None:
+    file = tree.place(FILE)
+    match files.parse_json(tree.read(FILE), file):
+        case {"labels": list() | None as entries}:
+            return entries
+        case dict() as content if "labels" not in content:
+            return None
+        case content:
+            raise UserError(
+                f'{file}: must hold {{"labels": [[file, class], ...]}}, or {{"labels": null}} '
+                f"without classes, but holds {shown(content)}; fix it"
+            )

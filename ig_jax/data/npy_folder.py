@@ -1,10 +1,11 @@
 """Latents as the tools of REPA, SRA and IG-SiT publish them: one .npy file an image.
 
-The layout. `vae-sd/dataset.json` holds {"labels": [[file, class], ...]}; beside it lies a file such
-as `00000/img-mean-std-00000000.npy` for every image: float32 (8, h, w), four channels of the mean
-and then four of the standard deviation of what the VAE says, neither scaled nor flipped. A zip
-holds the same tree, or the inside of `vae-sd`, and is not compressed: a member is a range of bytes
-in one memory map. Beside dataset.json there may be a record of what made the latents.
+The layout. `vae-sd/dataset.json` holds {"labels": [[file, class], ...]}, or {"labels": null} where
+there are no classes; beside it lies a file such as `00000/img-mean-std-00000000.npy` for every
+image: float32 (8, h, w), four channels of the mean and then four of the standard deviation of what
+the VAE says, neither scaled nor flipped. A zip holds the same tree, or the inside of `vae-sd`, and
+is not compressed: a member is a range of bytes in one memory map. Beside dataset.json there may be
+a record of what made the latents.
 
 Examples are in the order of their file names, as in the published loader.
 """
@@ -83,6 +84,9 @@ class NpyFolder(Recorded):
                 "from where the latents come from"
             )
         classes = labels.read(tree, names, self.num_classes)
+        if classes is None:
+            reason = f"{tree.place(labels.FILE)}: gives no labels"
+            classes = labels.without_classes(len(names), self.num_classes, reason)
         data, file = tree.read(names[0]), tree.place(names[0])
         header = _header(data, file)
         _moments(data, header, file)  # only then is its shape one to make room for

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ig_jax.data import crop, tfds_files
 from ig_jax.data.crop import Cropped
+from ig_jax.data.tfds_info import Feature
 from ig_jax.data.tfds_split import Example, OfSplit
 from ig_jax.errors import UserError
 from ig_jax.sections import at_most
+
+NONE = Feature("nothing", (), "", "none")
 
 
 @dataclass(frozen=True)
@@ -43,27 +45,36 @@ class TfdsImages(OfSplit, Cropped):
         OfSplit.__post_init__(self)
         Cropped.__post_init__(self)
 
-    def _check_features(self, features: Mapping[str, Any]) -> None:
-        from tensorflow_datasets.core.features import Image
-
-        image = features.get("image")
+    def _check_features(self, features: Mapping[str, Feature]) -> None:
+        image = features.get("image", NONE)
         # Images of other dtypes are packed into PNG files that are no pictures.
-        if not isinstance(image, Image) or image.np_dtype != np.uint8 or "label" not in features:
+        right = image.kind == "Image" and image.dtype == "uint8"
+        if not right or (self.num_classes > 1 and "label" not in features):
             found = ", ".join(f"{name} {features[name]}" for name in sorted(features))
             raise UserError(
-                f"{self.path}/{tfds_files.FEATURES}: pictures need image of uint8 and label, but "
-                f"it names {found}; name another data set"
+                f"{self.path}/{tfds_files.FEATURES}: pictures need image of uint8 and label (but "
+                f"with num_classes = 1), but it names {found}; name another data set"
             )
 
+    def unlabelled(self) -> TfdsImages:
+        """The same pictures, all of class 0; their labels are not looked at."""
+        return _Unlabelled(self.path, self.split, self.size, 1)
+
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        opened, numbers = self._opened, indices.tolist()
-        examples = opened.read(indices)
-        pairs = zip(examples, numbers, strict=True)
-        label = [opened.label(example, index, self.num_classes) for example, index in pairs]
+        examples, numbers = self._opened.read(indices), indices.tolist()
+        label = [self._label(e, index) for e, index in zip(examples, numbers, strict=True)]
         stored = self._stacked(self._picture, examples, numbers)
         return {"stored": stored, "label": np.asarray(label, np.int32)}
+
+    def _label(self, example: Example, index: int) -> int:
+        return self._opened.label(example, index, self.num_classes)
 
     def _picture(self, example: Example, index: int) -> np.ndarray:
         content = b"".join(example["image"].bytes_list.value)  # one, or none at all
         name = f"{self._opened.place(index)} ({self._opened.file_name(example, index)})"
         return crop.decode(content, self.size, name)
+
+
+class _Unlabelled(TfdsImages):
+    def _label(self, example: Example, index: int) -> int:
+        return 0

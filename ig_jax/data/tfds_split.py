@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ig_jax.data import tfds_info
 from ig_jax.data.reading import THREADS, Readers
-from ig_jax.data.tfds_files import FEATURES, FORMAT, INFO
+from ig_jax.data.tfds_files import INFO
+from ig_jax.data.tfds_info import Feature
 from ig_jax.errors import BadExample, UserError, shown
 
 # Without reading ahead, as examples are read in random order.
@@ -37,7 +39,7 @@ class _Shard(NamedTuple):
 class Split:
     """Random access to the examples of a split, from several threads at once."""
 
-    features: Mapping[str, Any]  # name -> TFDS feature
+    features: Mapping[str, Feature]
     shards: list[_Shard]
 
     @cached_property
@@ -71,12 +73,14 @@ class Split:
         return f"{shard.file}: record {record}"
 
     def label(self, example: Example, index: int, num_classes: int) -> int:
-        """The class of example number `index`.
+        """The class of example number `index`; 0 where the data set has no labels.
 
         Raises:
           BadExample: it has none.
           UserError: it lies outside of 0..num_classes - 1.
         """
+        if "label" not in self.features:
+            return 0
         values = example["label"].int64_list.value
         if len(values) != 1:
             raise BadExample(f"{self.place(index)} holds no label; write it again")
@@ -124,7 +128,7 @@ class OfSplit(ABC):
             raise ValueError("split = '': must name a split of the data set, such as train")
 
     @abstractmethod
-    def _check_features(self, features: Mapping[str, Any]) -> None:
+    def _check_features(self, features: Mapping[str, Feature]) -> None:
         """Raises UserError unless the examples hold what the source reads."""
 
     @cached_property
@@ -154,18 +158,18 @@ def open_split(path: Path, split: str) -> Split:
       UserError: the folder is no data set, is not stored as ArrayRecord, has no such split, or a
         shard of it is missing or cut off.
     """
-    info = _info(path)
+    description = tfds_info.read(path)
     try:
-        instructions = info.splits[split].file_instructions
+        instructions = description.splits[split].file_instructions
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: has no split {shown(split)}; name one of {', '.join(info.splits)}"
+            f"{path}: has no split {shown(split)}; name one of {', '.join(description.splits)}"
         ) from error
     if not instructions:
         raise UserError(f"{path}: the split {shown(split)} holds no examples; name another one")
     _allow_open_files(len(instructions))
     with ThreadPoolExecutor(THREADS) as openers:  # there may be a thousand shards
-        return Split(dict(info.features), list(openers.map(_shard, instructions)))
+        return Split(description.features, list(openers.map(_shard, instructions)))
 
 
 def _allow_open_files(count: int) -> None:
@@ -179,32 +183,6 @@ def _allow_open_files(count: int) -> None:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and wanted > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _info(path: Path) -> Any:
-    import tensorflow_datasets as tfds
-
-    if not path.is_dir():
-        raise UserError(f"{path}: is no folder; path must name the folder that holds {INFO}")
-    for name in (INFO, FEATURES):
-        if not (path / name).is_file():
-            raise UserError(
-                f"{path}: holds no {name}; path must name the folder of one version of a data set, "
-                "such as imagenet2012/5.1.0"
-            )
-    try:
-        info = tfds.builder_from_directory(path).info
-    except Exception as error:  # there is no list of what it raises for all that JSON can hold
-        raise UserError(
-            f"{path}: {INFO} or {FEATURES} describes no data set ({_reason(error)}); copy both "
-            "again"
-        ) from error
-    if info.file_format.value != FORMAT:
-        raise UserError(
-            f"{path}: is stored as {info.file_format.value}, which cannot be read at random; build "
-            f"the data set again with file_format='{FORMAT}'"
-        )
-    return info
 
 
 def _shard(instruction: Any) -> _Shard:

@@ -59,13 +59,19 @@ def _require_regular(path: str | Path, mode: int) -> None:
         raise UserError(f"{path}: is {kind}; name a regular file")
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path, at_most: int | None = None) -> bytes:
     """The whole content of a regular file.
 
     Raises:
-      UserError: as `open_regular`.
+      UserError: as `open_regular`, or it has more than `at_most` bytes.
     """
     with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if at_most is not None and size > at_most:
+            raise UserError(
+                f"{path}: has {size:,} bytes, but such a file has at most {at_most:,}; name or "
+                "copy another"
+            )
         try:
             return file.read()
         except OSError as error:

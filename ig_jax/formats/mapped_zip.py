@@ -6,6 +6,7 @@ the bytes that are there before it is used.
 
 from __future__ import annotations
 
+import stat
 import struct
 import zipfile
 import zlib
@@ -36,6 +37,7 @@ class Member(NamedTuple):
     method: int  # of compression
     checksum: int
     is_encrypted: bool
+    is_link: bool
 
     @property
     def is_stored(self) -> bool:
@@ -65,6 +67,7 @@ class MappedZip:
             self.members[info.filename] = Member(
                 *(info.header_offset, info.compress_size, info.file_size, info.compress_type),
                 *(info.CRC, bool(info.flag_bits & ENCRYPTED)),
+                stat.S_ISLNK(info.external_attr >> 16),
             )
 
     def stored(self, name: str) -> np.ndarray:

@@ -16,12 +16,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from ig_jax.errors import UserError, shown
 from ig_jax.metrics.spaces import Features
 from ig_jax.types import Params
 
 # One layer, so that features still tell fine strokes: behind a second layer, digits of one class
 # huddle so close that blurred samples pass as real (precision 78 % where this layer reads 67 %).
 HIDDEN_SIZES = (128,)
+FIELD = "evaluate.features.name = 'classifier'"  # what chose it
 SEED = 0  # of the initial weights and the order of the batches
 
 
@@ -37,26 +39,31 @@ class Classifier:
         """{'hidden', 'classes'}: {'kernel', 'bias'}, float32, fitted on the training pictures.
 
         Raises:
-          ValueError: the pictures are not uint8, or labels are not 0, 1, 2 (and more) alone.
+          UserError: the pictures are not uint8, or labels are not 0, 1 (and more) without a gap.
         """
         # Imported here: it takes about a second, which training and sampling need not pay.
         from sklearn.neural_network import MLPClassifier
 
         images, labels = pictures()
         if images.dtype != np.uint8:
-            raise ValueError(f"pictures are {images.dtype}: must be uint8")
+            raise UserError(f"{FIELD}: is fitted on uint8 pictures, but these are {images.dtype}")
         classes = np.unique(labels)
-        # scikit-learn fits two classes with a single logistic output: no logit for each.
-        if len(classes) < 3 or not np.array_equal(classes, np.arange(len(classes))):
-            raise ValueError(f"labels are {classes.tolist()}: must be 0, 1, 2, ... without a gap")
+        if len(classes) < 2 or not np.array_equal(classes, np.arange(len(classes))):
+            raise UserError(
+                f"{FIELD}: is fitted on the classes 0, 1, ... without a gap, two at least, but the "
+                f"pictures have {shown(classes.tolist())}; use inception"
+            )
         # With this tolerance the fit stops by itself, well before the limit of 200 epochs.
         network = MLPClassifier(HIDDEN_SIZES, tol=1e-3, random_state=SEED)
         network.fit(images.reshape(len(images), -1) / 127.5 - 1, labels)
-        layers = zip(network.coefs_, network.intercepts_, strict=True)
-        return {
-            name: {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
-            for name, (kernel, bias) in zip(("hidden", "classes"), layers, strict=True)
-        }
+        layers = [
+            {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+            for kernel, bias in zip(network.coefs_, network.intercepts_, strict=True)
+        ]
+        if len(classes) == 2:  # scikit-learn has a single logit, of class 1 against class 0
+            one = layers[-1]
+            layers[-1] = {name: np.concatenate([0 * x, x], axis=-1) for name, x in one.items()}
+        return dict(zip(("hidden", "classes"), layers, strict=True))
 
     def __call__(self, weights: Params, pictures: UInt8[Array, "b h w c"]) -> Features:
         """The hidden layer after its ReLU, and a logit for each class.

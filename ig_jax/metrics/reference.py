@@ -12,6 +12,7 @@ mu and sigma are the mean and the covariance of the pooled features, mu_s and si
 spatial ones, of which the sFID is taken. A file of pictures only holds no statistics yet.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,14 @@ import numpy as np
 from ig_jax.errors import UserError, listed
 from ig_jax.formats import digests, files, npz, numpy_pickle
 from ig_jax.metrics.moments import Gaussian
+from ig_jax.metrics.rows import BLOCK_ROWS, row_blocks
 
 POOL, SPATIAL = (("mu", "sigma"), ("ref_mu", "ref_sigma")), (("mu_s", "sigma_s"),)
 ROWS, PICTURES, SPACE, COUNT = "pool", "arr_0", "space", "count"
 # Covariances are symmetric to the rounding of float32 at worst.
 ASYMMETRY = 1e-5
 MOST_FEATURES = 8192  # of Inception's there are 2048
+FEWEST = 4  # single pictures, of which precision and recall take the three nearest to each
 MEND = "choose a file of FID statistics, or write one with --mode=reference"
 
 
@@ -49,6 +52,11 @@ def read(path: Path, field: str) -> Reference:
         pictures, or an array has another shape or dtype than it must have.
     """
     try:
+        if os.path.isdir(path):
+            raise UserError(
+                f"{path}: is a folder; take statistics of its images with --mode=reference and "
+                f"--config.data.source.path={path}, and name the file that it writes"
+            )
         names, array = _open(path)
         found = _Arrays(path, names, array)
         pool, pictures = found.gaussian(POOL), found.pictures()
@@ -139,6 +147,11 @@ class _Arrays(NamedTuple):
             difference = np.abs(covariance - covariance.T).max()
         if difference > ASYMMETRY * np.abs(covariance).max():
             raise UserError(f"{self.path}: {covariance_name!r} is not symmetric; {MEND}")
+        if not _is_covariance(covariance):
+            raise UserError(
+                f"{self.path}: {covariance_name!r} is no covariance, for a variance is negative in "
+                f"some direction; {MEND}"
+            )
         return gaussian
 
     def space(self) -> str:
@@ -154,20 +167,37 @@ class _Arrays(NamedTuple):
         if pool is None or ROWS not in self.names:
             return None
         found = self.array(ROWS)
-        if found.dtype != np.float32 or found.shape[1:] != pool.mean.shape:
+        right = found.dtype == np.float32 and found.shape[1:] == pool.mean.shape
+        if not right or len(found) < FEWEST:
             raise UserError(
                 f"{self.path}: {ROWS!r} is {found.dtype} {found.shape}, but must be float32 "
-                f"[n, {pool.mean.size}]; {MEND}"
+                f"[n, {pool.mean.size}], n at least {FEWEST}; {MEND}"
             )
+        try:
+            for _ in row_blocks(found, ROWS, BLOCK_ROWS):
+                pass
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}; {MEND}") from None
         return found
 
     def pictures(self) -> np.ndarray | None:
         if PICTURES not in self.names:
             return None
         found = self.array(PICTURES)
-        if found.dtype != np.uint8 or found.ndim != 4 or found.shape[-1] != 3:
+        right = found.dtype == np.uint8 and found.ndim == 4 and found.shape[-1] == 3
+        if not right or len(found) < FEWEST:
             raise UserError(
                 f"{self.path}: {PICTURES!r} is {found.dtype} {found.shape}, but must be uint8 "
-                f"[n, h, w, 3]; {MEND}"
+                f"[n, h, w, 3], n at least {FEWEST}; {MEND}"
             )
         return found
+
+
+def _is_covariance(matrix: np.ndarray) -> bool:
+    """Whether a symmetric matrix is positive semidefinite, to the rounding of float32."""
+    rounding = ASYMMETRY * np.trace(matrix) + np.finfo(np.float64).tiny
+    try:
+        np.linalg.cholesky(matrix + rounding * np.eye(len(matrix)))  # a tenth of eigenvalues' time
+    except np.linalg.LinAlgError:
+        return False
+    return True
