@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from ig_jax import build, checkpoint, logs, tree
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 from ig_jax.interop import names
 from ig_jax.types import Params
 
@@ -120,6 +121,7 @@ def export(workdir: Path, output: Path, weights: str) -> None:
     if model.options.rotary:
         tokens = exp.net.side // model.patch_size
         state |= names.rotary_tables(tokens, model.hidden_size // model.num_heads)
-    save_file(state, output, metadata={"format": "pt"})
-    logs.write_text(output.with_suffix(".md"), _card(exp, meta, params, weights, output))
+    with files.replaced(output) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    files.write_text(output.with_suffix(".md"), _card(exp, meta, params, weights, output))
     logs.say(f"{output}: {len(state)} arrays, {tree.num_bytes(state) / 2**20:,.1f} MiB")

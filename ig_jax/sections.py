@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
-from ig_jax import tree
+from ig_jax import paths, tree
 from ig_jax.errors import UserError
 
 
@@ -52,6 +52,8 @@ def _typed(value: Any, kind: Any, path: str) -> Any:
         return tuple(_typed(item, typing.get_args(kind)[0], path) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is paths.Location:
+        return value and paths.given(_typed(value, str, path), path)
     if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
         return value
     raise ConfigError(f"{path} = {value!r}: must be of type {kind.__name__}")
@@ -108,7 +110,7 @@ def make(cls: type, values: Any, path: str) -> Any:
     for name, spec in specs.items():
         if name not in values and spec.default is dataclasses.MISSING and spec.init:
             raise ConfigError(f"{dot}{name}: missing; configs/base.py shows every field")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     arguments = {
         name: _field(spec, hints[name], values[name], dot + name)
         for name, spec in specs.items()

@@ -227,10 +227,12 @@ def test_an_index_of_many_nodes_is_followed_to_the_last_value(tmp_path):
     with tensorstore.Transaction(atomic=True) as transaction:
         for i in range(50):
             store.with_transaction(transaction)[f"array{i}"] = bytes([i]) * 20
-    assert orbax_step.damage(tmp_path, [], ["params"]) == ""
+    orbax_step.require_whole(tmp_path, ["params"])
     for file in (tmp_path / "params" / "d").iterdir():
         os.truncate(file, file.stat().st_size - 1)
-        assert "has only" in orbax_step.damage(tmp_path, [], ["params"])
+        with pytest.raises(orbax_step.Damaged) as caught:
+            orbax_step.require_whole(tmp_path, ["params"])
+        assert "has only" in caught.value.fault
         os.truncate(file, file.stat().st_size + 1)
 
 

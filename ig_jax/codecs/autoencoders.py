@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, UInt8
 from ig_jax.codecs import pixels, sd_vae, va_vae
 from ig_jax.errors import UserError
 from ig_jax.formats import state_dict, torch_file
+from ig_jax.paths import Location
 from ig_jax.types import DTYPES, NONE, Images, Key, Latents, Params
 
 INPUT_RANGE = (-1.0, 1.0)  # of pixels, as both autoencoders see them
@@ -44,7 +45,7 @@ def _scaled(pictures: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
 class Autoencoder(ABC):
     """Fields and rules that both share."""
 
-    weights: str  # the published file; '': latents must be stored, pictures are in false colours
+    weights: Location  # published file; '': latents must be stored, pictures are in false colours
     dtype: str = "float32"  # of convolutions and matrix products: float32, bfloat16
 
     name: ClassVar[str]
@@ -156,7 +157,7 @@ class VaVae(Autoencoder):
     """
 
     # latents_stats.pt: mean and std of every channel; '': not known, as before latents are made
-    statistics: str = ""
+    statistics: Location = ""
 
     name: ClassVar[str] = "va_vae"
     rounding: ClassVar[str] = pixels.ROUNDED

@@ -22,6 +22,7 @@ from ig_jax.data import crop, file_tree, labels
 from ig_jax.data.crop import Cropped
 from ig_jax.data.file_tree import FileTree
 from ig_jax.errors import UserError
+from ig_jax.paths import Location
 
 ROOT = "images"
 
@@ -44,7 +45,7 @@ class ImageFolder(Cropped):
       BadExample: a picture cannot be decoded; names the file.
     """
 
-    path: str
+    path: Location
     size: int  # side of the cropped pictures
     num_classes: int
 

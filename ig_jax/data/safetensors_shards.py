@@ -24,6 +24,7 @@ import numpy as np
 
 from ig_jax.data.record import Recorded
 from ig_jax.errors import BadExample, UserError
+from ig_jax.paths import Location
 
 CODEC = "va_vae"  # whose layout this is
 LENGTH = 8  # bytes that tell how long the header is
@@ -59,7 +60,7 @@ class SafetensorsShards(Recorded):
       BadExample: a latent is not finite; names its file and place.
     """
 
-    path: str
+    path: Location
     num_classes: int
 
     stored_dtype = np.float32

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 
 COPY_AGAIN = "download or copy it again"
 RESAVE = "re-save it with numpy.savez"
@@ -74,8 +75,7 @@ def write(path: Path, members: Mapping[str, Path | np.ndarray]) -> None:
 
     A member that is a Path names an .npy file, which is streamed: it may be larger than the memory.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with zipfile.ZipFile(temporary, "w") as archive:
+    with files.replaced(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, member in members.items():
             # Its time of change is fixed: ZipInfo's own default, the beginning of 1980.
             entry = zipfile.ZipInfo(name + SUFFIX)
@@ -85,7 +85,6 @@ def write(path: Path, members: Mapping[str, Path | np.ndarray]) -> None:
                         shutil.copyfileobj(source, target, STREAMED)
                 else:
                     npy.write_array(target, member, allow_pickle=False)
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from numpy.lib import format as npy
+
+from ig_jax.formats import files
 
 DONE = "done"
 
@@ -39,16 +42,31 @@ class RowStore:
         return [name for name in self._arrays if name != DONE]
 
     def create(self) -> None:
-        """Makes the files unless they are there; one process does it, before any writes."""
-        if self.path(DONE).exists():
+        """Makes the files unless they are there and whole; one process does it, before any writes.
+
+        If one is damaged, all begin anew.
+        """
+        if all(map(self._is_whole, self._arrays)):
             return
+        self.path(DONE).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, row in self._arrays.items():  # `done` comes last: with it the store exists
             # Hidden until it has its whole length, which takes no room on the disk yet.
-            hidden = self.folder / f".{name}.npy"
-            shape = (self.rows, *row.shape)
-            np.lib.format.open_memmap(hidden, mode="w+", dtype=row.dtype, shape=shape)
-            os.replace(hidden, self.path(name))
+            with files.replaced(self.path(name)) as hidden:
+                shape = (self.rows, *row.shape)
+                npy.open_memmap(hidden, mode="w+", dtype=row.dtype, shape=shape)
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether the file of an array is there, with its header and at its length."""
+        row = self._arrays[name]
+        try:
+            found = npy.open_memmap(self.path(name), mode="r")
+        except (OSError, ValueError, EOFError, SyntaxError):
+            return False
+        kind = (found.shape, found.dtype, found.flags.c_contiguous)
+        return kind == ((self.rows, *row.shape), np.dtype(row.dtype), True) and (
+            self.path(name).stat().st_size == found.offset + found.nbytes
+        )
 
     def path(self, name: str) -> Path:
         """The .npy file of an array."""
