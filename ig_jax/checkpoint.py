@@ -26,7 +26,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import struct
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from ig_jax import compatible, logs, sharding, storage
@@ -282,9 +281,9 @@ class Checkpoints:
     def _damage(self, step: int, arrays: tuple[str, ...]) -> str:
         """What is wrong with a checkpoint's files; '': nothing."""
         fault = self._look(step, arrays) if jax.process_index() == 0 else ""
-        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.bool_(fault)):
+        if sharding.first_says(bool(fault)):
             return fault or "process 0 cannot read it"
-        return fault
+        return ""
 
     def _look(self, step: int, arrays: tuple[str, ...]) -> str:
         folder = self.directory / str(step)

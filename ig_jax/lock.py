@@ -19,10 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from ig_jax import logs
+from ig_jax import logs, sharding
 from ig_jax.errors import UserError
 from ig_jax.formats import files
 
@@ -133,12 +131,8 @@ def held(folder: Path, name: str = NAME) -> Iterator[Held]:
             lock = _take(folder, name)
         except UserError as error:
             refusal = error
-    if jax.process_count() > 1:
-        refused = multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None))
-        if refused and refusal is None:
-            refusal = UserError(f"{folder}: process 0 cannot lock it, and says why")
-    if refusal is not None:
-        raise refusal
+    if sharding.first_says(refusal is not None):
+        raise refusal or UserError(f"{folder}: process 0 cannot lock it, and says why")
     try:
         yield lock
     finally:

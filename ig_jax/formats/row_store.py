@@ -8,6 +8,8 @@ other hosts may write neighbouring rows of the same page, and a full disk is an 
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -50,23 +52,32 @@ class RowStore:
             return
         self.path(DONE).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, row in self._arrays.items():  # `done` comes last: with it the store exists
-            # Hidden until it has its whole length, which takes no room on the disk yet.
-            with files.replaced(self.path(name)) as hidden:
-                shape = (self.rows, *row.shape)
-                npy.open_memmap(hidden, mode="w+", dtype=row.dtype, shape=shape)
+        for name in self._arrays:  # `done` comes last: with it the store exists
+            with files.replaced(self.path(name)) as hidden, open(hidden, "wb") as file:
+                file.write(self._header(name))
+                file.truncate(self._length(name))  # which takes no room on the disk yet
+
+    def _header(self, name: str) -> bytes:
+        row, header = self._arrays[name], io.BytesIO()
+        kind = {"descr": npy.dtype_to_descr(np.dtype(row.dtype)), "fortran_order": False}
+        npy.write_array_header_1_0(header, kind | {"shape": (self.rows, *row.shape)})
+        return header.getvalue()
+
+    def _size(self, name: str) -> int:
+        """Bytes of a row of an array."""
+        row = self._arrays[name]
+        return math.prod(row.shape) * np.dtype(row.dtype).itemsize
+
+    def _length(self, name: str) -> int:
+        return len(self._header(name)) + self.rows * self._size(name)
 
     def _is_whole(self, name: str) -> bool:
         """Whether the file of an array is there, with its header and at its length."""
-        row = self._arrays[name]
-        try:
-            found = npy.open_memmap(self.path(name), mode="r")
-        except (OSError, ValueError, EOFError, SyntaxError):
+        file, header = self.path(name), self._header(name)
+        if not file.is_file() or file.stat().st_size != self._length(name):
             return False
-        kind = (found.shape, found.dtype, found.flags.c_contiguous)
-        return kind == ((self.rows, *row.shape), np.dtype(row.dtype), True) and (
-            self.path(name).stat().st_size == found.offset + found.nbytes
-        )
+        with files.open_regular(file) as content:
+            return content.read(len(header)) == header
 
     def path(self, name: str) -> Path:
         """The .npy file of an array."""
@@ -95,8 +106,7 @@ class RowStore:
         values = np.ascontiguousarray(values, row.dtype)
         if values.shape != (len(indices), *row.shape):
             raise ValueError(f"{name}: has shape {values.shape}, not {(len(indices), *row.shape)}")
-        size = int(np.prod(row.shape)) * np.dtype(row.dtype).itemsize
-        start = self.path(name).stat().st_size - self.rows * size  # behind the header
+        size, start = self._size(name), len(self._header(name))
         with open(self.path(name), "r+b", buffering=0) as file:
             # Runs of neighbours in one go.
             for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
