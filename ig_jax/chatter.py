@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from functools import cache
 from typing import Any
 
 from absl import logging as absl_logging
@@ -19,6 +20,7 @@ from ig_jax import storage
 GONE = ("Event loop is closed", "cannot schedule new futures after")
 
 
+@cache
 def off() -> None:
     """Lets libraries log nothing, and drops what a failing disk makes threads and coroutines say.
 

@@ -7,7 +7,6 @@ machines.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from typing import Annotated
@@ -17,6 +16,7 @@ from ig_jax.errors import UserError, shown
 # The type of a config's field that names a file or folder; '' there names none.
 Location = Annotated[str, "path"]
 
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, as Linux has it; elsewhere it is no more
 # One slash, too: pathlib makes gs:/bucket of gs://bucket. One letter is no scheme but a drive.
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):/")
 _BUCKETS = {"gs": "gcsfuse", "s3": "mountpoint-s3", "s3a": "mountpoint-s3", "hdfs": "hdfs-fuse"}
@@ -57,10 +57,8 @@ def _instead(scheme: str, text: str) -> str:
 
 def _require_short(path: str, told: str) -> None:
     try:
-        os.lstat(path)
-    except OSError as error:
-        # Whether anything is there is for those to say who need it.
-        if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{told}: is longer than a name may be here") from error
-    except ValueError as error:  # characters that the system cannot encode
+        encoded = os.fsencode(path)
+    except ValueError as error:
         raise UserError(f"{told}: cannot be the name of a file ({error})") from error
+    if len(encoded) >= LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+        raise UserError(f"{told}: is longer than a name may be; choose a shorter one")

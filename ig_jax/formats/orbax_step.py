@@ -9,6 +9,7 @@ noticed only where they can then not be decompressed, and that when they are rea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,10 @@ def has_damaged_record(step: Path) -> bool:
     if not (step / RECORD).is_file():
         return False
     try:
-        found = files.read_json(step / RECORD)
-    except UserError:
+        found = json.loads(files.read_bytes(step / RECORD))
+    except (ValueError, UserError):
+        return False
+    except RecursionError:
         return True
     kinds = {
         "item_handlers": dict | str,
