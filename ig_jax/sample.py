@@ -162,7 +162,7 @@ def run(exp: Experiment, workdir: Path) -> Path:
         step, params = load_weights(exp, workdir)
         record = settings(exp, step)
         target = folder(workdir / "samples", record)
-        with lock.held(target):
+        with lock.held(target), storage.errors_told(target):
             _draw(exp, params, target, record)
     return target
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
-from ig_jax import pictures, storage
+from ig_jax import pictures
 from ig_jax.errors import UserError
 from ig_jax.formats import digests, npz
 from ig_jax.formats.row_store import Row, RowStore
@@ -195,7 +195,10 @@ class Found:
 
 
 class SampleFiles:
-    """The files of `num` samples of one `shape` [h, w, c] in `target`, of the given kinds."""
+    """The files of `num` samples of one `shape` [h, w, c] in `target`, of the given kinds.
+
+    The folder is there, and no other program works in it.
+    """
 
     def __init__(self, target: Path, num: int, shape: tuple[int, ...], kinds: tuple[str, ...]):
         self._target, self._num = target, num
@@ -205,10 +208,8 @@ class SampleFiles:
 
     def create(self) -> None:
         """One process does it, before any asks or writes."""
-        with storage.errors_told(self._target):
-            self._target.mkdir(parents=True, exist_ok=True)
-            if self.archive is not None:
-                self.archive.create()
+        if self.archive is not None:
+            self.archive.create()
 
     def missing(self, indices: Indices) -> Int[np.ndarray, "m"]:
         """Those of `indices` that no file holds; what one kind holds is copied to the other."""
@@ -216,25 +217,21 @@ class SampleFiles:
         anywhere = np.logical_or.reduce(held)
         for kind, own in zip(self._kinds, held, strict=True):
             for other, there in zip(self._kinds, held, strict=True):
-                with storage.errors_told(self._target):
-                    _copy(other.read, kind, indices[there & ~own])
+                _copy(other.read, kind, indices[there & ~own])
         return indices[~anywhere]
 
     def write(self, indices: Indices, images: Pictures) -> None:
-        """Raises UserError where the disk is full."""
-        with storage.errors_told(self._target):
-            for kind in self._kinds:
-                kind.write(indices, images)
+        for kind in self._kinds:
+            kind.write(indices, images)
 
     def finish(self, labels: np.ndarray) -> list[str]:
         """Makes the array and grid.png once every sample is written; returns what there is."""
         shown = min(self._num, SHOWN)
         images = self._kinds[0].read(np.arange(shown))
-        with storage.errors_told(self._target):
-            columns = min(COLUMNS, shown)
-            grid = pictures.grid(images, columns, labels[:shown].tolist())
-            pictures.save(self._target / "grid.png", grid)
-            if self.archive is None:
-                return ["PNG", "grid.png"]
-            self.archive.finish(labels)
+        columns = min(COLUMNS, shown)
+        grid = pictures.grid(images, columns, labels[:shown].tolist())
+        pictures.save(self._target / "grid.png", grid)
+        if self.archive is None:
+            return ["PNG", "grid.png"]
+        self.archive.finish(labels)
         return [*(["PNG"] if len(self._kinds) > 1 else []), "grid.png", ARCHIVE]

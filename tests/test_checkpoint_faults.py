@@ -194,7 +194,7 @@ def test_a_checkpoint_s_record_that_is_not_what_was_written_counts_as_damage(
     assert "2 cannot be read (meta/metadata is " in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["[]", "3", "[" * 100_000, '{"init_timestamp_nsecs": "x"}', "{"])
+@pytest.mark.parametrize("damage", ["[]", "3", "[" * 100_000, '{"init_timestamp_nsecs": "x"}'])
 def test_orbax_s_own_record_of_times_is_needed_by_nothing(workdir, damage):
     file = workdir / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
     put(file, damage)
@@ -398,30 +398,15 @@ LINE = '{"step": 3, "images": 9, "loss": 0.5}\n'
 @pytest.mark.parametrize(
     "damage",
     [
-        *(
-            "\n",
-            "\0" * 300 + "\n",
-            '{"step": 200, "lo\n',
-            '{"loss": 1.0}\n',
-            "[]\n",
-            "null\n",
-            "3\n",
-        ),
-        *(
-            '{"step": "3"}\n',
-            '{"step": true}\n',
-            '{"step": -1}\n',
-            '{"step": 1.5}\n',
-            "[" * 9999 + "\n",
-        ),
-        *('{"step": 3, "loss": "x"}\n', '{"step": 3, "loss": [1]}\n', '{"step": 3, "step": 3}\n'),
-        "\udcff\n",
+        *("", "\0" * 300, '{"step": 200, "lo', '{"loss": 1.0}', "[]", "null", "3", "\udcff"),
+        *('{"step": "3"}', '{"step": true}', '{"step": -1}', '{"step": 1.5}', "[" * 9999),
+        *('{"step": 3, "loss": "x"}', '{"step": 3, "loss": [1]}', '{"step": 3, "step": 3}'),
     ],
     ids=lambda damage: repr(damage)[:30],
 )
 def test_a_damaged_line_of_metrics_costs_that_line(tmp_path, damage, capfd):
-    content = (LINE + damage + LINE.replace("3", "4", 1) + damage).encode(errors="surrogateescape")
-    (tmp_path / "metrics.jsonl").write_bytes(content)
+    content = f"{LINE}{damage}\n{LINE.replace('3', '4', 1)}{damage}\n"
+    (tmp_path / "metrics.jsonl").write_bytes(content.encode(errors="surrogateescape"))
     assert [m["step"] for m in logs.read_metrics(tmp_path)] == [3, 4]
     assert capfd.readouterr().out == ""
     writer = logs.MetricWriter(tmp_path, resumed_at=9)

@@ -127,7 +127,7 @@ def test_training_ends_in_a_sentence_when_its_workdir_is_removed(workdir, left, 
 def test_sampling_judging_and_statistics_end_in_a_sentence(tmp_path, number, monkeypatch):
     workdir = tiny.trained().copy(tmp_path / "run")
     exp = tiny.experiment({"sample.files": ("npz",)})
-    monkeypatch.setattr(os, "pwrite", failing(number))
+    monkeypatch.setattr(RowStore, "_put", failing(number))
     for program in (sample.run, evaluate.run):
         with pytest.raises(UserError, match=DISK_ERRORS[number]):
             program(exp, workdir)
