@@ -99,7 +99,8 @@ class _Evaluation:
             return None
         with suppress(UserError):
             record = files.read_json(self.file)
-            if _is_record(record) and record["settings"] == compatible.plain(self.settings):
+            made_of = (self.num, compatible.plain(self.settings))
+            if _is_record(record) and (record["samples"], record["settings"]) == made_of:
                 return record
         logs.say(f"{self.file}: is damaged; it is made again")
         return None
