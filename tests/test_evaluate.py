@@ -302,9 +302,8 @@ def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_pa
     assert "20 samples of" in capsys.readouterr().out
 
 
-def test_a_damaged_result_is_made_again_and_a_whole_one_is_not(exp, tmp_path, capsys):
-    judging, _ = judge.make_judge(exp)
-    job = evaluate._Evaluation(tmp_path, judge=judging, settings={"a": (1, 2)}, num=20)
+def test_a_damaged_result_is_made_again_and_a_whole_one_is_not(judged, tmp_path, capsys):
+    job = evaluate._Evaluation(tmp_path, judge=judged[0], settings={"a": (1, 2)}, num=20)
     assert job.done() is None
     spread = {"fd": {"mean": 1.0, "std": 0.5}, "recall": {"mean": 0.5, "std": 0.0}}
     whole = {"measures": spread, "each": [{"fd": 1.0}], "samples": 20, "of": "20 samples"}

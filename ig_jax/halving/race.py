@@ -74,7 +74,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean, "std": std, "error": std / math.sqrt(n)}
 
 
-Rows = dict[Candidate, list[dict[str, float]]]  # what was measured, by seed
+Rows = dict[Candidate, list[dict[str, Any]]]  # what was measured, by seed
 
 
 def _parsed(record: Any) -> tuple[dict[str, Any], Rows]:
@@ -89,7 +89,7 @@ def _parsed(record: Any) -> tuple[dict[str, Any], Rows]:
     raise ValueError("has no settings, or other rows")
 
 
-def _row(row: Any) -> tuple[Candidate, list[dict[str, float]]]:
+def _row(row: Any) -> tuple[Candidate, list[dict[str, Any]]]:
     match row:
         case {"candidate": dict(point), "values": [_, *_] as values}:
             if _are_numbers(point) and all(
