@@ -19,12 +19,13 @@ import traceback
 
 STARTED = time.perf_counter()  # before the imports, which it measures
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import published
-from ig_jax import distributed, run
+from ig_jax import chatter, distributed, paths, run
 from ig_jax.errors import UserError
+from ig_jax.stopping import Stopped
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
@@ -57,10 +58,10 @@ def fail(message: str, status: int = 2) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parsing, with every mistake told in one sentence."""
     try:
-        rest = FLAGS(argv)
+        rest = FLAGS([_expanded(word) for word in argv])
         getattr(FLAGS.config, "to_dict", None)  # a file that failed to load says so only when used
     except Exception as error:  # the flags and the config file raise a dozen kinds
-        fail(run.explain_flags(error, argv))
+        fail(str(error) if isinstance(error, UserError) else run.explain_flags(error, argv))
     if len(rest) > 1:
         fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
     if FLAGS.config is None and FLAGS.mode not in run.CONVERSIONS:
@@ -71,6 +72,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         location, found = FLAGS["config"].config_filename, type(FLAGS.config).__name__
         fail(f"--config={location}: its get_config() returns a {found}, must return a ConfigDict")
     return rest
+
+
+def _expanded(word: str) -> str:
+    """The config file is read while flags are parsed: its path is expanded before."""
+    flag, _, path = word.partition("=")
+    return f"{flag}={paths.given(path, flag)}" if flag == "--config" and path else word
 
 
 def convert_files() -> None:
@@ -92,7 +99,7 @@ def convert_files() -> None:
 def main(argv: list[str]) -> None:
     del argv
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # libraries announce every backend and every save
+        chatter.off()
     import_seconds = time.perf_counter() - STARTED
     try:
         if FLAGS.mode in run.CONVERSIONS:
@@ -103,13 +110,15 @@ def main(argv: list[str]) -> None:
         location = FLAGS["config"].config_filename
         run.run(
             FLAGS.config,
-            workdir=FLAGS.workdir or run.default_workdir(location),
+            workdir=run.default_workdir(location) if FLAGS.workdir is None else FLAGS.workdir,
             mode=FLAGS.mode,
             dry_run=FLAGS.dry_run,
             import_seconds=import_seconds,
         )
     except UserError as error:
         fail(str(error))
+    except Stopped:
+        return  # as it was asked to; training has said so
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: run the same command again to go on\n")
         distributed.leave(130)  # what shells expect of a program ended by Ctrl-C

@@ -9,7 +9,6 @@ that cannot be read is left out, and a save that a full disk refuses stops nothi
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import re
@@ -28,13 +27,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import struct
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ig_jax import compatible, ema, logs, sharding
+from ig_jax import compatible, ema, logs, sharding, storage
 from ig_jax.ema import Averages
 from ig_jax.errors import UserError
 from ig_jax.formats import orbax_leak, orbax_step
+from ig_jax.formats.orbax_step import Damaged
 from ig_jax.types import Abstract, Params
 
 # The items that hold arrays: all of them, and those that sampling may want.
@@ -79,18 +78,38 @@ def versions() -> dict[str, str]:
 # What orbax's file layer takes for something else than a part of a name: it then writes elsewhere.
 UNUSABLE = re.compile(r"\\|\[.*\]", re.DOTALL)
 
-# As it was written at first.
-_IMPORTED = {True: "weights", False: ""}
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's folder holds beside arrays, as `Checkpoints.meta` gives it.
+
+    Raises:
+      Damaged: it is missing, no JSON, or lacks what it was written with.
+    """
+    file = folder / "meta" / "metadata"
+    match orbax_step.parse(file):
+        case {
+            "step": int(step),
+            "data": {"next_index": int(index)},
+            "config": {"train": {"ema_decays": [*decays]}, **sections},
+            "versions": dict(),
+        } as found if (
+            step == int(folder.name)
+            and index >= 0
+            and all(isinstance(decay, float | int) for decay in decays)
+            and all(isinstance(section, dict | int) for section in sections.values())
+        ):
+            imported = found.get("imported", "")
+            if isinstance(imported, bool):  # as it was written at first
+                imported = "weights" if imported else ""
+            if imported in ("weights", "state", ""):
+                return found | {"imported": imported}
+    raise Damaged(file, "is not what was written")
 
 
 def _no_room(error: Exception) -> int | None:
-    """The system's number of the error if a save failed for want of space; else None.
-
-    Orbax writes some files itself, and most through tensorstore, which has the number in its text.
-    """
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    number = int(found[1]) if found else getattr(error, "errno", None)
-    return number if number in logs.NO_ROOM else None
+    """The system's number of the error if a save failed for want of space; else None."""
+    number = storage.number(error)
+    return number if number in storage.FULL else None
 
 
 def check_folder(workdir: Path) -> None:
@@ -137,6 +156,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         orbax_leak.stop()
+        self._remove_damaged_records()
         return ocp.CheckpointManager(
             self.directory,
             item_names=(*ARRAYS, "meta"),
@@ -147,6 +167,16 @@ class Checkpoints:
                 read_only=self._reading,
             ),
         )
+
+    def _remove_damaged_records(self) -> None:
+        """Raises CheckpointError where there are any and nothing may be removed."""
+        steps = self.directory.glob("*") if jax.process_index() == 0 else ()
+        for step in filter(orbax_step.has_damaged_record, steps):
+            file = step / orbax_step.RECORD
+            if self._reading:
+                raise CheckpointError(f"{file}: is damaged; remove it, for nothing needs it")
+            file.unlink()
+        sharding.meet("records are whole")
 
     def latest_step(self) -> int | None:
         """The newest checkpoint, or the save that is under way."""
@@ -203,9 +233,9 @@ class Checkpoints:
             raise error
         why = f"step {self._asked} is not saved: {os.strerror(number)}"
         if jax.process_count() > 1:
-            raise SaveFailed(f"{why} ({logs.room(self.directory)}); {self._mend()}") from error
+            raise SaveFailed(f"{why} ({storage.room(self.directory)}); {self._mend()}") from error
         self._abandon()
-        self._failure = f"{why} ({logs.room(self.directory)})"
+        self._failure = f"{why} ({storage.room(self.directory)})"
         logs.say(f"{self._failure}; the next save is tried all the same")
 
     def _abandon(self) -> None:
@@ -274,18 +304,19 @@ class Checkpoints:
     def _damage(self, step: int, arrays: tuple[str, ...]) -> str:
         """What is wrong with a checkpoint's files; '': nothing."""
         fault = self._look(step, arrays) if jax.process_index() == 0 else ""
-        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.bool_(fault)):
+        if sharding.first_says(bool(fault)):
             return fault or "process 0 cannot read it"
-        return fault
+        return ""
 
     def _look(self, step: int, arrays: tuple[str, ...]) -> str:
         folder = self.directory / str(step)
-        fault = orbax_step.damage(folder, ["meta"], [])
-        if fault:
-            return fault
-        imported = json.loads((folder / "meta" / "metadata").read_bytes()).get("imported")
-        weights_alone = _IMPORTED.get(imported, imported) == "weights"
-        return orbax_step.damage(folder, [], ["params"] if weights_alone else arrays)
+        try:
+            weights_alone = _meta(folder)["imported"] == "weights"
+            items = ["params"] if weights_alone else arrays
+            orbax_step.require_whole(folder, items, nested=["opt_state"])
+        except Damaged as error:
+            return f"{error.file.relative_to(folder)} {error.fault}"
+        return ""
 
     def _leave_out(self, faults: Mapping[int, str], used: int) -> None:
         """Says which checkpoints cannot be read, and makes way for new ones of the same steps."""
@@ -311,15 +342,20 @@ class Checkpoints:
         )
 
     def meta(self, step: int) -> dict[str, Any]:
-        """{'step', 'data', 'config', 'versions', 'imported'} of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
+        """{'step', 'data', 'config', 'versions', 'imported'} of a checkpoint.
+
+        Raises:
+          CheckpointError: it is damaged.
+        """
+        folder = self.directory / str(step)
+        try:
+            return _meta(folder)
+        except Damaged as error:
+            raise CheckpointError(f"{error.file}: {error.fault}; choose another step") from error
 
     def imported(self, step: int) -> str:
         """What of a checkpoint was imported: 'weights', 'state', or '' for nothing."""
-        found = self.meta(step).get("imported", "")
-        return _IMPORTED.get(found, found)
+        return self.meta(step)["imported"]
 
     def param_shapes(self, step: int) -> Params:
         """The parameters of a checkpoint, abstract."""

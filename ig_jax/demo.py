@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ig_jax import evaluate, figures, guide, judge, logs, measures, sample, train
+from ig_jax import evaluate, figures, guide, judge, lock, logs, measures, sample, storage, train
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
 from ig_jax.drawing import Generator
+from ig_jax.formats import files
 from ig_jax.guidance import Guidances
+from ig_jax.stopping import Stopped
 
 NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
 
@@ -29,7 +31,7 @@ def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     names = {"loss/flow": "final output", "loss/internal_guidance": "intermediate readout"}
     for key in dict.fromkeys(n for m in metrics for n in m if n.startswith("loss/")):
-        points = [(m["images"], m[key]) for m in metrics if key in m]
+        points = [(m["images"], m[key]) for m in metrics if {"images", key} <= m.keys()]
         axes.plot(*zip(*points, strict=True), label=names.get(key, key.removeprefix("loss/")))
     axes.set(xlabel="images seen", ylabel="loss, unweighted", yscale="log")
     axes.legend()
@@ -71,19 +73,24 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     return results, seconds, titles
 
 
-def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any] | None:
+def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]:
     """Trains (or goes on training), then judges; writes results.json, samples.png and loss.png.
 
     Returns:
-      What results.json holds, or None if training was stopped before its end.
+      What results.json holds.
+
+    Raises:
+      Stopped: a signal asked the training to stop.
+      UserError: as `train.run`.
     """
-    outcome = train.run(exp, workdir)
-    if not outcome.finished:
-        return None
-    plot_losses(logs.read_metrics(workdir), workdir / "loss.png")
-    results, seconds, titles = _judge(exp, workdir)
-    results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
-    logs.write_json(workdir / "results.json", results)
+    with lock.held(workdir) as held, storage.errors_told(workdir):
+        outcome = train.train(exp, workdir, held)
+        if outcome.stopped_by:
+            raise Stopped(outcome.stopped_by)
+        plot_losses(logs.read_metrics(workdir), workdir / "loss.png")
+        results, seconds, titles = _judge(exp, workdir)
+        results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
+        files.write_json(workdir / "results.json", results)
     logs.say("\n" + measures.table({titles[name]: results[name] for name in titles}) + "\n")
     logs.say(f"pictures: {workdir / 'samples.png'}, {workdir / 'loss.png'}")
     logs.say(f"numbers:  {workdir / 'results.json'}")

@@ -7,19 +7,33 @@ result is a record of everything that it hangs on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, drawing, guidance, guide, logs, measures, sample, sharding, tree
+from ig_jax import (
+    checkpoint,
+    compatible,
+    drawing,
+    guidance,
+    guide,
+    lock,
+    logs,
+    measures,
+    sample,
+    sharding,
+    storage,
+    tree,
+)
 from ig_jax.build import Experiment
 from ig_jax.density import FLOOR
 from ig_jax.drawing import Generator
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 from ig_jax.formats.row_store import RowStore
 from ig_jax.guidance import Guidance, Guidances
 from ig_jax.judge import AnyJudge, Judge, make_judge
@@ -28,6 +42,7 @@ from ig_jax.sample_files import Found
 from ig_jax.types import Params
 
 RESULTS = "results.json"
+STATISTICS = ("mean", "std")
 FEWEST = 10  # samples, for any measure to mean something
 
 
@@ -79,8 +94,16 @@ class _Evaluation:
         return self.folder / RESULTS
 
     def done(self) -> dict[str, Any] | None:
-        """The record of an evaluation that came to its end."""
-        return json.loads(self.file.read_text()) if self.file.exists() else None
+        """The record of an evaluation that came to its end; a damaged one is made again."""
+        if not self.file.exists():
+            return None
+        with suppress(UserError):
+            record = files.read_json(self.file)
+            made_of = (self.num, compatible.plain(self.settings))
+            if _is_record(record) and (record["samples"], record["settings"]) == made_of:
+                return record
+        logs.say(f"{self.file}: is damaged; it is made again")
+        return None
 
     def rows(
         self,
@@ -97,17 +120,16 @@ class _Evaluation:
           batches: yields (indices, samples) of the indices that it is given.
         """
         store = RowStore(self.folder / f".{name}", self.num, self.judge.rows(shape))
-        with logs.room_or_stop(self.folder):
-            if jax.process_index() == 0:
-                store.create()
-            sharding.meet(f"{name} begun")
-            own = np.array(sharding.mine(self.num))
-            missing = own[~store.done(own)]
-            bar.update(len(own) - len(missing))
-            for indices, images in batches(missing):
-                store.write(indices, self.judge.look(images))
-                bar.update(len(indices))
-            sharding.meet(f"{name} seen")
+        if jax.process_index() == 0:
+            store.create()
+        sharding.meet(f"{name} begun")
+        own = np.array(sharding.mine(self.num))
+        missing = own[~store.done(own)]
+        bar.update(len(own) - len(missing))
+        for indices, images in batches(missing):
+            store.write(indices, self.judge.look(images))
+            bar.update(len(indices))
+        sharding.meet(f"{name} seen")
         return store
 
     def finish(self, seen: Sequence[Seen], **rest: Any) -> dict[str, Any]:
@@ -126,7 +148,7 @@ class _Evaluation:
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "versions": checkpoint.versions(),
         }
-        logs.write_json(self.file, record)
+        files.write_json(self.file, record)
         for store, _ in seen:
             store.remove()
         return record
@@ -137,16 +159,49 @@ class _Evaluation:
         """The record, in process 0, told; made of what `see` gives unless it is there already.
 
         `see` gives sets of samples, and what else the record is to hold.
+
+        Raises:
+          UserError: another program makes the same evaluation; the disk is full or gone.
         """
-        record = self.done()
-        if record is None:
-            seen, rest = see()
-            if jax.process_index() == 0:
-                record = self.finish(seen, **rest)
-            sharding.meet("measured")
+        with lock.held(self.folder), storage.errors_told(self.folder):
+            # Process 0 may be about to write it, so that the others go by what it finds.
+            record = self.done() if jax.process_index() == 0 else None
+            if not sharding.first_says(record is not None):
+                seen, rest = see()
+                if jax.process_index() == 0:
+                    record = self.finish(seen, **rest)
+                sharding.meet("measured")
         if jax.process_index() == 0:
             _say(record, self.file)
         return record
+
+
+def _is_record(found: Any) -> bool:
+    """Whether this is what `_Evaluation.finish` writes, as far as it is used again."""
+    match found:
+        case {
+            "measures": spread,
+            "each": [_, *_],
+            "samples": int(),
+            "of": str(),
+            "settings": dict(),
+        }:
+            floor = found.get("floor") or spread
+            told = _is_spread(spread) and _is_spread(floor)
+            return told and set(floor) & set(measures.MEASURES) <= set(spread)
+    return False
+
+
+def _is_spread(found: Any) -> bool:
+    """Whether this is {'fd': {'mean', 'std'}, ...}, as `measures.spread` gives it."""
+    return (
+        isinstance(found, dict)
+        and len(found) > 0
+        and all(
+            isinstance(stats, dict) and all(type(stats.get(n)) in (int, float) for n in STATISTICS)
+            for stats in found.values()
+        )
+    )
 
 
 def _say(record: Mapping[str, Any], where: Path) -> None:
@@ -280,7 +335,8 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any] | None:
     Raises:
       UserError: a checkpoint, the samples, or what judging needs is missing; the disk is full.
     """
-    judge, floor = make_judge(exp)
-    if exp.config.evaluate.samples:
-        return _of_files(exp, workdir, judge)
-    return _of_checkpoint(exp, workdir, judge, floor)
+    with storage.errors_told(workdir):
+        judge, floor = make_judge(exp)
+        if exp.config.evaluate.samples:
+            return _of_files(exp, workdir, judge)
+        return _of_checkpoint(exp, workdir, judge, floor)

@@ -6,16 +6,14 @@ it: what should be written waits for the next time, and that is said once.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
 import socket
 import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,11 @@ from typing import Any
 import jax
 import tqdm
 
+from ig_jax import storage
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 
 METRICS = "metrics.jsonl"
-# No space, no more quota, and a file larger than it may be.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -36,7 +34,7 @@ def _room_or(otherwise: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in storage.FULL:
             raise
         otherwise(os.strerror(error.errno))
 
@@ -61,37 +59,14 @@ def say_data(source: Any) -> None:
         say(f"data: {source.summary()}")
 
 
-def room(folder: Path) -> str:
-    """How much space there is left for a folder."""
-    return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free for {folder}"
-
-
 @cache
 def _say_once(what: str, folder: Path, why: str) -> None:
-    say(f"{what} cannot be written now: {why} ({room(folder)}); training goes on")
+    say(f"{what} cannot be written now: {why} ({storage.room(folder)}); training goes on")
 
 
 def room_or_not(what: str, folder: Path) -> AbstractContextManager[None]:
     """What is written inside, in `folder`, may fail for want of space: that is said once."""
     return _room_or(partial(_say_once, what, folder))
-
-
-@contextmanager
-def room_or_stop(folder: Path) -> Iterator[None]:
-    """Turns what a full disk raises inside into a sentence.
-
-    Raises:
-      UserError: there is no room for what is written in `folder`.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise UserError(
-            f"{folder}: {error.strerror} ({room(folder)}); make room and run the same command "
-            "again: what is done is kept"
-        ) from error
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -135,24 +110,27 @@ def leave_out(bar: tqdm.tqdm, seconds: float) -> None:
         bar.last_print_t += seconds
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or leaves the old one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The complete lines of metrics.jsonl; a last line that a kill cut short is left out."""
-    path = workdir / METRICS
+    """The whole lines of metrics.jsonl, without those that something damaged."""
+    return [line for line in _lines(workdir / METRICS) if line is not None]
+
+
+def _lines(path: Path) -> list[dict[str, Any] | None]:
+    """Every line, None where it is damaged; a last one that a kill cut short is left out."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return [_metrics(line) for line in files.read_bytes(path).split(b"\n")[:-1]]
+
+
+def _metrics(line: bytes) -> dict[str, Any] | None:
+    """What a line tells; None if it is not a step and other numbers."""
+    try:
+        found = files.parse_json(line, METRICS)
+    except UserError:
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int or found["step"] < 0:
+        return None
+    return found if all(type(value) in (int, float) for value in found.values()) else None
 
 
 class Appended:
@@ -163,13 +141,15 @@ class Appended:
 
     def add(self, piece: bytes) -> None:
         self._waiting += piece
+        if not self._waiting:
+            return
         end = self._path.stat().st_size if self._path.exists() else 0
         with room_or_not(self._path.name, self._path.parent):
             try:
                 with open(self._path, "ab") as file:
                     file.write(self._waiting)
             except OSError:
-                if self._path.exists():
+                with suppress(OSError):  # what cannot be written to was not changed
                     os.truncate(self._path, end)
                 raise
             self._waiting = b""
@@ -232,8 +212,11 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        kept = [m for m in read_metrics(workdir) if m["step"] <= resumed_at]
-        write_text(workdir / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
+        lines = _lines(workdir / METRICS)
+        kept = [m for m in lines if m is not None and m["step"] <= resumed_at]
+        if None in lines:
+            say(f"{workdir / METRICS}: {lines.count(None)} damaged lines are left out")
+        files.write_text(workdir / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
         self._lines = Appended(workdir / METRICS)
         self._events = Events(workdir / "tensorboard", resumed_at=resumed_at)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ig_jax.formats import files
 from ig_jax.formats import images as image_files
 
 BACKGROUND = 24  # grey level between images
@@ -31,9 +31,9 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
 
 def save(path: Path, image: np.ndarray) -> None:
     """Writes uint8 [h, w, 1 or 3] as PNG; the file is whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(np.ascontiguousarray(to_rgb(image[None])[0])).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    picture = Image.fromarray(np.ascontiguousarray(to_rgb(image[None])[0]))
+    with files.replaced(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def load(path: Path, channels: int) -> np.ndarray:

@@ -9,10 +9,10 @@ often a run was broken.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, logs, sharding, tree
+from ig_jax import checkpoint, lock, logs, sharding, storage, tree
 from ig_jax.build import Experiment
 from ig_jax.codecs.autoencoders import INPUT_RANGE, Autoencoder
 from ig_jax.data import crop, record
@@ -28,7 +28,7 @@ from ig_jax.data.record import Record
 from ig_jax.data.write import LAYOUTS, Layout, Part, Whole
 from ig_jax.encode import Encode, Encoder, Example, Unreadable, as_they_are, read_batches
 from ig_jax.errors import UserError
-from ig_jax.formats import digests
+from ig_jax.formats import digests, files
 from ig_jax.types import Encoded
 
 SETTINGS, NOTES = "prepare.json", "parts"
@@ -78,12 +78,15 @@ class _Preparation:
     def begin(self) -> None:
         """Begins the empty folder, or sees that what is in it was begun in the same way."""
         file = self.folder / SETTINGS
-        if not file.exists():
-            # What is hidden may be what a kill left of this very file.
-            if any(not found.name.startswith(".") for found in self.folder.iterdir()):
-                raise UserError(f"--workdir={self.folder}: holds other files; name an empty folder")
-            return logs.write_json(file, self.made_of)
-        different = tree.differences(json.loads(file.read_text()), self.made_of)
+        # What is hidden may be what a kill left of this very file.
+        others = [f for f in self.folder.iterdir() if f.name[0] != "." and f.name != SETTINGS]
+        begun = _settings(file) if file.exists() else None
+        if begun is None and others:
+            what = f"{SETTINGS} is damaged" if file.exists() else "holds other files"
+            raise UserError(f"--workdir={self.folder}: {what}; name an empty folder")
+        if begun is None:
+            return files.write_json(file, self.made_of)
+        different = tree.differences(begun, self.made_of)
         if different:
             raise UserError(
                 f"--workdir={self.folder}: was begun with other settings "
@@ -123,10 +126,9 @@ class _Preparation:
         )
         try:
             self.layout.write(part)
-        except (OSError, RuntimeError) as error:  # the latter from array_record
+        except RuntimeError as error:  # from array_record
             raise UserError(
-                f"{self.folder}: cannot be written to ({error}); make room and run the same "
-                "command again"
+                f"{self.folder}: cannot be written to ({error}); make room, {storage.AGAIN}"
             ) from error
         self._write_note(part, skipped)
 
@@ -141,15 +143,44 @@ class _Preparation:
             "second": second.tolist(),
         }
         self.note(part.number).parent.mkdir(exist_ok=True)
-        logs.write_json(self.note(part.number), note)
+        files.write_json(self.note(part.number), note)
+
+    def read_note(self, part: int) -> dict[str, Any] | None:
+        """What is noted of a part; None where it is to be made, perhaps again."""
+        if not self.note(part).exists():
+            return None
+        with suppress(UserError):
+            note = files.read_json(self.note(part))
+            if _is_note(note, self.codec.channels):
+                return note
+        return None
+
+    def _require_note(self, part: int) -> dict[str, Any]:
+        note = self.read_note(part)
+        if note is None:
+            raise UserError(f"{self.note(part)}: was damaged meanwhile; run the same command again")
+        return note
+
+    def finished(self) -> Record | None:
+        """The record of the whole data set; None where it is to be made, perhaps again.
+
+        Raises:
+          UserError: it is damaged, and nothing is left to make it of.
+        """
+        try:
+            return record.read(self.layout.record_folder)
+        except UserError:
+            if not (self.folder / NOTES).exists():
+                raise
+            return None
 
     def finish(self) -> None:
         """Writes what describes the whole, and tidies up."""
-        notes = [json.loads(self.note(i).read_text()) for i in range(len(self.parts))]
+        notes = [self._require_note(part) for part in range(len(self.parts))]
         whole = _whole(notes)
         self.layout.finish(whole)
         made = self._record(whole, [reason for note in notes for reason in note["skipped"]])
-        logs.write_text(self.layout.record_folder / record.FILE, record.dumps(made))
+        files.write_text(self.layout.record_folder / record.FILE, record.dumps(made))
         self.tidy()
 
     def tidy(self) -> None:
@@ -183,6 +214,37 @@ class _Preparation:
         )
 
 
+def _settings(file: Path) -> dict[str, Any] | None:
+    """What a folder was begun with; None if that is damaged."""
+    with suppress(UserError):
+        found = files.read_json(file)
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def _is_note(found: Any, channels: int) -> bool:
+    """Whether this is what `_Preparation._write_note` writes."""
+    match found:
+        case {
+            "indices": [_, *_] as indices,
+            "labels": [*labels],
+            "skipped": [*skipped],
+            "values": int(values),
+            "first": [*first],
+            "second": [*second],
+        }:
+            return (
+                values > 0
+                and len(indices) == len(labels)
+                and len(first) == len(second) == channels
+                and all(type(number) is int for number in (*indices, *labels))
+                and all(type(number) is float for number in (*first, *second))
+                and all(isinstance(reason, str) for reason in skipped)
+            )
+    return False
+
+
 def _whole(notes: list[dict[str, Any]]) -> Whole:
     """Mean and (n - 1) standard deviation of every channel from sums over the parts."""
     count = sum(note["values"] for note in notes)
@@ -213,12 +275,25 @@ def _check(exp: Experiment) -> None:
 def run(exp: Experiment, folder: Path) -> Record:
     """Writes the latents of the config's source to `folder`; goes on where a run before stopped.
 
-    The folder exists, and is empty but for what such a run wrote.
+    The folder is made, or is empty but for what such a run wrote.
 
     Raises:
-      UserError: the folder holds something else; an example or the autoencoder cannot be read; the
-        layout does not fit; the disk is full.
+      UserError: the folder holds something else, or another program works there; an example or the
+        autoencoder cannot be read; the layout does not fit; the disk is full or gone.
     """
+    with lock.held(folder), storage.errors_told(folder):
+        made, written = _prepare(exp, folder)
+    for reason in made.skipped[:LISTED]:
+        logs.say(f"left out: {reason}")
+    logs.say(
+        f"{made.examples:,} examples are in {written} ({exp.config.prepare.layout}, "
+        f"{made.codec}), {len(made.skipped)} left out; {record.FILE} tells how they were made"
+    )
+    return made
+
+
+def _prepare(exp: Experiment, folder: Path) -> tuple[Record, Path]:
+    """The record of what is in the folder when it is done, and where that lies."""
     preparation = _Preparation(exp, folder)
     # Before anything is written: the autoencoder may be missing.
     encode = as_they_are if isinstance(preparation.source, Encoded) else Encoder(exp)
@@ -226,15 +301,16 @@ def run(exp: Experiment, folder: Path) -> Record:
         preparation.begin()
     sharding.meet("begun")
     written = preparation.layout.record_folder
-    made = record.read(written)
+    made = preparation.finished()
     if made is not None:
         sharding.meet("done already")
-        preparation.tidy()  # what a kill at the very end left
-        logs.say(f"{folder} is prepared already: {made.examples:,} examples")
-        return made
+        if jax.process_index() == 0:
+            preparation.tidy()  # what a kill at the very end left
+        logs.say(f"{folder} is prepared already")
+        return made, written
     logs.say_data(preparation.source)
     parts = sharding.mine(len(preparation.parts))
-    left = [i for i in parts if not preparation.note(i).exists()]
+    left = [i for i in parts if preparation.read_note(i) is None]
     total, rest = (sum(len(preparation.parts[i]) for i in some) for some in (parts, left))
     with (
         ThreadPoolExecutor(READERS) as readers,
@@ -246,11 +322,4 @@ def run(exp: Experiment, folder: Path) -> Record:
     if jax.process_index() == 0:
         preparation.finish()
     sharding.meet("finished")
-    made = record.read(written)
-    for reason in made.skipped[:LISTED]:
-        logs.say(f"left out: {reason}")
-    logs.say(
-        f"{made.examples:,} examples are in {written} ({preparation.settings.layout}, "
-        f"{made.codec}), {len(made.skipped)} left out; {record.FILE} tells how they were made"
-    )
-    return made
+    return record.read(written), written

@@ -7,6 +7,8 @@ result does not depend on how often that was, or on how many processes shared th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import judge, logs, sharding
+from ig_jax import judge, lock, logs, sharding, storage
 from ig_jax.build import Experiment
 from ig_jax.encode import Unreadable, read_batches
 from ig_jax.errors import UserError
+from ig_jax.formats import files, npz
 from ig_jax.look import Look, Rows, joined
 from ig_jax.metrics import reference as statistics
 from ig_jax.metrics.moments import Moments
@@ -31,6 +34,8 @@ TOGETHER = 5_000  # rows of features that are added to the moments at once
 CHOSEN = 10_000  # pictures whose features are kept for precision and recall, as many as ADM's
 READERS = 16
 FILE, PARTS = "reference.npz", ".parts"
+
+Part = tuple[dict[str, Moments], np.ndarray]  # moments by name, features of some pictures
 
 
 def _chosen(total: int) -> np.ndarray:
@@ -84,28 +89,80 @@ def _write_part(file: Path, parts: Iterator[Rows], kept: np.ndarray) -> None:
         for name, m in moments.items()
         for field in ("count", "mean", "scatter")
     }
-    hidden = file.with_name(f".{file.name}")
-    with open(hidden, "wb") as content:
+    with files.replaced(file) as hidden, open(hidden, "wb") as content:
         np.savez(content, rows=np.concatenate(rows), **arrays)
-    hidden.replace(file)
 
 
-def _merged(files: list[Path]) -> tuple[dict[str, Moments], np.ndarray]:
-    """Moments of all parts, and the features that were kept, in order."""
+def _read_part(file: Path, count: int, kept: int) -> Part | None:
+    """What a file of `_write_part` holds of `count` pictures; None where it is to be made.
 
-    def of(file: Path) -> tuple[dict[str, Moments], np.ndarray]:
-        with np.load(file) as part:
-            names = {name.split(".")[0] for name in part.files} - {"rows"}
-            moments = {
-                n: Moments(int(part[f"{n}.count"]), part[f"{n}.mean"], part[f"{n}.scatter"])
-                for n in names
-            }
-            return moments, part["rows"]
+    A damaged one is made again.
+    """
+    try:
+        arrays = {name: npz.array(file, name) for name in npz.names(file)} if file.exists() else {}
+        names = {name.split(".")[0] for name in arrays} - {"rows"}
+        moments = {
+            n: Moments(int(arrays[f"{n}.count"]), arrays[f"{n}.mean"], arrays[f"{n}.scatter"])
+            for n in names
+        }
+        width = moments["pool"].mean.size
+        if arrays["rows"].shape != (kept, width):
+            return None
+    except (UserError, KeyError, TypeError):
+        return None
+    whole = all(m.count == count and m.scatter.shape == 2 * m.mean.shape for m in moments.values())
+    return (moments, arrays["rows"]) if whole else None
 
-    def both(a: tuple, b: tuple) -> tuple[dict[str, Moments], np.ndarray]:
-        return {n: m.merge(b[0][n]) for n, m in a[0].items()}, np.concatenate([a[1], b[1]])
 
-    return reduce(both, map(of, files))
+def _both(a: Part, b: Part) -> Part:
+    return {n: m.merge(b[0][n]) for n, m in a[0].items()}, np.concatenate([a[1], b[1]])
+
+
+class _Parts:
+    """The parts that the pictures of a source are cut into, and their files."""
+
+    def __init__(self, folder: Path, exp: Experiment, source: Source, digest: str):
+        total = len(source)
+        self.ranges = [range(i, min(i + PART, total)) for i in range(0, total, PART)]
+        self._chosen = _chosen(total)
+        # Parts of other pictures, or seen by other weights, have other names.
+        made_of = [digest, exp.config.raw["data"]["source"], total, PART, CHOSEN]
+        self._name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        self.folder = folder / PARTS
+
+    def file(self, part: int) -> Path:
+        return self.folder / f"{self._name}-{part:05d}.npz"
+
+    def kept(self, part: int) -> np.ndarray:
+        """Which of its pictures' features are kept, by their places within the part."""
+        places = self._chosen - self.ranges[part].start
+        return places[(0 <= places) & (places < len(self.ranges[part]))]
+
+    def read(self, part: int) -> Part | None:
+        return _read_part(self.file(part), len(self.ranges[part]), len(self.kept(part)))
+
+    def merged(self) -> Part:
+        """Moments of all parts, and the features that were kept, in order."""
+
+        def read(part: int) -> Part:
+            found = self.read(part)
+            if found is None:
+                raise UserError(f"{self.file(part)}: was damaged meanwhile; run the command again")
+            return found
+
+        return reduce(_both, map(read, range(len(self.ranges))))
+
+
+def _is_there(target: Path) -> bool:
+    """Whether the statistics are there; damaged ones are made again."""
+    if not target.exists():
+        return False
+    try:
+        statistics.read(target, FILE)
+    except UserError as fault:
+        logs.say(f"{fault}: it is made again")
+        return False
+    return True
 
 
 def run(exp: Experiment, folder: Path) -> Path:
@@ -113,44 +170,47 @@ def run(exp: Experiment, folder: Path) -> Path:
 
     Raises:
       UserError: the source holds no pictures, one of them cannot be read, or the feature space's
-        file is missing; the disk is full.
+        file is missing; another program works in the folder; the disk is full or gone.
     """
     source, target = exp.config.data.source, folder / FILE
     _require_pictures(source)
     if hasattr(source, "unlabelled"):
         source = source.unlabelled()  # statistics need no classes
-    if target.exists():
-        logs.say(f"{target} is there already")
-        return target
+    with lock.held(folder), storage.errors_told(folder):
+        if sharding.first_says(jax.process_index() == 0 and _is_there(target)):
+            logs.say(f"{target} is there already")
+        else:
+            _make(exp, source, target)
+    return target
+
+
+def _make(exp: Experiment, source: Source, target: Path) -> None:
     look, digest = judge.make_look(exp)
     logs.say_data(source)
-    total, size = len(source), exp.config.sample.batch_size
-    parts = [range(i, min(i + PART, total)) for i in range(0, total, PART)]
-    files = [folder / PARTS / f"{digest[:8]}-{i:05d}.npz" for i in range(len(parts))]
-    own = sharding.mine(len(parts))
-    left = [i for i in own if not files[i].exists()]
-    pictures, rest = (sum(len(parts[i]) for i in some) for some in (own, left))
+    size = exp.config.sample.batch_size
+    parts = _Parts(target.parent, exp, source, digest)
+    own = sharding.mine(len(parts.ranges))
+    left = [i for i in own if parts.read(i) is None]
+    pictures, rest = (sum(len(parts.ranges[i]) for i in some) for some in (own, left))
     with (
-        logs.room_or_stop(folder),
         ThreadPoolExecutor(READERS) as readers,
         logs.progress(pictures, initial=pictures - rest, unit="image", what="looking") as bar,
     ):
-        (folder / PARTS).mkdir(exist_ok=True)
-        chosen = _chosen(total)
+        parts.folder.mkdir(exist_ok=True)
         for i in left:
-            kept = chosen - parts[i].start
-            seen = _features(source, look, parts[i], size, readers, bar)
-            _write_part(files[i], seen, kept[(0 <= kept) & (kept < len(parts[i]))])
-        sharding.meet("seen")
-        if jax.process_index() == 0:
-            moments, rows = _merged(files)
-            gaussians = {name: m.gaussian for name, m in moments.items()}
-            statistics.write(
-                *(target, gaussians["pool"], gaussians.get("spatial"), rows),
-                space=digest,
-                count=total,
-            )
-            shutil.rmtree(folder / PARTS)
+            seen = _features(source, look, parts.ranges[i], size, readers, bar)
+            _write_part(parts.file(i), seen, parts.kept(i))
+    sharding.meet("seen")
+    if jax.process_index() == 0:
+        moments, rows = parts.merged()
+        gaussians = {name: m.gaussian for name, m in moments.items()}
+        statistics.write(
+            *(target, gaussians["pool"], gaussians.get("spatial"), rows),
+            space=digest,
+            count=len(source),
+        )
+        shutil.rmtree(parts.folder)
     sharding.meet("written")
-    logs.say(f"statistics of {total:,} pictures are in {target}; name it in evaluate.reference")
-    return target
+    logs.say(
+        f"statistics of {len(source):,} pictures are in {target}; name it in evaluate.reference"
+    )

@@ -6,8 +6,8 @@ compilation, so that the first operation that gives no number can be named.
 
 from __future__ import annotations
 
-import json
 import traceback
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, ema, logs, prng, sharding, train, tree
+from ig_jax import checkpoint, ema, logs, prng, sharding, storage, train, tree
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import TrainState
 from ig_jax.data import loader
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 
 PACKAGE = str(Path(__file__).parent)
 
@@ -28,7 +29,10 @@ def _failure(workdir: Path) -> dict[str, Any]:
     file = workdir / train.FAILURE
     if not file.exists():
         raise UserError(f"--workdir={workdir}: holds no {train.FAILURE}; nothing failed here")
-    return json.loads(file.read_text())
+    match files.read_json(file):
+        case {"step": int(step), "loss": str()} as found if step > 0:
+            return found
+    raise UserError(f"{file}: does not tell which step failed; train on, and it is noted again")
 
 
 def _state_before(exp: Experiment, workdir: Path, step: int) -> tuple[TrainState, int, int]:
@@ -95,7 +99,11 @@ def run(exp: Experiment, workdir: Path) -> str:
     Raises:
       UserError: no failure is noted; the checkpoint is another model's.
     """
-    failure = _failure(workdir)
+    with storage.errors_told(workdir):
+        return _replay(exp, workdir, _failure(workdir))
+
+
+def _replay(exp: Experiment, workdir: Path, failure: Mapping[str, Any]) -> str:
     step, c = failure["step"], exp.config
     state, done, start = _state_before(exp, workdir, step)
     data = loader.batches(c.data.source, c.train.batch_size, c.seed, start=start)

@@ -21,17 +21,23 @@ from ig_jax import (
     evaluate,
     exporting,
     importing,
+    lock,
     logs,
     memory,
+    paths,
     prepare,
     reference,
     replay,
     sample,
     search,
+    storage,
     train,
 )
-from ig_jax.errors import LONGEST, UserError
+from ig_jax.build import Experiment
+from ig_jax.errors import LONGEST, UserError, shown
 from ig_jax.interop import told
+from ig_jax.sections import nearest
+from ig_jax.stopping import Stopped
 
 MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
 ALONE = ("search", "demo", "replay")  # in one process
@@ -83,46 +89,35 @@ def _is_raised_in(error: Exception, location: str) -> bool:
     return any(os.path.abspath(frame.filename) == file for frame in frames)
 
 
-def _make_workdir(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{jax.process_index()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: cannot be written to ({error.strerror}); name another"
-        ) from error
-
-
 def run(
     settings: ml_collections.ConfigDict,
     *,
-    workdir: str,
+    workdir: str | os.PathLike[str],
     mode: str = "train",
     dry_run: bool = False,
     import_seconds: float = 0.0,
 ) -> Any:
-    """Runs one mode on all devices.
+    """Runs one mode on all devices; what it returns is in the `run` of the mode's module.
 
     Raises:
-      UserError: a mistake in the config, the workdir or the data, told in one sentence.
+      UserError: a mistake in the mode, the config, the workdir or the data, told in one sentence.
+      Stopped: SIGTERM or Ctrl-C asked training to stop, and its last step is saved. Programs other
+        than training and the demo end at once, as signals are wont, and go on when run again.
     """
+    if mode not in MODES:
+        raise UserError(f"mode = {shown(mode)}: no such mode; {nearest(str(mode), MODES)}")
+    folder = Path(paths.given(workdir, "--workdir"))
     distributed.require_devices()
     if mode in ALONE and jax.process_count() > 1:
         raise UserError(f"--mode={mode}: runs in one process, on all devices of its machine")
-    parsed = config.parse(settings, devices=jax.device_count())
-    exp = build.experiment(parsed)
+    exp = build.experiment(config.parse(settings, devices=jax.device_count()))
     if dry_run:
         return logs.say(describe.describe(exp))
     shortage = memory.shortage(exp, mode)
     if shortage:
         raise UserError(shortage)
-    folder = Path(workdir)
-    if mode in ("train", "demo", "prepare", "reference") or parsed.evaluate.samples:
-        _make_workdir(folder)
     if mode == "train":
-        return train.run(exp, folder)
+        return _train(exp, folder)
     if mode == "sample":
         return sample.run(exp, folder)
     if mode == "evaluate":
@@ -138,16 +133,32 @@ def run(
     return demo.run(exp, folder, import_seconds)
 
 
+def _train(exp: Experiment, workdir: Path) -> train.Outcome:
+    """Raises Stopped where `train.run` leaves it to the caller to look."""
+    outcome = train.run(exp, workdir)
+    if outcome.stopped_by:
+        raise Stopped(outcome.stopped_by)
+    return outcome
+
+
 def import_(
-    file: str, workdir: str, bases: Mapping[str, ml_collections.ConfigDict], **flags: Any
+    file: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
+    bases: Mapping[str, ml_collections.ConfigDict],
+    **flags: Any,
 ) -> None:
     """--mode=import; `flags`: see `importing.import_`."""
     distributed.require_devices()
-    _make_workdir(Path(workdir))
-    importing.import_(Path(file), Path(workdir), bases, **flags)
+    source = Path(paths.given(file, "--checkpoint"))
+    folder = Path(paths.given(workdir, "--workdir"))
+    with lock.held(folder), storage.errors_told(folder):
+        importing.import_(source, folder, bases, **flags)
 
 
-def export(workdir: str, output: str, weights: str) -> None:
+def export(workdir: str | os.PathLike[str], output: str | os.PathLike[str], weights: str) -> None:
     """--mode=export; see `exporting.export`."""
     distributed.require_devices()
-    exporting.export(Path(workdir), Path(output), weights)
+    target = Path(paths.given(output, "--output"))
+    folder = Path(paths.given(workdir, "--workdir"))
+    with lock.held(target.parent, f".{target.name}.lock"), storage.errors_told(target.parent):
+        exporting.export(folder, target, weights)

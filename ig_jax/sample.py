@@ -17,11 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ig_jax import checkpoint, compatible, drawing, flops, guide, logs, prng, sharding
+from ig_jax import (
+    checkpoint,
+    compatible,
+    drawing,
+    flops,
+    guide,
+    lock,
+    logs,
+    prng,
+    sharding,
+    storage,
+)
 from ig_jax.build import Experiment
 from ig_jax.config import Config
 from ig_jax.drawing import Generator
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 from ig_jax.guidance import KINDS
 from ig_jax.sample_files import SETTINGS, SampleFiles
 from ig_jax.samplers.base import Sampler
@@ -143,34 +155,43 @@ def run(exp: Experiment, workdir: Path) -> Path:
     """Draws `sample.num` pictures from the newest checkpoint of `workdir`; returns their folder.
 
     Raises:
-      UserError: there is no checkpoint; a sample is not finite; the disk is full.
+      UserError: there is no checkpoint; a sample is not finite; another program draws the same
+        samples; the disk is full or gone.
     """
-    step, params = load_weights(exp, workdir)
+    with storage.errors_told(workdir):
+        step, params = load_weights(exp, workdir)
+        record = settings(exp, step)
+        target = folder(workdir / "samples", record)
+        with lock.held(target), storage.errors_told(target):
+            _draw(exp, params, target, record)
+    return target
+
+
+def _draw(exp: Experiment, params: Params, target: Path, record: dict[str, Any]) -> None:
+    """Draws into the folder `target` what is missing there."""
     s = exp.config.sample
-    record = settings(exp, step)
     generator = Generator(exp, guide.load(exp))
-    target = folder(workdir / "samples", record)
-    files = SampleFiles(target, s.num, generator.shape, s.files)
+    kept = SampleFiles(target, s.num, generator.shape, s.files)
     of_image = drawing.cost(generator)
     if jax.process_index() == 0:
-        files.create()
-        logs.write_json(target / SETTINGS, record | {"an_image": of_image})
+        kept.create()
+        files.write_json(target / SETTINGS, record | {"an_image": of_image})
     sharding.meet("begun")
     mine = np.array(sharding.mine(s.num))
-    missing = files.missing(mine)
+    missing = kept.missing(mine)
     # The bar is of this process, whose share takes as long as everybody's.
     done = len(mine) - len(missing)
     with logs.progress(len(mine), initial=done, unit="image", what="sampling") as bar:
         for indices, images, _ in batches(generator, params, s.seed, missing):
-            files.write(indices, images)
+            kept.write(indices, images)
             bar.update(len(indices))
     sharding.meet("sampled")
     if jax.process_index() == 0:
-        made = files.finish(labels_of(exp.config, s.seed, np.arange(s.num)))
+        made = kept.finish(labels_of(exp.config, s.seed, np.arange(s.num)))
+        step = record["checkpoint_step"]
         logs.say(f"{s.num:,} samples of step {step} are in {target} ({', '.join(made)})")
         if of_image is not None:
             logs.say(
                 f"each took {of_image['evaluations']} evaluations of the network, "
                 f"{flops.in_words(of_image['flops'])}"
             )
-    return target

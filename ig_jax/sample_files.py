@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from ig_jax import logs, pictures
+from ig_jax import pictures
 from ig_jax.data import file_tree
 from ig_jax.errors import UserError
 from ig_jax.formats import digests, npz
@@ -56,20 +56,35 @@ def _copy(read: Callable[[Indices], Pictures], to: Kind, indices: Indices) -> No
 class PngFiles:
     """000000.png, 000001.png, ..."""
 
-    def __init__(self, target: Path, channels: int):
-        self._target, self._channels = target, channels
+    def __init__(self, target: Path, shape: tuple[int, ...]):
+        self._target, self._shape = target, shape
         self._writers = ThreadPoolExecutor(WRITERS)
 
     def _file(self, index: int) -> Path:
         return self._target / f"{index:06d}.png"
 
     def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]:
-        return np.array([self._file(i).exists() for i in indices.tolist()], bool)
+        """Whether each file is there and whole: one that a crash or a copy cut is made again."""
+        return np.array(list(self._writers.map(self._is_whole, indices.tolist())), bool)
+
+    def _is_whole(self, index: int) -> bool:
+        file = self._file(index)
+        if not file.is_file():
+            return False
+        try:
+            with Image.open(file, formats=["PNG"]) as image:
+                height, width, _ = self._shape
+                if image.size != (width, height) or image.mode != "RGB":
+                    return False
+                image.verify()  # the checksums of all parts, without decoding them
+            return True
+        except (OSError, ValueError, SyntaxError):  # as Pillow tells of damage
+            return False
 
     def read(self, indices: Indices) -> Pictures:
         load = self._writers.map
         files = map(self._file, indices.tolist())
-        return np.stack(list(load(lambda file: pictures.load(file, self._channels), files)))
+        return np.stack(list(load(lambda file: pictures.load(file, self._shape[-1]), files)))
 
     def write(self, indices: Indices, images: Pictures) -> None:
         list(self._writers.map(pictures.save, map(self._file, indices.tolist()), images))
@@ -80,7 +95,7 @@ class Archive:
 
     def __init__(self, target: Path, num: int, shape: tuple[int, ...]):
         self.file = target / ARCHIVE
-        self._num = num
+        self._num, self._shape = num, shape
         self._store = RowStore(target / f".samples-{num}", num, {IMAGES: Row(shape, np.uint8)})
 
     def create(self) -> None:
@@ -88,13 +103,25 @@ class Archive:
         if self.whole():
             return
         self._store.create()
-        if self.file.exists():
-            old = npz.array(self.file, IMAGES)
+        old = self._images()
+        if old is not None:
             _copy(old.__getitem__, self, np.arange(len(old)))
+
+    def _images(self) -> np.ndarray | None:
+        """The pictures of samples.npz; None if it is not there, or damaged: it is made again."""
+        try:
+            if not self.file.exists():
+                return None
+            found, labels = (npz.array(self.file, name) for name in (IMAGES, LABELS))
+        except UserError:
+            return None
+        ours = found.dtype == np.uint8 and found.shape == (len(labels), *self._shape)
+        return found if ours else None
 
     def whole(self) -> bool:
         """Whether samples.npz is there, with at least as many samples as are asked for."""
-        return self.file.exists() and len(npz.array(self.file, IMAGES)) >= self._num
+        images = self._images()
+        return images is not None and len(images) >= self._num
 
     def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]:
         return np.ones(len(indices), bool) if self.whole() else self._store.done(indices)
@@ -243,20 +270,21 @@ def _size(file: Path) -> tuple[int, int] | UserError:
 
 
 class SampleFiles:
-    """The files of `num` samples of one `shape` [h, w, c] in `target`, of the given kinds."""
+    """The files of `num` samples of one `shape` [h, w, c] in `target`, of the given kinds.
+
+    The folder is there, and no other program works in it.
+    """
 
     def __init__(self, target: Path, num: int, shape: tuple[int, ...], kinds: tuple[str, ...]):
         self._target, self._num = target, num
         self.archive = Archive(target, num, shape) if "npz" in kinds else None
-        png = PngFiles(target, shape[-1]) if "png" in kinds else None
+        png = PngFiles(target, shape) if "png" in kinds else None
         self._kinds: list[Kind] = [kind for kind in (png, self.archive) if kind is not None]
 
     def create(self) -> None:
         """One process does it, before any asks or writes."""
-        with logs.room_or_stop(self._target):
-            self._target.mkdir(parents=True, exist_ok=True)
-            if self.archive is not None:
-                self.archive.create()
+        if self.archive is not None:
+            self.archive.create()
 
     def missing(self, indices: Indices) -> Int[np.ndarray, "m"]:
         """Those of `indices` that no file holds; what one kind holds is copied to the other."""
@@ -264,25 +292,21 @@ class SampleFiles:
         anywhere = np.logical_or.reduce(held)
         for kind, own in zip(self._kinds, held, strict=True):
             for other, there in zip(self._kinds, held, strict=True):
-                with logs.room_or_stop(self._target):
-                    _copy(other.read, kind, indices[there & ~own])
+                _copy(other.read, kind, indices[there & ~own])
         return indices[~anywhere]
 
     def write(self, indices: Indices, images: Pictures) -> None:
-        """Raises UserError where the disk is full."""
-        with logs.room_or_stop(self._target):
-            for kind in self._kinds:
-                kind.write(indices, images)
+        for kind in self._kinds:
+            kind.write(indices, images)
 
     def finish(self, labels: np.ndarray) -> list[str]:
         """Makes the array and grid.png once every sample is written; returns what there is."""
         shown = min(self._num, SHOWN)
         first = self._kinds[0].read(np.arange(shown))
-        with logs.room_or_stop(self._target):
-            columns = min(COLUMNS, shown)
-            grid = pictures.grid(first, columns, labels[:shown].tolist())
-            pictures.save(self._target / GRID, grid)
-            if self.archive is None:
-                return ["PNG", GRID]
-            self.archive.finish(labels)
+        columns = min(COLUMNS, shown)
+        grid = pictures.grid(first, columns, labels[:shown].tolist())
+        pictures.save(self._target / GRID, grid)
+        if self.archive is None:
+            return ["PNG", GRID]
+        self.archive.finish(labels)
         return [*(["PNG"] if len(self._kinds) > 1 else []), GRID, ARCHIVE]

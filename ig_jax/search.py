@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ig_jax import drawing, evaluate, guide, judge, logs, measures, sample, tree
+from ig_jax import drawing, evaluate, guide, judge, lock, logs, measures, sample, storage, tree
 from ig_jax.build import Experiment
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidances
@@ -22,6 +22,7 @@ from ig_jax.halving.space import Candidate
 from ig_jax.samplers.base import Sampler
 from ig_jax.settings import Sample
 
+LOCK = ".search.lock"
 SHOWN = 10  # best settings in the table
 
 
@@ -58,8 +59,15 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
       The rows of search.json, best first.
 
     Raises:
-      UserError: the workdir holds no checkpoint, or another search; the space is empty.
+      UserError: the workdir holds no checkpoint, or another search; the space is empty; another
+        program searches there; the disk is full or gone.
     """
+    # Training may go on meanwhile: it writes other files.
+    with lock.held(workdir, LOCK), storage.errors_told(workdir):
+        return _search(exp, workdir)
+
+
+def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     c = exp.config.search
     step, params = sample.load_weights(exp, workdir)
     judging, _ = judge.make_judge(exp)

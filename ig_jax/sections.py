@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ig_jax import tree
+from ig_jax import paths, tree
 from ig_jax.errors import UserError, shown
 
 WHOLE = 2**31 - 1  # most of a whole number whose field names no other bound: int32
@@ -91,6 +91,8 @@ def plain(value: Any, path: str = "", depth: int = 0) -> Any:
 
 def _typed(value: Any, kind: Any, path: str, most: int | None = None) -> Any:
     """`value` as a field of type `kind` holds it; `most`: see `at_most`."""
+    if kind is paths.Location:
+        return value and paths.given(_typed(value, str, path, most), path)
     if typing.get_origin(kind) is tuple:
         rule = "must be a tuple, such as (1,) or (1, 2)"
         require(isinstance(value, list | tuple), path, value, rule)
@@ -170,7 +172,7 @@ def make(cls: type, values: Any, path: str) -> Any:
     for name, spec in specs.items():
         if name not in values and spec.default is dataclasses.MISSING and spec.init:
             raise ConfigError(f"{dot}{name}: missing; configs/base.py shows every field")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     arguments = {
         name: _field(spec, hints[name], values[name], dot + name)
         for name, spec in specs.items()

@@ -20,6 +20,7 @@ from ig_jax.metrics.inception import Inception
 from ig_jax.metrics.spaces import FeatureSpace
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
+from ig_jax.paths import Location
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
 from ig_jax.sections import (
@@ -191,7 +192,7 @@ class ProfileSettings:
 class Guide:
     """The run whose network autoguidance extrapolates from."""
 
-    workdir: str
+    workdir: Location
     step: int
     weights: str
 
@@ -272,8 +273,8 @@ class Evaluate:
     num: int = at_most(MOST_SAMPLES)
     seeds: tuple[int, ...] = at_most(SEEDS - 1)
     # Configs of older runs lack the rest.
-    reference: str = ""
-    samples: str = ""
+    reference: Location = ""
+    samples: Location = ""
     while_training: EvaluateWhileTraining = EvaluateWhileTraining(0, 10_000)
     features: FeatureSpace = named(FEATURES, Inception(""))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import Any
 
 import jax
@@ -16,17 +17,29 @@ from jax.experimental import multihost_utils
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked the program to stop, and it did: all is saved, and it can go on later.
+
+    As with Ctrl-C, `except Exception` does not catch it: a script that runs several programs ends.
+    """
+
+
 class StopSignal:
-    """Catches the first signal; a second one is obeyed."""
+    """Catches the first signal; a second one is obeyed.
+
+    Signals come to the main thread only: in any other one, none are caught.
+    """
 
     def __init__(self):
         self.received: str | None = None
         self._together = jax.process_count() > 1
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        # With several processes SIGTERM belongs to JAX.
-        mine = SIGNALS[1:] if self._together else SIGNALS
-        self._previous = {number: signal.signal(number, self._note) for number in mine}
+        if threading.current_thread() is threading.main_thread():
+            # With several processes SIGTERM belongs to JAX.
+            for number in SIGNALS[1:] if self._together else SIGNALS:
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: Any) -> None:
@@ -43,8 +56,10 @@ class StopSignal:
         return self.received is not None
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        while self._previous:
+            number, handler = self._previous.popitem()
+            # None: not Python's, which cannot put it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def __exit__(self, *_: object) -> None:
         self._restore()

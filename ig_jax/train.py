@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from ig_jax import (
     compatible,
     ema,
     evaluate,
+    lock,
     logs,
     meters,
     optim,
@@ -35,11 +37,13 @@ from ig_jax import (
     prng,
     resume,
     sharding,
+    storage,
     tree,
 )
 from ig_jax.build import Experiment
 from ig_jax.checkpoint import Checkpoints, TrainState
 from ig_jax.data import loader
+from ig_jax.formats import files
 from ig_jax.meters import NonFiniteLoss
 from ig_jax.objectives.base import BY_TIME, Draws, Objective
 from ig_jax.sharding import collectives
@@ -218,20 +222,28 @@ def _next_multiple(step: int, every: int) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training run ended."""
+    """How a training run ended; its last step is saved."""
 
     state: TrainState
     step: int
     finished: bool
-    stopped_by: str | None
+    stopped_by: str | None  # the signal that asked for it, even if the run was just finished
     seconds: Mapping[str, float]  # compile, train
 
 
 class Trainer:
     """One run in one workdir: the loop's state, and what happens at which step."""
 
-    def __init__(self, exp: Experiment, workdir: Path):
+    def __init__(
+        self, exp: Experiment, workdir: Path, require_workdir: Callable[[], None] = lambda: None
+    ):
+        """
+        Args:
+          require_workdir: raises where the workdir is not this run's any more; asked before
+            anything is written to it.
+        """
         c = exp.config
+        self._require_workdir = require_workdir
         self.exp, self.workdir = exp, workdir
         self.checkpoints = Checkpoints(
             workdir,
@@ -269,7 +281,7 @@ class Trainer:
             state = init_state(self.exp)
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             if jax.process_index() == 0:
-                logs.write_text(self.workdir / "parameters.txt", overview + "\n")
+                files.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
         step, (state, self._data_start) = self.checkpoints.newest(
             partial(restore, self.exp, self.checkpoints)
@@ -286,7 +298,7 @@ class Trainer:
                 "versions": checkpoint.versions(),
                 "command": sys.argv,
             }
-            logs.write_json(self.workdir / "config.json", record)
+            files.write_json(self.workdir / "config.json", record)
 
     def _advance(self, steps: int, bar: Any) -> None:
         """Dispatches `steps` steps, then takes in the metrics of the dispatch before."""
@@ -320,6 +332,7 @@ class Trainer:
         self._settle()  # a state with a loss that is not finite is never saved
         if self.step == self.checkpoints.latest_step():
             return
+        self._require_workdir()
         with self.window.measure("checkpoint"):
             self.checkpoints.save(self.state, self.data.get_state(), self.exp.config.raw)
 
@@ -327,6 +340,7 @@ class Trainer:
         self._settle()
         batch_size = self.exp.config.train.batch_size
         summary = self.window.summary(batch_size, self.rates)
+        self._require_workdir()
         self.writer.scalars(self.step, {"images": self.step * batch_size, **summary})
         bar.set_postfix(self._shown(summary), refresh=False)
         skipped = summary.get(meters.SKIPPED)
@@ -405,7 +419,7 @@ class Trainer:
         record = {"step": error.step, "loss": str(error.loss), "batch": number}
         if jax.process_index() == 0:
             record["examples"] = examples.tolist()
-            logs.write_json(self.workdir / FAILURE, record)
+            files.write_json(self.workdir / FAILURE, record)
 
     def close(self) -> None:
         self.writer.close()
@@ -415,18 +429,22 @@ class Trainer:
 def run(exp: Experiment, workdir: Path) -> Outcome:
     """Trains in `workdir`, going on from its newest checkpoint if there is one.
 
+    Returns:
+      How it ended. SIGTERM and Ctrl-C, where this is the main thread, end it early: `stopped_by`
+      names them, and the caller has to heed it.
+
     Raises:
-      UserError: the workdir holds another model's run; a loss is not finite; the data set is too
-      small.
+      UserError: another program works in the workdir, or it holds another model's run; a loss is
+        not finite; the data set is too small; the disk is full or gone.
     """
-    trainer = Trainer(exp, workdir)
-    try:
-        outcome = trainer.run()
-    except NonFiniteLoss as error:
-        trainer.note_failure(error)
-        raise
-    finally:
-        trainer.close()
+    with lock.held(workdir) as held:
+        return train(exp, workdir, held)
+
+
+def train(exp: Experiment, workdir: Path, held: lock.Held) -> Outcome:
+    """As `run`, for who holds the workdir's lock."""
+    with storage.errors_told(workdir):
+        outcome = _train(Trainer(exp, workdir, held.require))
     if outcome.finished:
         logs.say(f"trained: step {outcome.step} of {exp.total_steps} is saved in {workdir}")
     else:
@@ -434,4 +452,17 @@ def run(exp: Experiment, workdir: Path) -> Outcome:
             f"{outcome.stopped_by}: saved step {outcome.step} of {exp.total_steps} in {workdir}; "
             "run the same command again to go on"
         )
+    return outcome
+
+
+def _train(trainer: Trainer) -> Outcome:
+    try:
+        outcome = trainer.run()
+    except BaseException as error:
+        if isinstance(error, NonFiniteLoss):
+            trainer.note_failure(error)
+        with suppress(Exception):  # the first error is the one to be told
+            trainer.close()
+        raise
+    trainer.close()
     return outcome

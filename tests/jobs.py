@@ -150,7 +150,9 @@ class Run:
         """Waits for the end, which must be a good one: `sentence`, {step} being the step saved."""
         self.end()
         lines = self.processes[0].said("out").splitlines()
-        out = [line for line in lines if not line.startswith("[Gloo]")]
+        # A killed one leaves its lock, which the next one says that it takes over.
+        left_out = ("[Gloo]", f"{self.workdir}: process ")
+        out = [line for line in lines if not line.startswith(left_out)]
         if any(process.status for process in self.processes):
             self.fail(f"it ended with statuses {[process.status for process in self.processes]}")
         resuming = f"resuming {self.workdir} at step {self.resumed_at}"

@@ -3,6 +3,7 @@
 import errno
 import gc
 import io
+import json
 import os
 import re
 import resource
@@ -98,6 +99,10 @@ def cut(file):
     os.truncate(file, file.stat().st_size // 2)
 
 
+def put(file, text):
+    file.write_text(text)
+
+
 def flip(file, at=None):
     content = bytearray(file.read_bytes())
     content[len(content) // 2 if at is None else at] ^= 0xFF
@@ -117,6 +122,12 @@ FAULTS = {
     "item gone": (lambda s: shutil.rmtree(s / "ema"), "ema/manifest.ocdbt is missing"),
     "names cut": (lambda s: cut(s / "params/_METADATA"), "params/_METADATA is cut short or garb"),
     "meta cut": (lambda s: cut(s / "meta/metadata"), "meta/metadata is cut short or garbled"),
+    "names of another kind": (lambda s: put(s / "ema/_METADATA", "{}"), "_METADATA is not what w"),
+    "names of the state gone": (lambda s: (s / "opt_state/_METADATA").unlink(), "TA is missing"),
+    "shapes of another kind": (
+        lambda s: put(s / "params/array_metadatas/process_0", "[]"),
+        "process_0 is not what was written",
+    ),
     "meta gone": (lambda s: shutil.rmtree(s / "meta"), "meta/metadata is missing"),
 }
 
@@ -140,6 +151,59 @@ def test_a_damaged_checkpoint_is_named_and_put_aside_and_the_one_before_used(wor
     before, after = f"{step} cannot be read (", f"): put aside as {aside}; step 1 is used"
     assert said.startswith(before) and said.endswith(after)
     assert re.search(words, said)
+
+
+def changed(step, **changes):
+    file = step / "meta" / "metadata"
+    put(file, json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("", "[]", "null", "{}", "1", '"x"', '{"data": null}', "[" * 100_000, "\0" * 500),
+        *('{"step": 2, "step": 2}', "{'step': 2}"),
+        {"step": 3},
+        {"step": "2"},
+        {"step": None},
+        {"data": None},
+        {"data": {}},
+        {"data": {"next_index": "2"}},
+        {"data": {"next_index": -1}},
+        {"config": {}},
+        {"config": {"train": {"ema_decays": [0.9]}, "model": "sit"}},
+        {"config": {"train": {"ema_decays": ["x"]}}},
+        {"config": {"train": {"ema_decays": 0.9}}},
+        {"versions": 3},
+        {"imported": []},
+        {"imported": "all"},
+    ],
+    ids=lambda damage: str(damage)[:40],
+)
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_checkpoint_s_record_that_is_not_what_was_written_counts_as_damage(
+    workdir, damage, reading, capfd
+):
+    step = workdir / "checkpoints" / "2"
+    changed(step, **damage) if isinstance(damage, dict) else put(step / "meta/metadata", damage)
+    with opened(workdir, keep_last=2, reading=reading) as checkpoints:
+        with pytest.raises(CheckpointError, match="metadata: .*; choose another step"):
+            checkpoints.meta(2)
+        assert checkpoints.newest()[0] == 1
+        assert checkpoints.meta(1)["data"] == {"next_index": 1}
+    assert "2 cannot be read (meta/metadata is " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["[]", "3", "[" * 100_000, '{"init_timestamp_nsecs": "x"}'])
+def test_orbax_s_own_record_of_times_is_needed_by_nothing(workdir, damage):
+    file = workdir / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    put(file, damage)
+    with pytest.raises(CheckpointError, match=f"{file}: is damaged; remove it"):
+        Checkpoints(workdir, reading=True)
+    with opened(workdir, keep_last=2) as checkpoints:
+        used, found = checkpoints.newest(read(checkpoints))
+    assert used == 2
+    assert_same_bits(found, state(2))
 
 
 def test_a_second_one_of_the_same_step_is_put_beside_the_first(workdir):
@@ -227,10 +291,12 @@ def test_an_index_of_many_nodes_is_followed_to_the_last_value(tmp_path):
     with tensorstore.Transaction(atomic=True) as transaction:
         for i in range(50):
             store.with_transaction(transaction)[f"array{i}"] = bytes([i]) * 20
-    assert orbax_step.damage(tmp_path, [], ["params"]) == ""
+    orbax_step.require_whole(tmp_path, ["params"])
     for file in (tmp_path / "params" / "d").iterdir():
         os.truncate(file, file.stat().st_size - 1)
-        assert "has only" in orbax_step.damage(tmp_path, [], ["params"])
+        with pytest.raises(orbax_step.Damaged) as caught:
+            orbax_step.require_whole(tmp_path, ["params"])
+        assert "has only" in caught.value.fault
         os.truncate(file, file.stat().st_size + 1)
 
 
@@ -324,6 +390,33 @@ def test_metrics_that_found_no_room_are_written_whole_later(tmp_path, capfd):
         e.step for e in events(tmp_path) if e.summary.value and e.summary.value[0].tag != "samples"
     ]
     assert scalars == list(range(1, 41))
+
+
+LINE = '{"step": 3, "images": 9, "loss": 0.5}\n'
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("", "\0" * 300, '{"step": 200, "lo', '{"loss": 1.0}', "[]", "null", "3", "\udcff"),
+        *('{"step": "3"}', '{"step": true}', '{"step": -1}', '{"step": 1.5}', "[" * 9999),
+        *('{"step": 3, "loss": "x"}', '{"step": 3, "loss": [1]}', '{"step": 3, "step": 3}'),
+    ],
+    ids=lambda damage: repr(damage)[:30],
+)
+def test_a_damaged_line_of_metrics_costs_that_line(tmp_path, damage, capfd):
+    content = f"{LINE}{damage}\n{LINE.replace('3', '4', 1)}{damage}\n"
+    (tmp_path / "metrics.jsonl").write_bytes(content.encode(errors="surrogateescape"))
+    assert [m["step"] for m in logs.read_metrics(tmp_path)] == [3, 4]
+    assert capfd.readouterr().out == ""
+    writer = logs.MetricWriter(tmp_path, resumed_at=9)
+    [said] = capfd.readouterr().out.splitlines()
+    assert said == f"{tmp_path}/metrics.jsonl: 2 damaged lines are left out"
+    writer.scalars(10, {"loss": 1.0})
+    writer.close()
+    assert [m["step"] for m in logs.read_metrics(tmp_path)] == [3, 4, 10]
+    logs.MetricWriter(tmp_path, resumed_at=10).close()
+    assert capfd.readouterr().out == ""
 
 
 def test_other_errors_of_a_write_are_raised(tmp_path):

@@ -158,7 +158,7 @@ def test_a_config_file_that_returns_nothing_is_told(call, tmp_path):
 def test_a_workdir_below_a_file_is_refused_by_name(call, tmp_path, mode):
     (tmp_path / "file").touch()
     status, _, err = call(TINY, f"--workdir={tmp_path}/file/run", f"--mode={mode}")
-    assert_one_sentence(status, err, f"--workdir={tmp_path}/file/run", "name another")
+    assert_one_sentence(status, err, f"{tmp_path}/file/run: cannot be written to", "name another")
 
 
 @pytest.mark.parametrize("mode", ["sample", "evaluate"])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ig_jax import demo, run, train
 from ig_jax.measures import MEASURES
+from ig_jax.stopping import Stopped
 
 OTHERS = {"outliers", "fid", "sfid"}  # need a known density, or another feature space
 OF_DIGITS = set(MEASURES) - OTHERS
@@ -74,8 +75,9 @@ def test_running_the_demo_again_trains_no_more_and_judges_the_same(workdir, resu
 
 def test_a_demo_stopped_while_training_judges_nothing(tmp_path, monkeypatch):
     stopped = replace(tiny.trained().outcome, step=3, finished=False, stopped_by="SIGTERM")
-    monkeypatch.setattr(train, "run", lambda exp, workdir: stopped)
-    assert demo.run(tiny.experiment(), tmp_path, 0.0) is None
+    monkeypatch.setattr(train, "train", lambda exp, workdir, held: stopped)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        demo.run(tiny.experiment(), tmp_path, 0.0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ from ig_jax.measures import MEASURES
 from ig_jax.metrics.classifier import Classifier
 
 # Outliers need a density that is known, FID and sFID another feature space.
+BAD = (None, [], {}, [1], True)
 OF_DIGITS = set(MEASURES) - {"outliers", "fid", "sfid"}
 
 
@@ -327,3 +328,22 @@ def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_pa
     said = capsys.readouterr().out
     assert "20 samples of" in said
     assert "1 of 21 files are not judged: notes.txt" in said
+
+
+def test_a_damaged_result_is_made_again_and_a_whole_one_is_not(judged, tmp_path, capsys):
+    job = evaluate._Evaluation(tmp_path, judge=judged[0], settings={"a": (1, 2)}, num=20)
+    assert job.done() is None
+    spread = {"fd": {"mean": 1.0, "std": 0.5}, "recall": {"mean": 0.5, "std": 0.0}}
+    whole = {"measures": spread, "each": [{"fd": 1.0}], "samples": 20, "of": "20 samples"}
+    whole |= {"floor": spread, "settings": {"a": [1, 2]}}
+    job.folder.mkdir(parents=True)
+    job.file.write_text(json.dumps(whole))
+    assert job.done() == whole and capsys.readouterr().out == ""
+    changes = [{name: value} for name in ("measures", "samples", "of", "settings") for value in BAD]
+    changes += [{"floor": {"fd": 1.0}}, {"floor": {"fid": spread["fd"]}}, {"settings": {"a": 1}}]
+    changes += [{"measures": {"fd": stats}} for stats in (None, [], {"mean": 1.0}, {"mean": "1"})]
+    texts = [json.dumps(whole | change) for change in changes]
+    for text in (*texts, "", "[]", "null", "{", "[" * 9999, "\0" * 99, json.dumps(whole)[:-9]):
+        job.file.write_text(text)
+        assert job.done() is None, text
+        assert capsys.readouterr().out == f"{job.file}: is damaged; it is made again\n"

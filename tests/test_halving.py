@@ -220,6 +220,54 @@ def test_a_search_that_was_cut_short_goes_on_where_it_was(tmp_path, fails_at):
     assert cut.read_text() == whole.read_text()
 
 
+def edited(path, edit):
+    record = json.loads(path.read_text())
+    edit(record)
+    return json.dumps(record)
+
+
+def values(new):
+    return lambda record: record["rows"][0].update(values=new)
+
+
+def seeds(record):
+    for row in record["rows"]:
+        for number, value in enumerate(row["values"]):
+            value["seed"] = 99 + number
+
+
+DAMAGE = {
+    **{text[:20]: text for text in ("", "{", "[]", "null", "3", "[" * 100_000, "{}", "\0" * 99)},
+    "settings": lambda record: record.update(settings=[]),
+    "rows": lambda record: record.update(rows={}),
+    "a row": lambda record: record["rows"].append(None),
+    "twice": lambda record: record["rows"].append(record["rows"][0]),
+    "candidate": lambda record: record["rows"][0].update(candidate=[1]),
+    "of words": lambda record: record["rows"][0].update(candidate={"ig.scale": "x"}),
+    "words": values("abc"),
+    "nothing": values(None),
+    "none": values([]),
+    "numbers": values([1, 2]),
+    "no measure": values([{"seed": 7}]),
+    "a word": values([{"seed": 7, "fd": "x", "accuracy": 1.0}]),
+    "other measures": values([{"seed": 7, "sfid": 1.0, "accuracy": 1.0}]),
+    "other seeds": seeds,
+    "a seed of another type": values([{"seed": 7.0, "fd": 1.0, "accuracy": 1.0}]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_or_one_with_other_seeds_is_refused_and_kept(tmp_path, damage):
+    path = tmp_path / "search.json"
+    searched(path, Bowl(), Halving("fd", "lower", 1, 0.5, 7))
+    change = DAMAGE[damage]
+    path.write_text(change if isinstance(change, str) else edited(path, change))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="search.json: .*; remove it or choose another workdir"):
+        searched(path, Bowl(fails_at=0), Halving("fd", "lower", 1, 0.5, 7))
+    assert path.read_bytes() == before
+
+
 def test_a_finished_search_measures_nothing_and_tells_the_same(tmp_path):
     former = searched(tmp_path / "search.json", Bowl())
     again = Bowl(fails_at=0)

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from configs import imagenet
-from ig_jax import config, prepare, prng, run
+from ig_jax import build, config, prepare, prng, run
 from ig_jax.codecs.autoencoders import SdVae, VaVae
 from ig_jax.data import record
 from ig_jax.data.array_record import ArrayRecord
@@ -313,8 +313,51 @@ def test_an_interrupted_preparation_goes_on_to_the_same_bytes(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             prepared(c, tmp_path / "broken")
+        if len(calls) == 3:  # a note that a crash left empty: its part is made again
+            (tmp_path / "broken" / "parts" / "00000.json").write_bytes(b"")
     assert contents(prepared(c, tmp_path / "broken")) == whole
-    assert calls == [0, 1, 2, 2, 3, 3]
+    assert calls == [0, 1, 2, 0, 2, 2, 3]
+
+
+NOTE = {
+    "indices": [4, 5],
+    "labels": [0, 1],
+    "skipped": ["x.png: is cut off"],
+    "values": 8,
+    "first": [0.5, 1.0],
+    "second": [1.5, 2.0],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: value} for name in NOTE for value in (None, {}, "x", [[]], [None])),
+        *({"values": 0}, {"indices": []}, {"labels": [0]}, {"first": [0.5]}, {"labels": [0, 1.5]}),
+    ],
+    ids=str,
+)
+def test_a_note_that_is_not_what_was_written_does_not_count(change):
+    assert prepare._is_note(NOTE, 2)
+    assert not prepare._is_note(NOTE | change, 2)
+    assert not any(prepare._is_note(found, 2) for found in (None, [], "x", {}))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 9999])
+def test_damaged_settings_begin_anew_only_where_nothing_else_is_there(
+    content, few, weights, tmp_path
+):
+    c = settings("sd_vae", "image_folder", few, weights["sd_vae"])
+    begun = prepare._Preparation(build.experiment(config.parse(c, 2)), tmp_path)
+    begun.begin()
+    whole = (tmp_path / "prepare.json").read_bytes()
+    (tmp_path / "prepare.json").write_text(content)
+    begun.begin()
+    assert (tmp_path / "prepare.json").read_bytes() == whole
+    (tmp_path / "prepare.json").write_text(content)
+    (tmp_path / "latents.array_record").touch()
+    with pytest.raises(UserError, match="prepare.json is damaged; name an empty folder"):
+        begun.begin()
 
 
 def test_a_killed_preparation_goes_on_to_the_same_bytes(pictures, moments, weights, tmp_path):

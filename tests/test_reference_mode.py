@@ -57,8 +57,12 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(made, tmp_path, monkeypa
     broken.mkdir()
     with pytest.raises(KeyboardInterrupt):
         reference.run(exp, broken)
+    [first] = (broken / ".parts").glob("*-00000.npz")
+    first.write_bytes(first.read_bytes()[:-100])  # a damaged part is made again
     assert reference.run(exp, broken).read_bytes() == unbroken
-    assert parts == ["00000", "00001", "broken", "00002", "00003"]
+    assert parts == ["00000", "00001", "broken", "00000", "00002", "00003"]
+    (broken / "reference.npz").write_bytes(b"")  # and so is the whole
+    assert reference.run(exp, broken).read_bytes() == unbroken
     in_parts = statistics.read(broken / "reference.npz", "")
     at_once = statistics.read(made / "reference.npz", "")
     np.testing.assert_allclose(in_parts.pool.covariance, at_once.pool.covariance, rtol=1e-9, atol=0)

@@ -93,6 +93,18 @@ def test_replay_without_a_failure_is_refused(tmp_path):
         replay.run(tiny.experiment(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"step": "3", "loss": "nan"}', '{"step": 0, "loss": "nan"}', "[" * 9999],
+)
+def test_a_damaged_note_of_a_failure_is_told(tmp_path, content):
+    (tmp_path / "not_finite.json").write_text(content)
+    with pytest.raises(
+        UserError, match=f"{tmp_path}/not_finite.json: (does not tell|is cut|is nes)"
+    ):
+        replay.run(tiny.experiment(), tmp_path)
+
+
 def test_updates_of_spikes_are_skipped_counted_and_told(tmp_path, capsys):
     """So low a factor that ordinary gradients are spikes."""
     exp = tiny.experiment({**SHORT, "train.steps": 40, "train.spike_factor": 1.01})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import drawing, flops, guidance, pictures, sample, sample_files, sharding
+from ig_jax import drawing, flops, guidance, lock, pictures, sample, sample_files, sharding
 from ig_jax.config import ConfigError
 from ig_jax.errors import UserError
 from ig_jax.guidance import Guidance, Stretch
@@ -380,6 +380,44 @@ def test_fewer_samples_than_there_are_take_none_away(workdir):
     before = (target / "samples.npz").read_bytes()
     sample.run(tiny.experiment({"sample.files": ("npz",), "sample.num": 3}), workdir)
     assert (target / "samples.npz").read_bytes() == before
+
+
+def test_what_is_damaged_is_made_again_and_the_rest_is_not(workdir, monkeypatch):
+    exp = tiny.experiment()
+    target = sample.run(exp, workdir)
+    whole = {f.name: f.read_bytes() for f in target.iterdir()}
+    png = whole["000000.png"]
+    damaged = [b"", png[:40], png[:-1], bytes(len(png)), png.replace(b"IDAT", b"IDAX"), b"x" * 9]
+    drawn = []
+    batches = sample.batches
+    monkeypatch.setattr(sample, "batches", lambda *a: drawn.append(a[-1].tolist()) or batches(*a))
+    for kept in (None, b"", whole["samples.npz"][:-200], b"PK", bytes(500)):
+        for i, content in enumerate(damaged):
+            (target / f"{i:06d}.png").write_bytes(content)
+        pictures.save(target / "000006.png", np.zeros((9, 8, 1), np.uint8))  # of another size
+        (target / "000007.png").unlink()
+        (target / "000007.png").mkdir()
+        (target / "000007.png").rmdir()
+        (target / "settings.json").write_bytes(b"")
+        (target / "samples.npz").unlink()
+        if kept is not None:
+            (target / "samples.npz").write_bytes(kept)
+        assert sample.run(exp, workdir) == target
+        assert {f.name: f.read_bytes() for f in target.iterdir()} == whole
+    assert drawn == [list(range(8))] * 5
+    (target / "000003.png").write_bytes(b"")
+    sample.run(exp, workdir)  # samples.npz has it
+    assert drawn[-1] == [] and (target / "000003.png").read_bytes() == whole["000003.png"]
+
+
+def test_the_same_samples_are_not_drawn_twice_at_a_time_but_others_are(workdir):
+    exp, other = tiny.experiment(), tiny.experiment({"sample.seed": 1, "sample.num": 4})
+    step = sample.load_weights(exp, workdir)[0]
+    target = sample.folder(workdir / "samples", sample.settings(exp, step))
+    with lock.held(target), lock.held(workdir):  # training may go on meanwhile
+        with pytest.raises(UserError, match=f"{re.escape(str(target))} is in use by process"):
+            sample.run(exp, workdir)
+        sample.run(other, workdir)
 
 
 def test_a_full_disk_is_told_and_what_is_drawn_is_kept(workdir, monkeypatch):

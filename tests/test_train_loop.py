@@ -1,16 +1,20 @@
 """The loop around the training step: when it holds, what it refuses, how it stops."""
 
+import os
 import shutil
 import signal
+import threading
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from ig_jax import evaluate, logs, train
+from ig_jax import evaluate, lock, logs, run, train
+from ig_jax.errors import UserError
 from ig_jax.meters import NonFiniteLoss
-from ig_jax.stopping import StopSignal
+from ig_jax.stopping import SIGNALS, Stopped, StopSignal
 
 
 def boundaries(start: int, per_dispatch: int, every: list[int], total: int) -> list[int]:
@@ -117,6 +121,53 @@ def test_a_stop_signal_is_noted_once_and_then_obeyed(interruptible):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is interruptible
+
+
+def test_elsewhere_than_in_the_main_thread_no_signal_is_caught():
+    seen = []
+
+    def other():
+        with StopSignal() as stop:
+            seen.append((stop.before(0), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.getsignal(signal.SIGTERM))]
+
+
+def test_handlers_are_back_after_an_error_even_those_that_are_not_python_s(monkeypatch):
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with pytest.raises(KeyError), StopSignal():
+        assert all(signal.getsignal(number) != before[number] for number in SIGNALS)
+        raise KeyError
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    with StopSignal() as stop:
+        stop._previous[signal.SIGTERM] = None  # as it is for a handler of C
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_script_that_runs_several_programs_learns_that_one_was_asked_to_stop(
+    tmp_path, monkeypatch, finished
+):
+    outcome = replace(tiny.trained().outcome, finished=finished, stopped_by="SIGTERM")
+    monkeypatch.setattr(train, "run", lambda exp, workdir: outcome)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        run.run(tiny.settings(), workdir=str(tmp_path))
+    assert issubclass(Stopped, KeyboardInterrupt)
+    monkeypatch.setattr(train, "run", lambda exp, workdir: tiny.trained().outcome)
+    assert run.run(tiny.settings(), workdir=str(tmp_path)) is tiny.trained().outcome
+
+
+def test_a_second_run_in_the_same_workdir_is_refused_and_disturbs_nothing(workdir):
+    before = sorted(workdir.rglob("*"))
+    with lock.held(workdir):
+        for mode in ("train", "demo", "prepare", "reference"):
+            with pytest.raises(UserError, match=f"{workdir} is in use by process {os.getpid()} "):
+                run.run(tiny.settings(), workdir=workdir, mode=mode)
+    assert sorted(workdir.rglob("*")) == before
 
 
 def test_a_stopped_run_saves_its_step_and_says_how_to_go_on(workdir, capsys, monkeypatch):

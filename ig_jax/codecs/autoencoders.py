@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, UInt8
 from ig_jax.codecs import pixels, sd_vae, va_vae
 from ig_jax.errors import UserError, shown
 from ig_jax.formats import state_dict, torch_file
+from ig_jax.paths import Location
 from ig_jax.types import DTYPES, NONE, Images, Key, Latents, Params
 
 INPUT_RANGE = (-1.0, 1.0)  # of pixels, as both autoencoders see them
@@ -56,7 +57,7 @@ def _scaled(pictures: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
 class Autoencoder(ABC):
     """Fields and rules that both share."""
 
-    weights: str  # the published file; '': latents must be stored, pictures are in false colours
+    weights: Location  # published file; '': latents must be stored, pictures are in false colours
     dtype: str = "float32"  # of convolutions and matrix products: float32, bfloat16
     rounding: str = pixels.TRUNCATED  # from decoded pictures to 8 bits: a rule of `pixels.RULES`
 
@@ -172,7 +173,7 @@ class VaVae(Autoencoder):
 
     rounding: str = pixels.ROUNDED
     # latents_stats.pt: mean and std of every channel; '': not known, as before latents are made
-    statistics: str = ""
+    statistics: Location = ""
 
     name: ClassVar[str] = "va_vae"
     factor: ClassVar[int] = 16
@@ -208,16 +209,16 @@ class VaVae(Autoencoder):
         shapes = [np.shape(array) if isinstance(array, np.ndarray) else None for array in both]
         if shapes[0] != shapes[1] or not _is_per_channel(shapes[0]):
             raise UserError(
-                f"data.codec.statistics = {shown(self.statistics)}: mean and std have shapes {shapes}, "
-                f"not (1, c, 1, 1) of at most {MOST_CHANNELS} channels; name the latents_stats.pt "
-                "of these latents"
+                f"data.codec.statistics = {shown(self.statistics)}: mean and std have shapes "
+                f"{shapes}, not (1, c, 1, 1) of at most {MOST_CHANNELS} channels; name the "
+                "latents_stats.pt of these latents"
             )
         with np.errstate(over="ignore"):  # what is too large becomes infinite
             mean, std = (array.astype(np.float32).reshape(1, 1, 1, -1) for array in both)
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise UserError(
-                f"data.codec.statistics = {shown(self.statistics)}: mean and std must be finite, and "
-                "std positive; name the latents_stats.pt of these latents"
+                f"data.codec.statistics = {shown(self.statistics)}: mean and std must be finite, "
+                "and std positive; name the latents_stats.pt of these latents"
             )
         return mean, std
 

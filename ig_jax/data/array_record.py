@@ -20,6 +20,7 @@ from ig_jax.data.record import Recorded
 from ig_jax.data.tfds_info import Feature
 from ig_jax.data.tfds_split import Example, OfSplit, Split
 from ig_jax.errors import BadExample, UserError
+from ig_jax.paths import Location
 
 ARRAYS = {"sd_vae": ("moments",), "va_vae": ("latents", "latents_flip")}  # codec -> features
 ENCODINGS = ("none", "bytes", "zlib")  # of tensors, by TFDS
@@ -39,7 +40,7 @@ class ArrayRecord(OfSplit, Recorded):
       BadExample: an example is corrupt or not finite; names its shard and record.
     """
 
-    path: str
+    path: Location
     split: str  # as in dataset_info.json, or a part such as train[:10%]
     num_classes: int
 

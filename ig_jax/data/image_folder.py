@@ -24,6 +24,7 @@ from ig_jax.data.crop import Cropped
 from ig_jax.data.file_tree import FileTree, Folder
 from ig_jax.errors import UserError, shown
 from ig_jax.formats import images
+from ig_jax.paths import Location
 from ig_jax.sections import at_most
 
 ROOT = "images"
@@ -54,7 +55,7 @@ class ImageFolder(Cropped):
       BadExample: a picture cannot be decoded; names the file.
     """
 
-    path: str
+    path: Location
     size: int = at_most(crop.LARGEST)  # side of the cropped pictures
     num_classes: int
     fewer_classes: bool = False  # whether there may be fewer folders than `num_classes`

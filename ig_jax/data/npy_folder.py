@@ -27,6 +27,7 @@ from ig_jax.data.reading import Readers
 from ig_jax.data.record import Record, Recorded
 from ig_jax.errors import BadExample, UserError, shown
 from ig_jax.formats import npy
+from ig_jax.paths import Location
 
 ROOT = "vae-sd"
 CODEC = "sd_vae"  # whose layout this is
@@ -54,7 +55,7 @@ class NpyFolder(Recorded):
       BadExample: an .npy file is cut off, of another shape or dtype, or not finite; names it.
     """
 
-    path: str
+    path: Location
     num_classes: int
 
     stored_dtype = np.float32

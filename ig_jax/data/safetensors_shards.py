@@ -22,6 +22,7 @@ import numpy as np
 from ig_jax.data.record import Recorded
 from ig_jax.errors import LONGEST, BadExample, UserError
 from ig_jax.formats import safetensors_file
+from ig_jax.paths import Location
 
 CODEC = "va_vae"  # whose layout this is
 TENSORS = {"latents": "F32", "latents_flip": "F32", "labels": "I64"}  # as the format calls dtypes
@@ -56,7 +57,7 @@ class SafetensorsShards(Recorded):
       BadExample: a latent is not finite; names its file and place.
     """
 
-    path: str
+    path: Location
     num_classes: int
 
     stored_dtype = np.float32

@@ -12,13 +12,13 @@ not pay.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ig_jax.formats import files
 
 INFO = "dataset_info.json"
 FEATURES = "features.json"
@@ -59,17 +59,13 @@ def write_shard(file: Path, examples: Iterable[Mapping[str, Any]], features: Any
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     serializer = ExampleSerializer(features.get_serialized_info())
-    partial = file.with_name(f"{file.name}.partial")
-    writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
-    try:
+    with files.replaced(file) as partial:
+        writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         for example in examples:
             message = serializer.get_tf_example(features.encode_example(example))
             # Otherwise the order of features differs between processes.
             writer.write(message.SerializeToString(deterministic=True))
         writer.close()
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_metadata(
@@ -104,4 +100,6 @@ def write_metadata(
         "version": VERSION,
     }
     features.save_config(folder)
-    (folder / INFO).write_text(json.dumps(info, indent=2) + "\n")
+    # Nothing reads the first before the second is there.
+    files.sync(folder / FEATURES)
+    files.write_json(folder / INFO, info)

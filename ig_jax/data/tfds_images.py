@@ -18,6 +18,7 @@ from ig_jax.data.crop import Cropped
 from ig_jax.data.tfds_info import Feature
 from ig_jax.data.tfds_split import Example, OfSplit
 from ig_jax.errors import UserError
+from ig_jax.paths import Location
 from ig_jax.sections import at_most
 
 NONE = Feature("nothing", (), "", "none")
@@ -36,7 +37,7 @@ class TfdsImages(OfSplit, Cropped):
       BadExample: a picture cannot be decoded, or its record is corrupt; names it.
     """
 
-    path: str
+    path: Location
     split: str  # as in dataset_info.json, or a part such as train[:10%]
     size: int = at_most(crop.LARGEST)  # side of the cropped pictures
     num_classes: int

@@ -24,7 +24,7 @@ from jaxtyping import Float32, Int
 
 from ig_jax.data import labels, npy_folder, record, safetensors_shards, tfds_files
 from ig_jax.data.array_record import ARRAYS
-from ig_jax.formats import safetensors_file, torch_writer
+from ig_jax.formats import files, safetensors_file, torch_writer
 
 NAME = "latents"  # of the data set, as TFDS knows it
 SPLIT = "train"
@@ -52,7 +52,7 @@ class Whole(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout(ABC):
-    """Writes the parts and the end of one data set in `folder`."""
+    """Writes the parts and the end of one data set in `folder`; on the disk when that returns."""
 
     folder: Path
     codec: str
@@ -130,15 +130,19 @@ class NpyFolderLayout(Layout):
 
     def write(self, part: Part) -> None:
         (moments,) = self._arrays(part.stored).values()
+        written: list[Path] = []
         for index, array in zip(part.indices.tolist(), moments, strict=True):
             file = self.record_folder / self._name(index)
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, array)
+            written.append(file)
+        for place in (*written, *{file.parent for file in written}):
+            files.sync(place)
 
     def finish(self, whole: Whole) -> None:
         pairs = zip(itertools.chain(*whole.indices), itertools.chain(*whole.labels), strict=True)
         entries = [[self._name(index), label] for index, label in pairs]
-        (self.record_folder / labels.FILE).write_text(json.dumps({"labels": entries}))
+        files.write_text(self.record_folder / labels.FILE, json.dumps({"labels": entries}))
 
 
 class SafetensorsLayout(Layout):
@@ -167,12 +171,10 @@ def _save_safetensors(
         header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the arrays are aligned
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as out:
+    with files.replaced(file) as temporary, temporary.open("wb") as out:
         out.write(len(text).to_bytes(safetensors_file.LENGTH, "little") + text)
         for array in arrays.values():
             out.write(array.data)
-    temporary.replace(file)
 
 
 def _write_statistics(folder: Path, whole: Whole) -> None:

@@ -7,7 +7,6 @@ numpy itself reads either kind whole, and writes only what is in memory.
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -67,8 +66,7 @@ def write(path: Path, members: Mapping[str, Path | np.ndarray]) -> None:
 
     A member that is a Path names an .npy file, which is streamed: it may be larger than the memory.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with zipfile.ZipFile(temporary, "w") as archive:
+    with files.replaced(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, member in members.items():
             # Its time of change is fixed: ZipInfo's own default, the beginning of 1980.
             entry = zipfile.ZipInfo(name + SUFFIX)
@@ -78,7 +76,6 @@ def write(path: Path, members: Mapping[str, Path | np.ndarray]) -> None:
                         shutil.copyfileobj(source, target, STREAMED)
                 else:
                     npy_format.write_array(target, member, allow_pickle=False)
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -10,12 +10,18 @@ noticed only where they can then not be decompressed, and that when they are rea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorstore
 
+from ig_jax.errors import UserError
+from ig_jax.formats import files
+
 MANIFEST = "manifest.ocdbt"
+NAMES = "_METADATA"  # of the arrays of an item, and in what they are nested
+RECORD = "_CHECKPOINT_METADATA"  # of the times when a step was written; nothing here needs it
 
 
 class Damaged(Exception):
@@ -25,12 +31,17 @@ class Damaged(Exception):
         self.file, self.fault = file, fault
 
 
-def _parse(file: Path) -> None:
+def parse(file: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+      Damaged: it is missing, or no JSON.
+    """
+    if not file.exists():
+        raise Damaged(file, "is missing")
     try:
-        json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise Damaged(file, "is missing") from None
-    except ValueError:  # of JSON, or of UTF-8
+        return files.read_json(file)
+    except UserError:
         raise Damaged(file, "is cut short or garbled") from None
 
 
@@ -67,10 +78,75 @@ def _ranges(store: tensorstore.KvStore, folder: Path, node: str) -> Iterator[str
             yield entry["indirect_value"]
 
 
-def _follow(folder: Path) -> None:
-    for file in (folder / "_METADATA", *folder.glob("array_metadatas/*")):
-        if file.exists():  # orbax reads arrays without it, but not with half of it
-            _parse(file)
+def _are_names(value: Any) -> bool:
+    match value:
+        case {"tree_metadata": {**leaves}, **rest}:
+            whole = len(leaves) > 0 and all(_is_leaf(leaf) for leaf in leaves.values())
+            kinds = (rest.get("use_ocdbt", True), rest.get("use_zarr3", False))
+            return whole and kinds[0] is True and isinstance(kinds[1], bool)
+    return False
+
+
+def _is_leaf(value: Any) -> bool:
+    match value:
+        case {"key_metadata": [*keys], "value_metadata": {"value_type": str(), **rest}}:
+            return isinstance(rest.get("skip_deserialize", False), bool) and all(
+                isinstance(key, dict)
+                and type(key.get("key")) in (str, int)
+                and type(key.get("key_type")) is int
+                and key["key_type"] > 0
+                for key in keys
+            )
+    return False
+
+
+def _are_shapes(value: Any) -> bool:
+    match value:
+        case {"array_metadatas": [*arrays]}:
+            return all(_is_shape(array) for array in arrays)
+    return False
+
+
+def _is_shape(value: Any) -> bool:
+    match value:
+        case {"array_metadata": {"param_name": str(), "write_shape": [*a], "chunk_shape": [*b]}}:
+            return all(isinstance(side, int) for side in (*a, *b))
+    return False
+
+
+def has_damaged_record(step: Path) -> bool:
+    """Whether orbax could not even list a step, because of `RECORD`.
+
+    One that is absent or no JSON does it no harm.
+    """
+    if not (step / RECORD).is_file():
+        return False
+    try:
+        found = json.loads(files.read_bytes(step / RECORD))
+    except (ValueError, UserError):
+        return False
+    except RecursionError:
+        return True
+    kinds = {
+        "item_handlers": dict | str,
+        **dict.fromkeys(("metrics", "performance_metrics", "custom_metadata"), dict),
+        **dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), int),
+    }
+    return not isinstance(found, dict) or not all(
+        found.get(name) is None or isinstance(found[name], kind) for name, kind in kinds.items()
+    )
+
+
+def _follow(folder: Path, *, nested: bool) -> None:
+    """`nested`: in other containers than dicts, which only the file of names knows."""
+    # Orbax reads other arrays without these files, but not with half of one.
+    for file, is_whole in (
+        (folder / NAMES, _are_names),
+        *((file, _are_shapes) for file in folder.glob("array_metadatas/*")),
+    ):
+        if (nested and file.name == NAMES) or file.exists():
+            if not is_whole(parse(file)):
+                raise Damaged(file, "is not what was written")
     if not (folder / MANIFEST).exists():
         raise Damaged(folder / MANIFEST, "is missing")
     store = tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
@@ -82,18 +158,17 @@ def _follow(folder: Path) -> None:
         _held(folder, location)
 
 
-def damage(step: Path, jsons: Iterable[str], arrays: Iterable[str]) -> str:
-    """What is wrong with the named items of a checkpoint's folder, in words; '': nothing."""
-    try:
-        for item in jsons:
-            _parse(step / item / "metadata")
-        for item in arrays:
-            _follow(step / item)
-    except Damaged as error:
-        return f"{error.file.relative_to(step)} {error.fault}"
-    return ""
+def require_whole(step: Path, arrays: Iterable[str], nested: Collection[str] = ()) -> None:
+    """Raises Damaged unless the named items of a checkpoint's folder are whole.
+
+    `nested`: those of them whose arrays are nested in other containers than dicts.
+    """
+    for item in arrays:
+        _follow(step / item, nested=item in nested)
 
 
 def is_undecodable(error: Exception) -> bool:
     """Whether orbax raised this because bytes that it did find are not what was written."""
+    if isinstance(error, LookupError | TypeError | AttributeError | RecursionError):
+        return True  # it looked for what is not there
     return type(error) is Exception and "error while reading array index" in str(error)

@@ -8,6 +8,8 @@ other hosts may write neighbouring rows of the same page, and a full disk is an 
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from numpy.lib import format as npy_format
 
 from ig_jax.errors import UserError
 from ig_jax.formats import files, npy
@@ -42,31 +45,44 @@ class RowStore:
         return [name for name in self._arrays if name != DONE]
 
     def create(self) -> None:
-        """Makes the files unless they are there; one process does it, before any writes.
+        """Makes the files unless they are there and whole; one process does it, before any writes.
 
-        If one is damaged, all are made again: without it nothing in them is of use.
+        If one is damaged, all begin anew.
         """
-        if self.path(DONE).exists() and self._is_sound():
+        if all(map(self._is_whole, self._arrays)):
             return
+        self.path(DONE).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, row in self._arrays.items():  # `done` comes last: with it the store exists
-            # Hidden until it has its whole length, which takes no room on the disk yet.
-            hidden = self.folder / f".{name}.npy"
-            shape = (self.rows, *row.shape)
-            np.lib.format.open_memmap(hidden, mode="w+", dtype=row.dtype, shape=shape)
-            os.replace(hidden, self.path(name))
+        for name in self._arrays:  # `done` comes last: with it the store exists
+            with files.replaced(self.path(name)) as hidden, open(hidden, "wb") as file:
+                file.write(self._header(name))
+                file.truncate(self._length(name))  # which takes no room on the disk yet
+
+    def _header(self, name: str) -> bytes:
+        row, header = self._arrays[name], io.BytesIO()
+        kind = {"descr": npy_format.dtype_to_descr(np.dtype(row.dtype)), "fortran_order": False}
+        npy_format.write_array_header_1_0(header, kind | {"shape": (self.rows, *row.shape)})
+        return header.getvalue()
+
+    def _size(self, name: str) -> int:
+        """Bytes of a row of an array."""
+        row = self._arrays[name]
+        return math.prod(row.shape) * np.dtype(row.dtype).itemsize
+
+    def _length(self, name: str) -> int:
+        return len(self._header(name)) + self.rows * self._size(name)
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether the file of an array is there, with its header and at its length."""
+        file, header = self.path(name), self._header(name)
+        if not file.is_file() or file.stat().st_size != self._length(name):
+            return False
+        with files.open_regular(file) as content:
+            return content.read(len(header)) == header
 
     def path(self, name: str) -> Path:
         """The .npy file of an array."""
         return self.folder / f"{name}.npy"
-
-    def _is_sound(self) -> bool:
-        try:
-            for name in self._arrays:
-                self.read(name)
-        except UserError:
-            return False
-        return True
 
     def read(self, name: str) -> np.ndarray:
         """An array as it is now, mapped from its file; rows that were not written are zeros.
@@ -106,8 +122,7 @@ class RowStore:
         values = np.ascontiguousarray(values, row.dtype)
         if values.shape != (len(indices), *row.shape):
             raise ValueError(f"{name}: has shape {values.shape}, not {(len(indices), *row.shape)}")
-        size = int(np.prod(row.shape)) * np.dtype(row.dtype).itemsize
-        start = self.path(name).stat().st_size - self.rows * size  # behind the header
+        size, start = self._size(name), len(self._header(name))
         with open(self.path(name), "r+b", buffering=0) as file:
             # Runs of neighbours in one go.
             for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):

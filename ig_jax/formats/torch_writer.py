@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ig_jax.formats import files
+
 NEWEST_TIME = (1980, 1, 1, 0, 0, 0)  # a fixed one, so that equal arrays make equal files
 
 
@@ -24,11 +26,9 @@ def save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
         **{f"data/{i}": np.ascontiguousarray(a, "<f4").tobytes() for i, a in _numbered(arrays)},
         "version": b"3\n",
     }
-    temporary = file.with_name(f".{file.name}.tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with files.replaced(file) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(f"{file.stem}/{name}", NEWEST_TIME), content)
-    temporary.replace(file)
 
 
 def _numbered(arrays: Mapping[str, np.ndarray]) -> list[tuple[int, np.ndarray]]:

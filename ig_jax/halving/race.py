@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ig_jax import logs, tree
+from ig_jax import tree
 from ig_jax.errors import UserError
+from ig_jax.formats import files
 from ig_jax.halving.space import Candidate
 
 SIGNS = {"lower": 1, "higher": -1}  # which direction is better -> factor that makes small good
@@ -73,6 +74,36 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean, "std": std, "error": std / math.sqrt(n)}
 
 
+Rows = dict[Candidate, list[dict[str, Any]]]  # what was measured, by seed
+
+
+def _parsed(record: Any) -> tuple[dict[str, Any], Rows]:
+    """Settings and rows of a record; raises ValueError where it is not as `Search` writes it."""
+    match record:
+        case {"settings": dict(settings), "rows": [*rows]}:
+            parsed = dict(map(_row, rows))
+            # Tables and pictures take the measures' names from any.
+            names = {frozenset(measured) for values in parsed.values() for measured in values}
+            if len(parsed) == len(rows) and len(names) <= 1:
+                return settings, parsed
+    raise ValueError("has no settings, or other rows")
+
+
+def _row(row: Any) -> tuple[Candidate, list[dict[str, Any]]]:
+    match row:
+        case {"candidate": dict(point), "values": [_, *_] as values}:
+            if _are_numbers(point) and all(
+                isinstance(v, dict) and _are_numbers(v) and type(v.get("seed")) is int
+                for v in values
+            ):
+                return Candidate.of(point), values
+    raise ValueError("a row without numbers")
+
+
+def _are_numbers(values: Mapping[str, Any]) -> bool:
+    return all(type(value) in (int, float) for value in values.values())
+
+
 class Search:
     """A search and its record, `search.json`: whole after every measurement, continued if found.
 
@@ -118,11 +149,10 @@ class Search:
     def _load(self) -> None:
         remedy = "remove it or choose another workdir to search anew"
         try:
-            record = json.loads(self._path.read_text())
-            changed = tree.differences(record["settings"], self._settings)
-            rows = {Candidate.of(row["candidate"]): row["values"] for row in record["rows"]}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            settings, rows = _parsed(files.read_json(self._path))
+        except (UserError, ValueError) as error:
             raise UserError(f"{self._path}: is no readable record of a search; {remedy}") from error
+        changed = tree.differences(settings, self._settings)
         if changed:
             raise UserError(
                 f"{self._path}: was made with other settings ({'; '.join(changed)}); {remedy}"
@@ -130,6 +160,13 @@ class Search:
         for candidate, values in rows.items():
             if candidate not in self._measured:
                 raise UserError(f"{self._path}: has {candidate}, not in this space; {remedy}")
+            seeds = [measured["seed"] for measured in values]
+            wanted = [self._halving.first_seed + i for i in range(len(values))]
+            if seeds != wanted or not all(self._halving.metric in found for found in values):
+                raise UserError(
+                    f"{self._path}: has {candidate} with other seeds or measures than this search "
+                    f"takes; {remedy}"
+                )
             self._measured[candidate] = values
 
     def run(self, measure: Callable[[Candidate, int], Mapping[str, float]]) -> Iterator[Candidate]:
@@ -164,7 +201,7 @@ class Search:
         values.append({"seed": seed, **measured})
         metric = self._halving.metric
         record = {"settings": self._settings, "metric": metric, "rows": self.rows()}
-        logs.write_json(self._path, record)
+        files.write_json(self._path, record)
 
     def _next(self, alive: list[Candidate], round_: int) -> list[Candidate]:
         """Those that go on, in their old order; equally good ones by that order."""

@@ -25,6 +25,7 @@ from ig_jax.errors import UserError, shown
 from ig_jax.formats import state_dict
 from ig_jax.metrics import inception_network, inception_weights
 from ig_jax.metrics.spaces import Features, Pictures, Training
+from ig_jax.paths import Location
 from ig_jax.types import Params
 
 FIELD = "evaluate.features.weights"
@@ -36,7 +37,7 @@ SIDE = 299
 class Inception:
     """The feature space of FID: `pool` [b, 2048], `logits` [b, 1008], `spatial` [b, 2023]."""
 
-    weights: str  # the published .pth, or a .safetensors with the same names
+    weights: Location  # the published .pth, or a .safetensors with the same names
 
     frechet: ClassVar[str] = "fid"
     gives: ClassVar[tuple[str, ...]] = ("pool", "logits", "spatial")

@@ -111,6 +111,13 @@ def everybodys(rows: np.ndarray, total: int) -> np.ndarray:
     return gathered.swapaxes(0, 1).reshape(-1, *rows.shape[1:])[:total]
 
 
+def first_says(answer: bool) -> bool:
+    """The answer of process 0; all must ask."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(answer)))
+
+
 def meet(where: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
