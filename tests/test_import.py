@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from test_torch_file import tensor, write
 
 from configs import published
-from ig_jax import exporting, importing, run
+from ig_jax import compatible, exporting, importing, run
 from ig_jax.codecs import pixels
 from ig_jax.config import parse
 from ig_jax.errors import UserError
@@ -375,6 +375,9 @@ def test_the_published_rule_to_8_bits_is_set_by_family(tmp_path):
     _, _, state = sit(channels=4, readouts=())
     c = importing.config_of(recognise(state), published.bases())
     assert parse(c).data.codec.rounding == pixels.TRUNCATED
+    older = c.to_dict()
+    del older["data"]["codec"]["rounding"]
+    assert not compatible.mismatches(older, c.to_dict(), compatible.CONTINUES)
 
 
 def test_a_damaged_remainder_of_an_import_is_told_and_left_out(imported, tmp_path, capsys):

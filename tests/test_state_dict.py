@@ -95,11 +95,16 @@ def test_averaged_weights_are_preferred(held, name, value):
     is_weights(found.arrays, value)
 
 
+def test_settings_of_averaging_are_no_average():
+    loaded = {"model": weights(), "ema_config": {}, "ema_decays": [0.9], "use_ema": None}
+    assert weights_part.choose(loaded, "", "").notes == []
+
+
 @pytest.mark.parametrize("empty", [None, {}, [], {"decay": 0.999}])
 def test_an_empty_average_falls_back_with_a_word(empty):
     found = weights_part.choose({"model": weights(), "ema": empty}, "", "")
     assert found.name == "model"
-    assert found.notes == ["'ema' in the file is empty: the raw weights are taken"]
+    assert found.notes == ["'ema' in the file holds no weights: raw ones are taken"]
     is_weights(found.arrays)
 
 
@@ -144,9 +149,7 @@ def test_averages_without_names_get_those_of_the_raw_weights():
     assert found.name == "ema/shadow_params"
     np.testing.assert_array_equal(found.arrays.pop("feat_rope.freqs_cos"), np.ones(2))
     is_weights(found.arrays, 2)
-    with pytest.raises(
-        UserError, match="has 1 averaged weights without their names, which are not"
-    ):
+    with pytest.raises(UserError, match="has 1 weights without their names, which are not"):
         weights_part.choose({"model": raw, "ema": listed[:1]}, "", "")
     undotted = {f"model_ema.{n.replace('.', '')}": a for n, a in weights(2).items()}
     found = weights_part.choose({"state_dict": weights(1) | undotted}, "", "")
@@ -175,6 +178,8 @@ def test_where_several_could_be_meant_the_user_chooses(tmp_path):
         ({"step": 3, "net": {}}, "no state dict; it begins with 'step', 'net'"),
         ({"ema": {"w": np.ones(2), "lr": 0.1}}, "entry 'lr' is a float"),
         ({"ema": {0: np.ones(2)}}, "entry 0 is a ndarray"),
+        ({"params": [np.ones(2)]}, "'params' in the file has weights without their names"),
+        ({"ema": [np.ones(2)], "net": [np.ones(2)]}, "weights without their names"),
         ({str(i): {"w": np.ones(2)} for i in range(65)}, "holds more than 64 networks"),
     ],
 )
@@ -186,7 +191,8 @@ def test_what_holds_no_state_dict_is_refused(loaded, says):
 def test_objects_within_themselves_end_and_soon():
     inner = {f"k{i}": 0 for i in range(2000)}
     knot = {f"n{i}": inner for i in range(2000)}
-    knot["self"] = knot
+    for i in range(2000):
+        knot[f"self{i}"] = knot
     knot["deep"] = [[knot] * 2000]
     started = time.process_time()
     with pytest.raises(UserError, match="no state dict"):
@@ -359,6 +365,11 @@ def test_a_damaged_set_is_refused_by_the_file_that_is_damaged(sharded):
     assert "is an index itself" in refusal(sharded)
     sharded.write_text(json.dumps({"weight_map": {}}))
     assert "names no file" in refusal(sharded)
+
+
+def test_a_huge_index_is_not_read(sharded, monkeypatch):
+    monkeypatch.setattr(state_dict, "LARGEST_INDEX", 10)
+    assert "too large for an index" in refusal(sharded)
 
 
 def test_a_folder_is_read_from_the_file_of_a_usual_name(tmp_path):

@@ -32,6 +32,7 @@ CHOOSE = {
     "": "save the state dict that is meant to a file of its own",
 }
 
+LARGEST_INDEX = 2**26  # bytes; one of a thousand blocks has a few MB
 MOST_SHARED = 4  # times the bytes of a file: some networks share a matrix between layers
 ONE_EACH = "a training file has one in 'model' and its average in 'ema'"
 
@@ -197,6 +198,8 @@ def _read_one(file: Path, kind: Kind) -> _Loaded:
 
 def _read_index(file: Path) -> _Loaded:
     """All files of a sharded set, as one."""
+    if file.stat().st_size > LARGEST_INDEX:
+        raise UserError(f"{file}: is JSON or text too large for an index of weights")
     index = files.read_json(file)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict):

@@ -75,9 +75,10 @@ def choose(loaded: Any, part: str, ask: str) -> Part:
     if not parts.found:
         raise UserError(f"the file holds no state dict; it begins with {_listed(list(loaded)[:5])}")
     name = _named(part, parts.found) if part else _meant(parts.found, ask)
-    empty = [] if part or is_averaged(name) else list(filter(is_averaged, parts.empty))
-    notes = [f"{empty[0]!r} in the file is empty: the raw weights are taken"] if empty else []
-    return Part(name, parts.found[name](), notes)
+    empty = [] if part or is_averaged(name) else parts.empty
+    notes = [f"{empty[0]!r} in the file holds no weights: raw ones are taken"] if empty else []
+    arrays = parts.found[name]
+    return Part(name, arrays if isinstance(arrays, dict) else arrays(), notes)
 
 
 def _words(name: str) -> list[str]:
@@ -112,21 +113,25 @@ class _Parts:
     """All networks in what a file holds, by the names of their places."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Callable[[], Arrays]] = {}
-        self.empty: list[str] = []
-        self._seen: set[int] = set()  # a pickle may hold one dict at many places, or in itself
+        # A function raises, or finds the names of averages that have none.
+        self.found: dict[str, Arrays | Callable[[], Arrays]] = {}
+        self.empty: list[str] = []  # places of averages that are none
+        # A pickle may hold one dict at many places, or in itself.
+        self._seen: set[int] = set()
 
     def collect(self, value: Any, path: tuple[str, ...]) -> None:
         """Adds the networks in `value`, which lies at `path`."""
         before, name = len(self.found), "/".join(path)
         if isinstance(value, list | dict) and value and id(value) not in self._seen:
+            self._seen.add(id(value))  # what is in itself is not looked at again
             if isinstance(value, dict):
                 self._collect_dict(value, path)
             elif all(isinstance(entry, np.ndarray) for entry in value):
-                return self._add(name, lambda: self._of_list(name, value))
-            if len(self.found) == before:
-                self._seen.add(id(value))
-        if len(self.found) == before and (value is None or isinstance(value, list | dict)):
+                self._add(name, lambda: self._of_list(name, value))
+            if len(self.found) > before:
+                self._seen.remove(id(value))
+        nothing = value is None or isinstance(value, list | dict)
+        if nothing and len(self.found) == before and path and _is_average(path[-1]):
             self.empty.append(name)
 
     def _collect_dict(self, value: dict, path: tuple[str, ...]) -> None:
@@ -141,7 +146,7 @@ class _Parts:
             except UserError as error:  # matters only if this is the part that is taken
                 self._add("/".join(path), _raiser(error))
 
-    def _add(self, name: str, arrays: Callable[[], Arrays]) -> None:
+    def _add(self, name: str, arrays: Arrays | Callable[[], Arrays]) -> None:
         if len(self.found) == MOST_PARTS:
             raise UserError(f"the file holds more than {MOST_PARTS} networks")
         self.found[name] = arrays
@@ -161,12 +166,12 @@ class _Parts:
         # are those of what lies beside them.
         if others and all(map(is_averaged, groups)):
             name = "/".join(path) or ("raw" if groups else "")
-            self._add(name, lambda: others)
+            self._add(name, others)
 
     def _split_or_add(self, arrays: Arrays, path: tuple[str, ...]) -> None:
         name = "/".join(path)
         if len(path) >= DEEPEST:
-            self._add(name, lambda: arrays)
+            self._add(name, arrays)
         elif len(arrays) > 1 and not any("." in inner for inner in arrays) and is_averaged(name):
             self._add(name, lambda: self._undotted(name, arrays))
         else:
@@ -174,13 +179,13 @@ class _Parts:
 
     def _raw(self, name: str) -> Arrays:
         """The weights of which those of this name are averages."""
+        raw = {n: p for n, p in self.found.items() if isinstance(p, dict) and not is_averaged(n)}
         try:
-            raw = {n: p for n, p in self.found.items() if not is_averaged(n)}
-            return self.found[_meant(raw, "")]()
+            return raw[_meant(raw, "")]
         except UserError:
             raise UserError(
-                f"{name!r} in the file has averaged weights without their names, and it is not "
-                "clear whose; take another part, or save the average as a state dict"
+                f"{name!r} in the file has weights without their names, and it is not clear whose; "
+                "take another part, or save a state dict"
             ) from None
 
     def _of_list(self, name: str, listed: list[np.ndarray]) -> Arrays:
@@ -191,8 +196,8 @@ class _Parts:
             if [raw[n].shape for n in names] == [array.shape for array in listed]:
                 return raw | dict(zip(names, listed, strict=True))
         raise UserError(
-            f"{name!r} in the file has {len(listed)} averaged weights without their names, which "
-            f"are not those of the {len(raw)} raw ones; take another part"
+            f"{name!r} in the file has {len(listed)} weights without their names, which are not "
+            f"those of the {len(raw)} raw ones; take another part"
         )
 
     def _undotted(self, name: str, arrays: Arrays) -> Arrays:
@@ -219,9 +224,14 @@ def _raiser(error: UserError) -> Callable[[], Arrays]:
 
 def _is_wrapper(first: str) -> bool:
     """Whether a first component says 'a network' and nothing else."""
-    words = _words(first)
+    return first in RAW or _is_average(first)
+
+
+def _is_average(word: str) -> bool:
+    """Whether it says 'averaged weights' and nothing else."""
+    words = _words(word)
     known = (AVERAGED.fullmatch(word) or word in WORDS or word.isdecimal() for word in words)
-    return first in RAW or (is_averaged(first) and all(known))
+    return is_averaged(word) and all(known)
 
 
 def _arrays(value: dict) -> Arrays:
