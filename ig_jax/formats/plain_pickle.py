@@ -118,7 +118,18 @@ def _instructions(file: io.BytesIO | mmap.mmap) -> Iterator[tuple[str, Any]]:
         name, argument = OPCODES[code].name, OPCODES[code].arg
         if name not in KNOWN:
             raise UserError(f"holds the pickle instruction {name}; {MEND}")
-        yield name, None if argument is None else argument.reader(file)
+        if argument is pickletools.stringnl_noescape_pair:
+            yield name, _dotted(file)
+        else:
+            yield name, None if argument is None else argument.reader(file)
+
+
+def _dotted(file: io.BytesIO | mmap.mmap) -> str:
+    """Two lines, as pickle itself reads them; pickletools would look for escapes in them."""
+    lines = [file.readline(), file.readline()]
+    if not all(line.endswith(b"\n") for line in lines):
+        raise ValueError("it ends within a name")
+    return ".".join(line[:-1].decode() for line in lines)
 
 
 def leaves(value: Any, most: int) -> Iterator[Any]:
@@ -286,11 +297,11 @@ class _Machine:
         self._charge(ENTRY * len(items))
         _only(set, self.stack[-1]).update(_key(item) for item in items)
 
-    def _global(self, module_and_name: str) -> None:
-        self._push_name(module_and_name.replace(" ", "."))
+    def _global(self, dotted: str) -> None:
+        self._push_name(dotted)
 
-    def _instance(self, module_and_name: str) -> None:
-        raise refused(module_and_name.replace(" ", "."))
+    def _instance(self, dotted: str) -> None:
+        raise refused(dotted)
 
     def _stack_global(self, _) -> None:
         module, name = self._pop(2)
