@@ -45,8 +45,11 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     step, params = sample.load_weights(exp, workdir)
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
-    judging, floor = judge.make_judge(exp)
+    judging, held_out = judge.make_judge(exp)
     generator = Generator(exp, guide.load(exp), judging.decode)
+    # All rows of the table are judged in runs of one size, which their measures depend on.
+    together = min(len(held_out[1]), c.evaluate.num)
+    floor = judge.measure_in_runs(judging, *held_out, together)
     seconds["evaluate"] += time.perf_counter() - started
     results: dict[str, Any] = {"floor": measures.spread([floor])}
     titles, drawn = {"floor": FLOOR}, {}
@@ -62,14 +65,16 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
                     generator, params, c.evaluate.num, seed, bar, guidances=guidances
                 )
                 drawn_at = time.perf_counter()
-                measured.append(judging.measure(judging.look(images), labels))
+                rows = judging.look(images)
+                measured.append(judge.measure_in_runs(judging, rows, labels, together))
                 seconds["sample"] += drawn_at - started
                 seconds["evaluate"] += time.perf_counter() - drawn_at
                 drawn.setdefault(titles[name], (images, labels))
             results[name] = measures.spread(measured)
     by_title = {titles[name]: stats for name, stats in results.items()}
     judging.draw(workdir / "samples.png", drawn, by_title)
-    results["settings"] = {**sample.settings(exp, step), **c.raw["evaluate"]}
+    judged = {**c.raw["evaluate"], "judged_together": together}
+    results["settings"] = {**sample.settings(exp, step), **judged}
     return results, seconds, titles
 
 
@@ -91,7 +96,8 @@ def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]
         results, seconds, titles = _judge(exp, workdir)
         results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
         files.write_json(workdir / "results.json", results)
-    logs.say("\n" + measures.table({titles[name]: results[name] for name in titles}) + "\n")
+    corner = f"n = {results['settings']['judged_together']:,}"
+    logs.say("\n" + measures.table({titles[n]: results[n] for n in titles}, corner) + "\n")
     logs.say(f"pictures: {workdir / 'samples.png'}, {workdir / 'loss.png'}")
     logs.say(f"numbers:  {workdir / 'results.json'}")
     return results

@@ -36,7 +36,7 @@ from ig_jax.errors import UserError
 from ig_jax.formats import files
 from ig_jax.formats.row_store import RowStore
 from ig_jax.guidance import Guidance, Guidances
-from ig_jax.judge import AnyJudge, Judge, make_judge
+from ig_jax.judge import AnyJudge, HeldOut, Judge, make_judge, measure_in_runs
 from ig_jax.look import Rows, joined
 from ig_jax.sample_files import Found
 from ig_jax.types import Params
@@ -132,12 +132,25 @@ class _Evaluation:
         sharding.meet(f"{name} seen")
         return store
 
-    def finish(self, seen: Sequence[Seen], **rest: Any) -> dict[str, Any]:
-        """Measures each set of samples, writes results.json, and clears the rows away."""
-        measured = []
+    def finish(
+        self, seen: Sequence[Seen], held_out: HeldOut | None = None, **rest: Any
+    ) -> dict[str, Any]:
+        """Measures each set of samples, writes results.json, and clears the rows away.
+
+        `held_out` is judged too, and larger sets of samples also in runs of its size.
+        """
+        measured, in_runs = [], []
+        size = len(held_out[1]) if held_out else 0
         for store, labels in seen:
             rows: Rows = {name: store.read(name) for name in store.names}
             measured.append(self.judge.measure(rows, labels))
+            if 0 < size < self.num:
+                in_runs.append(measure_in_runs(self.judge, rows, labels, size))
+        if held_out:
+            rest["floor"] = measures.spread([self.judge.measure(*held_out)])
+            rest["floor_samples"] = size
+        if in_runs:
+            rest["in_runs_of_the_floor"] = measures.spread(in_runs)
         record = {
             "measures": measures.spread(measured),
             "each": measured,
@@ -206,8 +219,13 @@ def _is_spread(found: Any) -> bool:
 
 def _say(record: Mapping[str, Any], where: Path) -> None:
     """A table, a line that says how it was made, and where all of it is written."""
-    rows = {FLOOR: record["floor"]} if record.get("floor") else {}
-    logs.say(measures.table({**rows, "samples": record["measures"]}))
+    rows = {f"samples (n = {record['samples']:,})": record["measures"]}
+    if record.get("floor"):
+        n = record.get("floor_samples", 0)  # records of older versions lack it
+        rows = {f"{FLOOR} (n = {n:,})": record["floor"], **rows}
+        if "in_runs_of_the_floor" in record:
+            rows[f"samples (n = {n:,})"] = record["in_runs_of_the_floor"]
+    logs.say(measures.table(rows))
     logs.say(measures.sentence(record))
     logs.say(f"numbers: {where}")
 
@@ -231,7 +249,7 @@ def _how(exp: Experiment, step: int, cost: Mapping[str, int] | None) -> str:
 
 
 def _of_checkpoint(
-    exp: Experiment, workdir: Path, judge: AnyJudge, floor: Any
+    exp: Experiment, workdir: Path, judge: AnyJudge, held_out: HeldOut | None
 ) -> dict[str, Any] | None:
     c = exp.config
     step, params = sample.load_weights(exp, workdir)
@@ -256,7 +274,7 @@ def _of_checkpoint(
         cost = drawing.cost(generator)
         rest = {
             "of": _how(exp, step, cost),
-            "floor": floor and measures.spread([floor]),
+            "held_out": held_out,
             "an_image": cost,
             "rounding": c.data.codec.rounding,
             **network,
@@ -336,7 +354,7 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any] | None:
       UserError: a checkpoint, the samples, or what judging needs is missing; the disk is full.
     """
     with storage.errors_told(workdir):
-        judge, floor = make_judge(exp)
+        judge, held_out = make_judge(exp)
         if exp.config.evaluate.samples:
             return _of_files(exp, workdir, judge)
-        return _of_checkpoint(exp, workdir, judge, floor)
+        return _of_checkpoint(exp, workdir, judge, held_out)

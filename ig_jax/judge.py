@@ -231,8 +231,37 @@ def _from_file(exp: Experiment, look: Look, weights_digest: str) -> Real:
     return Real(pool, spatial, rows, record)
 
 
-def make_judge(exp: Experiment) -> tuple[AnyJudge, dict[str, float] | None]:
-    """The judge of this data set, and what its held-out examples score (None: it has none).
+def measure_in_runs(
+    judge: AnyJudge, rows: Rows, labels: np.ndarray | None, size: int
+) -> dict[str, float]:
+    """All measures, the mean over runs of `size` samples in order; a shorter rest is left out.
+
+    Most measures depend on how many samples there are. A Frechet distance falls with them, whatever
+    they are: 355 digits are three to four times as far from the others as 1440 would be. So sets of
+    different sizes are compared in runs of one.
+
+    Args:
+      rows: what `judge.look` gave, of at least `size` samples.
+      labels: [n], or None as for `measure`.
+    """
+    total = len(next(iter(rows.values())))
+    if total < size:
+        raise ValueError(f"size = {size}: there are only {total} samples")
+    each = [
+        judge.measure(
+            {name: array[start : start + size] for name, array in rows.items()},
+            None if labels is None else labels[start : start + size],
+        )
+        for start in range(0, total - size + 1, size)
+    ]
+    return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
+
+
+HeldOut = tuple[Rows, np.ndarray]  # what a judge keeps of real examples that were held out, labels
+
+
+def make_judge(exp: Experiment) -> tuple[AnyJudge, HeldOut | None]:
+    """The judge of this data set, and what it saw of its held-out examples (None: it has none).
 
     Raises:
       UserError: a file of the feature space or of the real pictures is missing or does not fit.
@@ -247,7 +276,7 @@ def make_judge(exp: Experiment) -> tuple[AnyJudge, dict[str, float] | None]:
         return judge, None
     images, labels = all_of(held_out)
     judge.rows(images.shape[1:])  # raises what does not fit
-    return judge, judge.measure(judge.look(images), labels)
+    return judge, (judge.look(images), labels)
 
 
 def _by_features(exp: Experiment) -> Judge:

@@ -53,10 +53,13 @@ def spread(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table, a row for each entry of {name: {measure: {'mean', 'std'}}}."""
+def table(results: Mapping[str, Mapping[str, Any]], corner: str = "") -> str:
+    """A Markdown table, a row for each entry of {name: {measure: {'mean', 'std'}}}.
+
+    `corner` stands above the names.
+    """
     shown = [m for m in MEASURES if m in next(iter(results.values()))]
-    rows = [["", *(MEASURES[m][0] for m in shown)]]
+    rows = [[corner, *(MEASURES[m][0] for m in shown)]]
     rows += [[name, *(to_text(m, stats[m]) for m in shown)] for name, stats in results.items()]
     return logs.markdown(rows)
 

@@ -42,6 +42,7 @@ def test_results_hold_every_way_of_sampling_beside_the_floor(results):
 def test_results_say_what_was_run_and_how_long_each_part_took(results):
     assert results["settings"]["checkpoint_step"] == 20
     assert results["settings"]["seeds"] == [0, 1]
+    assert results["settings"]["judged_together"] == 100  # of 355 held out as of 100 drawn
     assert set(results["seconds"]) == {"import", "compile", "train", "sample", "evaluate"}
     assert results["seconds"]["import"] == 1.5
     assert all(0 < seconds < 600 for seconds in results["seconds"].values())

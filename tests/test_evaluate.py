@@ -29,7 +29,8 @@ def exp():
 @pytest.fixture(scope="module")
 def judged(exp):
     """The judge, and its verdict on the held-out images."""
-    return judge.make_judge(exp)
+    judging, held_out = judge.make_judge(exp)
+    return judging, judging.measure(*held_out)
 
 
 def measure(judged, images, labels):
@@ -94,6 +95,21 @@ def test_the_inception_score_is_a_mean_over_runs_of_5000_in_order(judged):
     rows = {"pool": features, "nearest": np.ones(10_000)}
     found = judge.measure({**rows, "logits": np.concatenate([by_class, alike])}, None)
     assert found["inception_score"] == pytest.approx((10 + 1) / 2, rel=1e-6)
+
+
+def test_sets_of_different_sizes_are_compared_in_runs_of_one_size(judged):
+    """Training images are at no distance from themselves, a quarter of them far: it is the size."""
+    judging, floor = judged
+    images, labels = (x[np.random.default_rng(0).permutation(1442)] for x in real("train"))
+    rows = judging.look(images)
+    found = judge.measure_in_runs(judging, rows, labels, 355)
+    runs = [{n: r[i : i + 355] for n, r in rows.items()} for i in (0, 355, 710, 1065)]
+    expected = np.mean([judging.measure(r, None)["fd"] for r in runs])
+    assert found["fd"] == pytest.approx(expected, rel=1e-12)
+    assert judging.measure(rows, labels)["fd"] < 1e-6 < 0.3 * floor["fd"] < found["fd"]
+    assert found["accuracy"] > 0.99 and found["nearest"] == 0
+    with pytest.raises(ValueError, match="size = 1500: there are only 1442 samples"):
+        judge.measure_in_runs(judging, rows, labels, 1500)
 
 
 def test_wrong_labels_cost_accuracy_alone(judged):
@@ -274,7 +290,8 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     assert record["network_sha256"] == tree.digest(average)
     assert set(record["versions"]) >= {"jax", "python"}
     said = capsys.readouterr().out
-    assert "| held-out data |" in said and "| samples " in said
+    assert "| held-out data (n = 355) |" in said and "| samples (n = 20) " in said
+    assert record["floor_samples"] == 355 and "in_runs_of_the_floor" not in record
     assert record["an_image"]["evaluations"] == 6  # three steps, doubled by CFG
     assert (
         "20 samples for each of 2 seeds with balanced labels of step 24 (ema); Euler 3, "

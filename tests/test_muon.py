@@ -20,7 +20,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ig_jax import optim, tree
+from ig_jax import compatible, optim, tree
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SIZES
 from ig_jax.optim import leaves
@@ -306,6 +306,18 @@ def test_vectors_decay_by_a_setting_of_their_own_as_in_pytorchs_adamw():
         moved = (m / (1 - s.b1**t)) / (np.sqrt(v / (1 - s.b2**t)) + s.eps)
         expected = (1 - s.learning_rate * 0.2) * expected - s.learning_rate * moved
         np.testing.assert_allclose(params["a"]["bias"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_from_before_vectors_could_decay_goes_on_where_they_do_not():
+    def mismatches(new: float, sections: tuple[str, ...]) -> list[str]:
+        old = {"optim": {"name": "muon", "weight_decay": 0.01}}
+        now = {"optim": {**old["optim"], "vector_weight_decay": new}}
+        return compatible.mismatches(old, now, sections)
+
+    assert mismatches(0.0, compatible.CONTINUES) == []
+    [told] = mismatches(0.1, compatible.CONTINUES)
+    assert told == "optim.vector_weight_decay: 0.0 there, 0.1 here"
+    assert mismatches(0.1, compatible.UPDATES) == []  # it changes the step, not an imported state
 
 
 def test_the_table_gets_no_update_whatever_its_gradient_and_the_weight_decay():

@@ -38,6 +38,6 @@ def test_a_test_is_skipped_by_what_another_directory_lacks(folder, read, missing
 
 def test_nothing_may_be_missing_from_the_directory_of_the_tests():
     with pytest.raises(FileNotFoundError):
-        _ = Vectors(GOLDEN, "there").arrays
+        Vectors(GOLDEN, "there").weights()
     with pytest.raises(KeyError):
-        _ = Vectors(GOLDEN, "there").config
+        golden_entry(GOLDEN, "configs.json", "there")
