@@ -7,6 +7,7 @@ Both kinds grow while samples are drawn, and tell which samples they hold alread
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Int, UInt8
 from ig_jax import pictures
 from ig_jax.data import file_tree
 from ig_jax.errors import UserError
-from ig_jax.formats import digests, npz
+from ig_jax.formats import digests, files, npz
 from ig_jax.formats import images as image_files
 from ig_jax.formats.row_store import Row, RowStore
 
@@ -30,6 +31,7 @@ NUMBERED = re.compile(r"[0-9]{6,}\.png")
 IMAGES, LABELS = "arr_0", "arr_1"  # as ADM names them
 SHOWN, COLUMNS = 100, 10  # of the grid
 WRITERS = 8  # PNG files compressed at the same time
+PNG_END = b"IEND\xaeB`\x82"
 COPIED = 256  # samples at a time
 
 Pictures = UInt8[np.ndarray, "n h w c"]
@@ -71,20 +73,21 @@ class PngFiles:
         file = self._file(index)
         if not file.is_file():
             return False
+        content = files.read_bytes(file)
         try:
-            with Image.open(file, formats=["PNG"]) as image:
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
                 height, width, _ = self._shape
                 if image.size != (width, height) or image.mode != "RGB":
                     return False
                 image.verify()  # the checksums of all parts, without decoding them
-            return True
+            return content.endswith(PNG_END)  # which Pillow does not look at
         except (OSError, ValueError, SyntaxError):  # as Pillow tells of damage
             return False
 
     def read(self, indices: Indices) -> Pictures:
         load = self._writers.map
-        files = map(self._file, indices.tolist())
-        return np.stack(list(load(lambda file: pictures.load(file, self._shape[-1]), files)))
+        found = map(self._file, indices.tolist())
+        return np.stack(list(load(lambda file: pictures.load(file, self._shape[-1]), found)))
 
     def write(self, indices: Indices, images: Pictures) -> None:
         list(self._writers.map(pictures.save, map(self._file, indices.tolist()), images))

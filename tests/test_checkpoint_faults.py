@@ -153,8 +153,8 @@ def test_a_damaged_checkpoint_is_named_and_put_aside_and_the_one_before_used(wor
     assert re.search(words, said)
 
 
-def changed(step, **changes):
-    file = step / "meta" / "metadata"
+def change(folder, changes):
+    file = folder / "meta" / "metadata"
     put(file, json.dumps(json.loads(file.read_text()) | changes))
 
 
@@ -185,7 +185,7 @@ def test_a_checkpoint_s_record_that_is_not_what_was_written_counts_as_damage(
     workdir, damage, reading, capfd
 ):
     step = workdir / "checkpoints" / "2"
-    changed(step, **damage) if isinstance(damage, dict) else put(step / "meta/metadata", damage)
+    change(step, damage) if isinstance(damage, dict) else put(step / "meta/metadata", damage)
     with opened(workdir, keep_last=2, reading=reading) as checkpoints:
         with pytest.raises(CheckpointError, match="metadata: .*; choose another step"):
             checkpoints.meta(2)
