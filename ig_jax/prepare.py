@@ -66,7 +66,7 @@ class _Preparation:
         how = dataclasses.asdict(self.settings)
         # Whoever is stopped by a bad example may go on without it: all parts before had none.
         del how["bad_examples"]
-        data = json.loads(json.dumps(self.exp.config.raw["data"]))
+        data = compatible.plain(self.exp.config.raw["data"])
         data["source"].pop("fewer_classes", None)  # of what is refused, not of what is read
         return {
             "seed": self.exp.config.seed,

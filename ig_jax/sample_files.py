@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
+from PIL import Image
 
 from ig_jax import pictures
 from ig_jax.data import file_tree
