@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import checkpoint, lock, logs, sharding, storage, tree
+from ig_jax import checkpoint, compatible, lock, logs, sharding, storage, tree
 from ig_jax.build import Experiment
 from ig_jax.codecs.autoencoders import INPUT_RANGE, Autoencoder
 from ig_jax.data import crop, record
