@@ -3,7 +3,9 @@
 A lock is a file that says who works there, and that the system locks (flock) for as long as the
 process lives: a killed one leaves the file, but not the system's lock. Where a file system has no
 such locks, or does not share them between hosts, what the file says decides: it is created by
-one process alone, and taken over only from a process of this machine that has ended.
+one process alone, and taken over only from one that has ended. Of another host nothing else can be
+known than that the process there touches its file now and then: a preempted job that starts again
+elsewhere waits until it has not for a while.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
@@ -27,6 +31,8 @@ from ig_jax.formats import files
 NAME = ".lock"
 WRITING = 1.0  # seconds in which whoever made the file has written who it is
 LARGEST = 4096  # bytes that are read of it
+BEAT = 30.0  # seconds after which the file is touched
+SILENT = 180.0  # seconds without that, after which the process has ended; NFS may hide it for 60
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,18 @@ class Held:
     folder: Path
     file: Path
     descriptor: int | None  # None: process 0 has it
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self):
+        if self.descriptor is not None:
+            threading.Thread(target=self._beat, name="lock", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self.released.wait(BEAT):
+            # By the name: the descriptor may be closed by now, and its number in use again. A
+            # folder that is gone is told of by `require`.
+            with suppress(OSError):
+                os.utime(self.file)
 
     def require(self) -> None:
         """Raises UserError if the folder or the lock is gone: then another may work there."""
@@ -109,6 +127,7 @@ class Held:
     def release(self) -> None:
         if self.descriptor is None:
             return
+        self.released.set()
         with suppress(OSError):  # it is of no more use
             if _lies_at(self.descriptor, self.file):
                 self.file.unlink()
@@ -173,8 +192,9 @@ def _attempt(file: Path) -> int | None:
         if not _lies_at(descriptor, file):
             os.close(descriptor)
             return None
-        if not made:
-            _take_over(descriptor, file)
+        if not made and not _take_over(descriptor, file):
+            os.close(descriptor)
+            return None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(Owner.here())).encode(), 0)
         os.fsync(descriptor)
@@ -187,20 +207,59 @@ def _attempt(file: Path) -> int | None:
 _OR = "wait until it ends, or name another folder"
 
 
-def _take_over(descriptor: int, file: Path) -> None:
-    """Raises UserError unless whoever left the file has ended."""
+def _take_over(descriptor: int, file: Path) -> bool:
+    """Whether the file is now that of this process, or has to be made anew.
+
+    Raises:
+      UserError: whoever left the file still works there.
+    """
     owner = _owner(descriptor)
     if owner is None:
         logs.say(f"{file}: names nobody; the folder is taken over")
     elif owner.is_elsewhere():
-        raise UserError(
-            f"{file.parent} is in use by {owner}, which cannot be asked from {socket.gethostname()}"
-            f"; if it has ended, remove {file}"
-        )
+        _wait_for_silence(descriptor, file, owner)
+        # A new file: should its owner go on after a pause, it finds that this one is gone.
+        if _lies_at(descriptor, file):
+            file.unlink()
+        return False
     elif not owner.has_ended():
         raise UserError(f"{file.parent} is in use by {owner}; {_OR}")
     else:
         logs.say(f"{file.parent}: {owner} has ended without leaving it; it is taken over")
+    return True
+
+
+def _wait_for_silence(descriptor: int, file: Path, owner: Owner) -> None:
+    """Returns when a process of another machine has not touched its file for long enough.
+
+    Raises:
+      UserError: it has, meanwhile.
+    """
+    touched = os.fstat(descriptor).st_mtime_ns
+    # By the clock of the file system, which is that of neither machine.
+    left = SILENT - (_clock_of(file.parent) - touched) / 1e9
+    if left > 0:
+        logs.say(
+            f"{file.parent}: waiting {left:.0f} s to see whether {owner} still works there; if it "
+            f"has ended, you may remove {file}"
+        )
+    deadline = time.monotonic() + left
+    while True:
+        if not _lies_at(descriptor, file):  # it was released, or removed by hand
+            return
+        if os.stat(file).st_mtime_ns != touched:
+            raise UserError(f"{file.parent} is in use by {owner}; {_OR}")
+        if time.monotonic() >= deadline:
+            logs.say(f"{file.parent}: {owner} is silent; it is taken over")
+            return
+        time.sleep(min(1.0, BEAT / 10))
+
+
+def _clock_of(folder: Path) -> int:
+    """The time, in nanoseconds, as the file system of a folder has it."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        os.utime(probe.fileno())
+        return os.fstat(probe.fileno()).st_mtime_ns
 
 
 def _owner(descriptor: int) -> Owner | None:

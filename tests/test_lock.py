@@ -128,12 +128,65 @@ def test_where_the_system_has_no_locks_the_file_decides(tmp_path, monkeypatch):
         pass
 
 
-def test_a_lock_of_another_machine_is_refused_with_what_to_remove(tmp_path):
+def test_a_lock_of_another_machine_that_is_touched_meanwhile_is_refused(
+    tmp_path, monkeypatch, capfd
+):
     left(tmp_path, host="other-host", pid=7)
-    words = "in use by process 7 on other-host .* cannot be asked from .*; if it has ended, remove"
-    with pytest.raises(UserError, match=f"{words} {tmp_path}/.lock"), lock.held(tmp_path):
+    file = tmp_path / ".lock"
+
+    def touched_meanwhile(seconds: float) -> None:
+        os.utime(file, ns=(0, os.stat(file).st_mtime_ns + 1))
+
+    monkeypatch.setattr(lock.time, "sleep", touched_meanwhile)
+    with pytest.raises(UserError, match="in use by process 7 on other-host"), lock.held(tmp_path):
         pass
-    assert (tmp_path / ".lock").exists()
+    said = capfd.readouterr().out
+    assert "waiting 180 s to see whether process 7 on other-host" in said
+    assert json.loads(file.read_text())["pid"] == 7
+
+
+def test_a_lock_of_another_machine_that_has_been_silent_is_taken_over_at_once(tmp_path, capfd):
+    left(tmp_path, host="other-host", pid=7)
+    file = tmp_path / ".lock"
+    before = os.stat(file).st_mtime - lock.SILENT
+    os.utime(file, (before, before))
+    there = open(file)  # keeps its number of a file from being used again
+    with lock.held(tmp_path):
+        said = capfd.readouterr().out
+        assert "process 7 on other-host" in said and "is silent; it is taken over" in said
+        assert "waiting" not in said
+        # Should its owner go on after a pause, it finds that its own file is gone.
+        assert not os.path.samestat(os.fstat(there.fileno()), os.stat(file))
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+    there.close()
+
+
+def test_a_lock_of_another_machine_that_stays_silent_is_taken_over(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(lock, "SILENT", 0.05)
+    left(tmp_path, host="other-host", pid=7)
+    with lock.held(tmp_path):
+        assert "process 7 on other-host" in capfd.readouterr().out
+
+
+def test_a_lock_of_another_machine_that_is_released_meanwhile_is_free(tmp_path, monkeypatch):
+    left(tmp_path, host="other-host", pid=7)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: (tmp_path / ".lock").unlink())
+    with lock.held(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_who_holds_a_lock_touches_it_and_stops_when_it_is_released(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.001)
+    file = tmp_path / ".lock"
+    with lock.held(tmp_path):
+        os.utime(file, (0, 0))
+        while os.stat(file).st_mtime == 0:  # a test that hangs has failed
+            pass
+    file.touch()
+    while any(thread.name == "lock" for thread in threading.enumerate()):
+        pass
+    os.utime(file, (0, 0))
+    assert os.stat(file).st_mtime == 0
 
 
 @pytest.mark.parametrize(
