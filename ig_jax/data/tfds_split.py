@@ -5,6 +5,7 @@ Examples come as tf.train.Example has them; what their features hold is for the 
 
 from __future__ import annotations
 
+import re
 import resource
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,10 +19,15 @@ import numpy as np
 
 from ig_jax.data.reading import THREADS, Readers
 from ig_jax.data.tfds_files import FEATURES, FORMAT, INFO
-from ig_jax.errors import BadExample, UserError
+from ig_jax.errors import BadExample, UserError, shown
 
 # Without reading ahead, as examples are read in random order.
 READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
+
+# Of shards' names: letters, and the fields that TFDS knows.
+PLAIN_TEMPLATE = re.compile(
+    r"(\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}|[^{}]){1,200}"
+)
 
 Example = Mapping[str, Any]  # feature name -> tf.train.Feature
 
@@ -155,6 +161,8 @@ def open_split(path: Path, split: str) -> Split:
         shard of it is missing or cut off.
     """
     info = _info(path)
+    for described in info.splits.values():
+        _require_plain(described.filename_template.template, path)
     try:
         instructions = info.splits[split].file_instructions
     except (ValueError, KeyError) as error:
@@ -166,6 +174,18 @@ def open_split(path: Path, split: str) -> Split:
     _allow_open_files(len(instructions))
     with ThreadPoolExecutor(THREADS) as openers:  # there may be a thousand shards
         return Split(dict(info.features), list(openers.map(_shard, instructions)))
+
+
+def _require_plain(template: str, path: Path) -> None:
+    """Refuses a template of shards' names that asks for more of Python than to put names in.
+
+    TFDS gives it to str.format, where {SPLIT:>9999999999} is a text of ten gigabytes.
+    """
+    if not PLAIN_TEMPLATE.fullmatch(template):
+        raise UserError(
+            f"{path / INFO}: the template {shown(template)} is none of names of shards; copy it "
+            "again"
+        )
 
 
 def _allow_open_files(count: int) -> None:
