@@ -245,6 +245,29 @@ def test_a_description_that_is_cut_off_is_named(latents, name, content):
     refuses(source_of(latents), f"{latents / name}: ", "; copy ")
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("{DATASET:>9999999999}", "{SPLIT.__class__}", "{SPLIT[0]}", "{DATASET!r}", "{0}", "{}"),
+        *("{DATASET", "}", "{{DATASET}}", "{COUNT}", "{DATASET}" * 201),
+    ],
+)
+def test_a_template_of_names_that_is_a_program_is_refused(latents, template):
+    file = latents / "dataset_info.json"
+    found = json.loads(file.read_text())
+    found["splits"][0]["filepathTemplate"] = template
+    file.write_text(json.dumps(found))
+    refuses(source_of(latents), f"{file}: the template ", "is none of names of shards")
+
+
+def test_a_data_set_without_a_template_has_the_usual_names(latents):
+    file = latents / "dataset_info.json"
+    found = json.loads(file.read_text())
+    del found["splits"][0]["filepathTemplate"]
+    file.write_text(json.dumps(found))
+    assert len(source_of(latents)) == IMAGES
+
+
 def test_a_data_set_of_tfrecord_files_is_refused_with_the_way_to_build_it_again(latents):
     info = latents / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
