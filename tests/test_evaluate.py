@@ -299,6 +299,21 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     ) in said
 
 
+def test_more_samples_than_were_held_out_are_also_judged_in_runs_of_as_many(tmp_path, capsys):
+    changes = {"evaluate.num": 360, "evaluate.seeds": (0,), "sample.batch_size": 120}
+    exp, trained = tiny.experiment(changes), tiny.trained()
+    record = evaluate.run(exp, trained.copy(tmp_path))
+    judging, _ = judge.make_judge(exp)
+    drawn = evaluate.draw(drawing.Generator(exp), trained.weights("0.9"), 360, 0, Bar())
+    found = judge.measure_in_runs(judging, judging.look(drawn[0]), drawn[1], 355)
+    in_runs = {name: stats["mean"] for name, stats in record["in_runs_of_the_floor"].items()}
+    assert in_runs == pytest.approx(found, rel=1e-6)
+    assert in_runs["fd"] != record["measures"]["fd"]["mean"] and record["floor_samples"] == 355
+    said = capsys.readouterr().out
+    for row in ("held-out data (n = 355)", "samples (n = 360)", "samples (n = 355)"):
+        assert f"| {row} " in said
+
+
 def test_samples_that_cannot_be_judged_are_told_in_a_sentence(tmp_path):
     arrays = {
         "float": np.zeros((20, 8, 8, 1), np.float32),
