@@ -31,6 +31,7 @@ CLASSES = frozenset(
 # Where a class is named: since TFDS 4.5 in either spelling, and before.
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 PLACEHOLDERS = re.compile(r"\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}")
+LONGEST_NAME = 255  # of a shard, and so of the template of names
 MOST_VALUES = 2**26  # of one tensor; a latent has some thousands
 
 
@@ -187,7 +188,7 @@ def _splits(path: Path, info: _Json) -> Any:
         # TFDS formats it: any other braces could ask for a name of any length.
         rest = PLACEHOLDERS.sub("", template)
         info.require(
-            not re.search(r"[{}]|\.\.|^/", rest),
+            not re.search(r"[{}]|\.\.|^/", rest) and len(template) <= LONGEST_NAME,
             f"has the template {shown(template)} of shards, must be a file below this folder with "
             "TFDS's placeholders",
         )

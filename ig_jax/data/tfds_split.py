@@ -5,6 +5,7 @@ Examples come as tf.train.Example has them; what their features hold is for the 
 
 from __future__ import annotations
 
+import os
 import resource
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -189,7 +190,7 @@ def _shard(instruction: Any) -> _Shard:
     from array_record.python.array_record_module import ArrayRecordReader
 
     file = Path(instruction.filename)
-    if not file.is_file():
+    if not os.path.isfile(file):  # which takes a name that is too long for an absent file
         raise UserError(f"{file}: is missing; copy it from where the data set comes from")
     reader = ArrayRecordReader(str(file), **READER_OPTIONS)
     if not reader.ok():
