@@ -122,7 +122,9 @@ def test_elements_may_lie_at_any_byte(path, dtype):
         (read,) = torch_file.load(write(path, {"x" * letters: tensor(array)})).values()
         np.testing.assert_array_equal(read.astype(np.float64), array.astype(np.float64))
         np.testing.assert_array_equal(read.T.copy(), array.T)
-        np.testing.assert_array_equal(jnp.asarray(read).astype(np.float32), array)
+        # Converted by numpy: on processors without F16C, XLA cannot.
+        on_device = np.asarray(jnp.asarray(read)).astype(np.float32)
+        np.testing.assert_array_equal(on_device, array)
         alignments.add(read.flags.aligned)
     assert alignments == {True, False}
 
