@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from flax import struct
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ig_jax import compatible, ema, logs, sharding, storage
+from ig_jax import compatible, ema, heap, logs, sharding, storage
 from ig_jax.ema import Averages
 from ig_jax.errors import UserError
 from ig_jax.formats import orbax_leak, orbax_step
@@ -156,6 +156,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         orbax_leak.stop()
+        heap.limit()
         self._remove_damaged_records()
         return ocp.CheckpointManager(
             self.directory,
@@ -198,6 +199,7 @@ class Checkpoints:
         `imported`: what came from elsewhere, 'weights' alone or the whole 'state'; '': nothing.
         """
         self._settle()
+        heap.trim()  # of what the save before took
         step = int(jax.device_get(state.step))
         meta = {
             "step": step,
