@@ -118,6 +118,19 @@ def no_locks(descriptor, how):
     raise OSError(errno.ENOLCK, "No locks available")
 
 
+@pytest.mark.parametrize("content", ["", "of one that ended"])
+def test_a_file_that_the_system_says_is_locked_is_never_taken_over(tmp_path, ended, content):
+    """Whoever locked it may not have written yet who it is."""
+    left(tmp_path, pid=ended)
+    with open(tmp_path / ".lock", "r+") as file:
+        if not content:
+            file.truncate(0)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=f"{tmp_path} is in use by (another )?process"):
+            with lock.held(tmp_path):
+                pass
+
+
 def test_where_the_system_has_no_locks_the_file_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with lock.held(tmp_path):

@@ -160,7 +160,7 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
 def test_a_partly_written_piece_of_metrics_is_undone_where_that_is_possible(tmp_path, monkeypatch):
     file = logs.Appended(tmp_path / "lines")
     file.add(b"one\n")
-    monkeypatch.setattr(os, "truncate", failing(errno.EROFS))
+    monkeypatch.setattr(os, "truncate", failing(errno.EIO))
     monkeypatch.setattr(logs, "open", failing(errno.EROFS), raising=False)
     with pytest.raises(OSError, match="Read-only"):
         file.add(b"two\n")
