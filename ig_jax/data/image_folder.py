@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ig_jax.bounds import at_most
 from ig_jax.data import crop, file_tree, labels
 from ig_jax.data.crop import Cropped
 from ig_jax.data.file_tree import FileTree
 from ig_jax.errors import UserError
-from ig_jax.sections import at_most
 
 ROOT = "images"
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ig_jax.bounds import at_most
 from ig_jax.data import crop, tfds_files
 from ig_jax.data.crop import Cropped
 from ig_jax.data.tfds_split import Example, OfSplit
 from ig_jax.errors import UserError
-from ig_jax.sections import at_most
 
 
 @dataclass(frozen=True)

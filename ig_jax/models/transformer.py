@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from ig_jax.bounds import at_most
 from ig_jax.errors import shown
 from ig_jax.models import embed, layers, trunk
-from ig_jax.sections import at_most
 from ig_jax.types import (
     DTYPES,
     Gather,
