@@ -17,12 +17,13 @@ import ml_collections
 import numpy as np
 
 from ig_jax import ema
+from ig_jax.bounds import at_most
 from ig_jax.codecs.autoencoders import INPUT_RANGE
 from ig_jax.diffusion import PROCESSES
 from ig_jax.errors import LONGEST, shown
 from ig_jax.models import MODELS
 from ig_jax.optim import OPTIMIZERS
-from ig_jax.sections import ConfigError, at_most, make, named, plain, require
+from ig_jax.sections import ConfigError, make, named, plain, require
 from ig_jax.settings import (
     SEED_RULE,
     SEEDS,

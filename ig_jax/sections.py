@@ -21,23 +21,12 @@ from typing import Any
 import numpy as np
 
 from ig_jax import paths, tree
+from ig_jax.bounds import CHARACTERS, ENTRIES, LARGE, NESTED, SMALL, WHOLE
 from ig_jax.errors import UserError, shown
-
-WHOLE = 2**31 - 1  # most of a whole number whose field names no other bound: int32
-# Size of the largest and of the smallest number: all are float32 in the end, subnormal ones 0.
-LARGE, SMALL = 1e37, 1e-37
-CHARACTERS = 4096  # of a text: Linux has no longer paths
-ENTRIES = 1000  # of a tuple
-NESTED = 20  # sections in sections
 
 
 class ConfigError(UserError, ValueError):
     """A user's mistake in a config."""
-
-
-def at_most(bound: int, default: Any = dataclasses.MISSING) -> Any:
-    """A field of another bound than its type's: on the size of a whole number, or on characters."""
-    return field(default=default, metadata={"most": bound})
 
 
 def named(table: Mapping[str, Any], default: Any = dataclasses.MISSING) -> Any:
@@ -53,14 +42,6 @@ def each_named(table: Mapping[str, Any]) -> Any:
 def require(holds: bool, name: str, value: Any, rule: str) -> None:
     if not holds:
         raise ConfigError(f"{name} = {shown(value)}: {rule}")
-
-
-def below_one(value: float) -> bool:
-    """Whether a number lies in [0, 1), also once it is a float32."""
-    return 0 <= value and bool(np.float32(value) < 1)
-
-
-BELOW_ONE = "must lie in [0, 1), also as float32"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

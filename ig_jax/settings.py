@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ig_jax.bounds import BELOW_ONE, WHOLE, at_most, below_one
 from ig_jax.codecs import CODECS
 from ig_jax.data import SOURCES
 from ig_jax.data.write import LAYOUTS
@@ -23,16 +24,7 @@ from ig_jax.objectives.base import Term
 from ig_jax.paths import Location
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
-from ig_jax.sections import (
-    BELOW_ONE,
-    WHOLE,
-    ConfigError,
-    at_most,
-    below_one,
-    each_named,
-    named,
-    require,
-)
+from ig_jax.sections import ConfigError, each_named, named, require
 from ig_jax.types import Codec, Source
 
 LABEL_MODES = ("random", "balanced")

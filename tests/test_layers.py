@@ -17,12 +17,23 @@ PROGRAMS = {
     *("train", "sample", "evaluate", "demo", "run", "preview", "describe"),
     *("search", "density", "guide"),
     *("prepare", "encode", "probe", "visualize", "importing", "exporting"),
-    *("stopping", "meters", "replay"),
+    *("stopping", "meters", "replay", "resume", "memory"),
     *("sample_files", "drawing", "look", "judge", "measures", "reference"),
 }
 LAYERS = (
     # The root __init__ runs before every other module, so it may import none of them.
-    {"__init__", "types", "errors", "prng", "tree", "logs", "formats", "figures", "chips"},
+    {
+        "__init__",
+        "types",
+        "errors",
+        "prng",
+        "tree",
+        "logs",
+        "formats",
+        "figures",
+        "chips",
+        "bounds",
+    },
     {"models", "diffusion", "codecs", "data", "metrics", "optim", "ema"},
     {"guidance", "objectives", "samplers", "flops"},
     {
@@ -42,6 +53,7 @@ LAYERS = (
 LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 PEERS_ALLOWED = {
     "prng": {"types"},
+    "tree": {"errors"},
     "formats": {"errors"},
     "logs": {"errors"},
     "checkpoint": {"compatible", "sharding"},

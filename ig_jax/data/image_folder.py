@@ -19,13 +19,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from ig_jax.bounds import at_most
 from ig_jax.data import crop, file_tree, labels
 from ig_jax.data.crop import Cropped
 from ig_jax.data.file_tree import FileTree, Folder
 from ig_jax.errors import UserError, shown
 from ig_jax.formats import images
 from ig_jax.paths import Location
-from ig_jax.sections import at_most
 
 ROOT = "images"
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders above

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ig_jax.sections import at_most
+from ig_jax.bounds import at_most
 
 SPREAD = 0.5  # of an example around the mean of its class; the means are standard normal
 

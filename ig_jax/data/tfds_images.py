@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ig_jax.bounds import at_most
 from ig_jax.data import crop, tfds_files
 from ig_jax.data.crop import Cropped
 from ig_jax.data.tfds_info import Feature
 from ig_jax.data.tfds_split import Example, OfSplit
 from ig_jax.errors import UserError
 from ig_jax.paths import Location
-from ig_jax.sections import at_most
 
 NONE = Feature("nothing", (), "", "none")
 

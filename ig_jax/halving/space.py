@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ig_jax.bounds import at_most
 from ig_jax.errors import UserError, shown
-from ig_jax.sections import at_most
 
 METHODS = ("grid", "random")
 MOST_POINTS = 10_000

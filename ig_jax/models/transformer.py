@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from ig_jax.bounds import at_most
 from ig_jax.errors import shown
 from ig_jax.models import embed, layers, trunk
-from ig_jax.sections import at_most
 from ig_jax.types import (
     DTYPES,
     Gather,
@@ -72,7 +72,7 @@ class TransformerSettings(ABC):
             (
                 "hidden_size",
                 self.hidden_size > 0 and self.hidden_size % 4 == 0,
-                "must be above 0 and divisible by 4 (sine-cosine positions of two axes)",
+                "must be divisible by 4, and above 0 (sine-cosine positions of two axes)",
             ),
             ("mlp_ratio", self.mlp_ratio > 0, "must be above 0; the published models use 4"),
             (

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 from jax import lax
 
+from ig_jax.bounds import below_one
 from ig_jax.errors import shown
 from ig_jax.objectives.base import Pass, require_weight, squared_error
-from ig_jax.sections import below_one
 from ig_jax.types import PerExample
 
 BIASES = ("network", "ema")

@@ -25,9 +25,9 @@ import optax
 from jaxtyping import Array, Float
 
 from ig_jax import tree
+from ig_jax.bounds import BELOW_ONE, at_most, below_one
 from ig_jax.optim import assembly, leaves, schedules
 from ig_jax.optim.assembly import Share, alone
-from ig_jax.sections import BELOW_ONE, at_most, below_one
 from ig_jax.types import Params
 
 NS_DTYPES = ("bfloat16", "float32")

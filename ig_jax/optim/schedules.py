@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import optax
 
+from ig_jax.bounds import BELOW_ONE, below_one
 from ig_jax.errors import shown
-from ig_jax.sections import BELOW_ONE, below_one
 
 # Name -> schedule from the peak over the given number of steps.
 SCHEDULES = {

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ig_jax.sections import at_most
+from ig_jax.bounds import at_most
 from ig_jax.types import Field, Latents, Scalar
 
 MOST_STEPS = 100_000  # a dry run lists them all, and float32 times stay apart

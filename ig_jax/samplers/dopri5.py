@@ -14,8 +14,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from ig_jax.bounds import at_most
 from ig_jax.samplers.base import MOST_STEPS
-from ig_jax.sections import at_most
 from ig_jax.types import Field, Latents, Scalar
 
 

@@ -1,0 +1,26 @@
+"""How far the values of settings may go; what is said of a field where its class is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+WHOLE = 2**31 - 1  # most of a whole number whose field names no other bound: int32
+# Size of the largest and of the smallest number: all are float32 in the end, subnormal ones 0.
+LARGE, SMALL = 1e37, 1e-37
+CHARACTERS = 4096  # of a text: Linux has no longer paths
+ENTRIES = 1000  # of a tuple
+NESTED = 20  # sections in sections
+BELOW_ONE = "must lie in [0, 1), also as float32"
+
+
+def at_most(bound: int, default: Any = dataclasses.MISSING) -> Any:
+    """A field of another bound than its type's: on the size of a whole number, or on characters."""
+    return dataclasses.field(default=default, metadata={"most": bound})
+
+
+def below_one(value: float) -> bool:
+    """Whether a number lies in [0, 1), also once it is a float32."""
+    return 0 <= value and bool(np.float32(value) < 1)
