@@ -237,8 +237,8 @@ def measure_in_runs(
     """All measures, the mean over runs of `size` samples in order; a shorter rest is left out.
 
     Most measures depend on how many samples there are. A Frechet distance falls with them, whatever
-    they are: 355 digits are three to four times as far from the others as 1440 would be. So sets of
-    different sizes are compared in runs of one.
+    they are: draws from the training digits' own moments score 1.05 in runs of 355 and 0.22 in runs
+    of 1440. So sets of different sizes are compared in runs of one.
 
     Args:
       rows: what `judge.look` gave, of at least `size` samples.
