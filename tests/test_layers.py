@@ -61,6 +61,7 @@ PEERS_ALLOWED = {
     "tree": {"errors"},
     "formats": {"errors"},
     "storage": {"errors"},
+    "chatter": {"storage"},
     "paths": {"errors"},
     "logs": {"errors", "formats", "storage"},
     "lock": {"sharding"},
