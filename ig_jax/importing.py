@@ -138,10 +138,9 @@ def import_(
         raise UserError(f"--checkpoint={file}: {error}") from error
     # The checkpoint last: it is what makes the workdir a run.
     workdir.mkdir(parents=True, exist_ok=True)
-    with logs.room_or_stop(workdir):
-        original.save(workdir, kept)
-        config = _write_config(c, file, workdir)
-        _save(jax.device_put(imported, lay_out.placed), c, workdir)
+    original.save(workdir, kept)
+    config = _write_config(c, file, workdir)
+    _save(jax.device_put(imported, lay_out.placed), c, workdir)
     name = found.model["name"]
     logs.say(f"{file}: {name}, {tree.count(params):,} parameters, from {read.key!r}")
     for line in [_sizes(found), *notes]:

@@ -73,7 +73,8 @@ def plain(value: Any, path: str = "", depth: int = 0) -> Any:
 def _typed(value: Any, kind: Any, path: str, most: int | None = None) -> Any:
     """`value` as a field of type `kind` holds it; `most`: see `at_most`."""
     if kind is paths.Location:
-        return value and paths.given(_typed(value, str, path, most), path)
+        text = _typed(value, str, path, most)
+        return text and paths.given(text, path)
     if typing.get_origin(kind) is tuple:
         rule = "must be a tuple, such as (1,) or (1, 2)"
         require(isinstance(value, list | tuple), path, value, rule)

@@ -352,9 +352,13 @@ def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
 
 
 @pytest.mark.parametrize("written, meant", [(True, "weights"), (False, ""), ("state", "state")])
-def test_older_checkpoints_say_whether_they_are_imported(monkeypatch, tmp_path, written, meant):
+def test_older_checkpoints_say_whether_they_are_imported(tmp_path, written, meant):
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    monkeypatch.setattr(checkpoints, "meta", lambda step: {"imported": written})
+    file = tmp_path / "checkpoints" / "0" / "meta" / "metadata"
+    file.parent.mkdir(parents=True)
+    config = {"train": {"ema_decays": [0.9]}}
+    meta = {"step": 0, "data": {"next_index": 0}, "config": config, "versions": {}}
+    file.write_text(json.dumps(meta | {"imported": written}))
     assert checkpoints.imported(0) == meant
     checkpoints.close()
 

@@ -155,7 +155,7 @@ ARRAYS = [
     ({"arr_0": np.zeros((4, 8, 8, 4), np.uint8)}, "channels (1 or 3) must come last, [n, h, w, c]"),
     ({"arr_0": GOOD.astype(np.float32)}, "float32", "uint8 [n, h, w, c]"),
     ({"arr_0": GOOD[0]}, "of shape (8, 8, 3)"),
-    ({"arr_0": GOOD[:, :0]}, "of shape (4, 0, 8, 3)"),
+    ({"arr_0": GOOD[:, :0]}, "the shape (4, 0, 8, 3) has rows without elements"),
     ({"arr_0": GOOD, "arr_1": np.zeros(3, int)}, "arr_1 is int64 of shape (3,)", "each of the 4"),
     ({"arr_0": GOOD, "arr_1": np.zeros((4, 10), int)}, "arr_1 is int64 of shape (4, 10)"),
     ({"arr_0": GOOD, "arr_1": np.zeros(4)}, "arr_1 is float64 of shape (4,)"),

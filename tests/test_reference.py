@@ -249,7 +249,6 @@ def test_a_feature_space_of_broken_text_is_refused(path, pool):
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        (os.mkdir, "a folder"),
         (os.mkfifo, "a named pipe"),
         (lambda p: p.symlink_to("/dev/zero"), "a device"),
     ],

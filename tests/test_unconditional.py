@@ -28,7 +28,7 @@ def settings(flat, **changes):
 
 
 def test_a_dry_run_tells_what_the_data_set_holds(flat, capsys):
-    run.run(settings(flat), workdir="", dry_run=True)
+    run.run(settings(flat), workdir="unused", dry_run=True)
     told = capsys.readouterr().out.splitlines()
     assert told.count(f"data: 16 pictures, no classes, in {flat}") == 1
 

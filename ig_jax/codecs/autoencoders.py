@@ -199,7 +199,7 @@ class VaVae(Autoencoder):
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, float32 [1, 1, 1, c]."""
         file = Path(self.statistics)
-        if not file.exists():
+        if not self.statistics or not file.exists():
             raise UserError(
                 f"data.codec.statistics = {shown(self.statistics)}: no such file; it lies beside "
                 "the latents as latents_stats.pt"
