@@ -59,7 +59,7 @@ def _written(make: Callable[[Path], Any]) -> Parts:
 def _arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     mean, rows = rng.normal(size=4), rng.normal(size=(9, 4))
-    pictures = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
+    pictures = rng.integers(0, 256, (4, 4, 4, 3), np.uint8)
     return {
         **{"mu": mean, "sigma": np.cov(rows, rowvar=False), "arr_0": pictures},
         **{"pool": rows.astype(np.float32), "space": np.array("a1" * 8)},
@@ -245,7 +245,7 @@ def _read_pictures(folder: Path) -> None:
     from ig_jax.data.image_folder import ImageFolder
 
     archive = folder / "pictures.zip"
-    _read_all(ImageFolder(str(archive if archive.exists() else folder), size=4, num_classes=4))
+    _read_all(ImageFolder(str(archive if archive.exists() else folder), size=4, num_classes=2))
 
 
 def _read_array_record(folder: Path) -> None:
