@@ -245,7 +245,11 @@ def _read_pictures(folder: Path) -> None:
     from ig_jax.data.image_folder import ImageFolder
 
     archive = folder / "pictures.zip"
-    _read_all(ImageFolder(str(archive if archive.exists() else folder), size=4, num_classes=2))
+    _read_all(
+        ImageFolder(
+            str(archive if archive.exists() else folder), size=4, num_classes=4, fewer_classes=True
+        )
+    )
 
 
 def _read_array_record(folder: Path) -> None:
