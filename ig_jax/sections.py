@@ -53,7 +53,8 @@ def _typed(value: Any, kind: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is paths.Location:
-        return value and paths.given(_typed(value, str, path), path)
+        text = _typed(value, str, path)
+        return paths.given(text, path) if text else ""
     if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
         return value
     raise ConfigError(f"{path} = {value!r}: must be of type {kind.__name__}")

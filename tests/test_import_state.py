@@ -349,9 +349,12 @@ def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
 
 
 @pytest.mark.parametrize("written, meant", [(True, "weights"), (False, ""), ("state", "state")])
-def test_older_checkpoints_say_whether_they_are_imported(monkeypatch, tmp_path, written, meant):
+def test_older_checkpoints_say_whether_they_are_imported(tmp_path, written, meant):
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    monkeypatch.setattr(checkpoints, "meta", lambda step: {"imported": written})
+    meta = {"step": 0, "data": {"next_index": 0}, "versions": {}, "imported": written}
+    meta["config"] = {"train": {"ema_decays": [0.9]}}
+    (tmp_path / "checkpoints" / "0" / "meta").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "0" / "meta" / "metadata").write_text(json.dumps(meta))
     assert checkpoints.imported(0) == meant
     checkpoints.close()
 
