@@ -30,6 +30,7 @@ from ig_jax.formats import files
 
 NAME = ".lock"
 WRITING = 1.0  # seconds in which whoever made the file has written who it is
+ENDING = 30.0  # seconds that a killed process may take to let go of what it holds
 LARGEST = 4096  # bytes that are read of it
 BEAT = 30.0  # seconds after which the file is touched
 SILENT = 180.0  # seconds without that, after which the process has ended; NFS may hide it for 60
@@ -186,9 +187,7 @@ def _attempt(file: Path) -> int | None:
     except FileExistsError:
         descriptor, made = os.open(file, flags), False
     try:
-        if not _flock(descriptor):
-            owner = _owner(descriptor)
-            raise UserError(f"{file.parent} is in use by {owner or 'another process'}; {_OR}")
+        _lock(descriptor, file)
         if not _lies_at(descriptor, file):
             os.close(descriptor)
             return None
@@ -269,6 +268,21 @@ def _owner(descriptor: int) -> Owner | None:
         owner = Owner.parse(os.pread(descriptor, LARGEST, 0))
         if owner is not None or time.monotonic() > deadline:
             return owner
+        time.sleep(0.01)
+
+
+def _lock(descriptor: int, file: Path) -> None:
+    """Locks the file. A killed process keeps its lock until the last of its threads has ended.
+
+    Raises:
+      UserError: another process has it.
+    """
+    deadline = time.monotonic() + ENDING
+    while not _flock(descriptor):
+        owner = _owner(descriptor)
+        is_ending = owner is not None and not owner.is_elsewhere() and owner.has_ended()
+        if not is_ending or time.monotonic() > deadline:
+            raise UserError(f"{file.parent} is in use by {owner or 'another process'}; {_OR}")
         time.sleep(0.01)
 
 

@@ -101,6 +101,26 @@ def test_of_processes_that_start_together_one_works_and_a_killed_one_is_followed
             assert line.startswith(f"{tmp_path}: process {winner} on ") and "taken over" in line
 
 
+def test_a_killed_process_may_hold_its_lock_a_little_longer(tmp_path, ended, monkeypatch):
+    """As long as a thread of it has not ended, which the system does not tell of."""
+    left(tmp_path, pid=ended)
+    refusals, flock = iter([BlockingIOError(), BlockingIOError()]), fcntl.flock
+
+    def still_held_twice(descriptor, how):
+        for refusal in refusals:
+            raise refusal
+        return flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", still_held_twice)
+    with lock.held(tmp_path):
+        assert next(refusals, None) is None
+    left(tmp_path, pid=os.getppid(), started=lock._started(os.getppid()))
+    refusals = iter([BlockingIOError()])
+    with pytest.raises(UserError, match=f"in use by process {os.getppid()}"):
+        with lock.held(tmp_path):
+            pass
+
+
 @pytest.mark.parametrize("flocks", [True, False])
 def test_a_stale_lock_is_taken_over_with_a_line(tmp_path, ended, flocks, monkeypatch, capfd):
     if not flocks:
