@@ -18,6 +18,7 @@ from typing import Any
 from ig_jax.data.tfds_files import FEATURES, FORMAT, INFO, TEMPLATE
 from ig_jax.errors import UserError, shown
 from ig_jax.formats import files
+from ig_jax.paths import LONGEST_NAME
 
 PACKAGE = "tensorflow_datasets.core.features."
 # Those that data sets of images and latents are made of; below PACKAGE.
@@ -31,7 +32,6 @@ CLASSES = frozenset(
 # Where a class is named: since TFDS 4.5 in either spelling, and before.
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 PLACEHOLDERS = re.compile(r"\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}")
-LONGEST_NAME = 255  # of a shard, and so of the template of names
 MOST_VALUES = 2**26  # of one tensor; a latent has some thousands
 
 

@@ -47,9 +47,6 @@ def load(path: str | Path) -> Any:
             raise UserError(f"{path}: its contents are damaged ({error}); {COPY_AGAIN}") from error
 
 
-# The file
-
-
 def _read(file: IO[bytes]) -> Any:
     start = file.read(len(mapped_zip.START))
     if start == mapped_zip.START:
