@@ -23,14 +23,17 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import published
-from ig_jax import chatter, distributed, paths, run
+from ig_jax import cli
 from ig_jax.errors import UserError
-from ig_jax.stopping import Stopped
+from ig_jax.io import paths
+from ig_jax.monitoring import library_logs
+from ig_jax.parallel import distributed
+from ig_jax.parallel.preemption import Stopped
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> if not given.")
-flags.DEFINE_enum("mode", "train", [*run.MODES, *run.CONVERSIONS], "What to do.")
+flags.DEFINE_enum("mode", "train", [*cli.MODES, *cli.CONVERSIONS], "What to do.")
 flags.DEFINE_string("checkpoint", None, "import: a file of published weights, whatever its suffix.")
 flags.DEFINE_integer("readout_depth", 0, "import: where its intermediate head reads, from 1.")
 flags.DEFINE_string("family", "", "import: sit, dit or lightningdit, where names leave it open.")
@@ -61,10 +64,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS([_expanded(word) for word in argv])
         getattr(FLAGS.config, "to_dict", None)  # a file that failed to load says so only when used
     except Exception as error:  # the flags and the config file raise a dozen kinds
-        fail(str(error) if isinstance(error, UserError) else run.explain_flags(error, argv))
+        fail(str(error) if isinstance(error, UserError) else cli.explain_flags(error, argv))
     if len(rest) > 1:
         fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
-    if FLAGS.config is None and FLAGS.mode not in run.CONVERSIONS:
+    if FLAGS.config is None and FLAGS.mode not in cli.CONVERSIONS:
         if not FLAGS["config"].present:
             fail("--config is missing: name a file, such as --config=configs/digits.py")
         fail(f"--config={FLAGS['config'].config_filename}: its get_config() returns nothing")
@@ -87,10 +90,10 @@ def convert_files() -> None:
         if FLAGS[flag].value is None:
             fail(f"--{flag} is missing: --mode={FLAGS.mode} needs {' and '.join(needed)}")
     if FLAGS.mode == "export":
-        return run.export(FLAGS.workdir, FLAGS.output, FLAGS.weights)
-    return run.import_(
+        return cli.export(FLAGS.workdir, FLAGS.output, FLAGS.weights)
+    return cli.import_(
         *(FLAGS.checkpoint, FLAGS.workdir, published.bases()),
-        **{flag: FLAGS[flag].value for flag in run.TOLD},
+        **{flag: FLAGS[flag].value for flag in cli.TOLD},
         part=FLAGS.part,
         training_state=FLAGS.training_state,
     )
@@ -99,18 +102,18 @@ def convert_files() -> None:
 def main(argv: list[str]) -> None:
     del argv
     if not FLAGS["verbosity"].present:
-        chatter.off()
+        library_logs.silence()
     import_seconds = time.perf_counter() - STARTED
     try:
-        if FLAGS.mode in run.CONVERSIONS:
+        if FLAGS.mode in cli.CONVERSIONS:
             return convert_files()
         if FLAGS.mode == "prepare" and FLAGS.workdir is None:
             fail("--workdir is missing: --mode=prepare writes the data set there")
         distributed.start({flag: FLAGS[flag].value for flag in distributed.VARIABLES})
         location = FLAGS["config"].config_filename
-        run.run(
+        cli.run(
             FLAGS.config,
-            workdir=run.default_workdir(location) if FLAGS.workdir is None else FLAGS.workdir,
+            workdir=cli.default_workdir(location) if FLAGS.workdir is None else FLAGS.workdir,
             mode=FLAGS.mode,
             dry_run=FLAGS.dry_run,
             import_seconds=import_seconds,

@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import measuring
-from ig_jax.data import loader, write
-from ig_jax.data.array_record import ArrayRecord
-from ig_jax.data.image_folder import ImageFolder
-from ig_jax.data.npy_folder import ROOT, NpyFolder
-from ig_jax.data.safetensors_shards import SafetensorsShards
+from ig_jax.data import latent_writers, loader
+from ig_jax.data.sources.array_record import ArrayRecord
+from ig_jax.data.sources.image_folder import ImageFolder
+from ig_jax.data.sources.npy_folder import ROOT, NpyFolder
+from ig_jax.data.sources.safetensors_shards import SafetensorsShards
 from ig_jax.types import Source
 
 CLASSES, BATCH, NEEDED = 1000, 256, 600
@@ -38,17 +38,19 @@ PICTURES = 512  # few, for they are slow to write
 def write_latents(folder: Path, layout: str, codec: str, examples: int) -> Path:
     rng, shape = np.random.default_rng(0), SHAPES[codec]
     folder.mkdir()
-    into = write.LAYOUTS[layout](
+    into = latent_writers.LAYOUTS[layout](
         folder=folder, codec=codec, parts=2, num_classes=CLASSES, shape=shape
     )
     parts = np.array_split(np.arange(examples), 2)
     for number, indices in enumerate(parts):
         names = [f"{i:08d}" for i in indices]
         stored = rng.standard_normal((len(indices), *shape), np.float32)
-        into.write(write.Part(number, indices, names, indices % CLASSES, stored))
+        into.write(latent_writers.Part(number, indices, names, indices % CLASSES, stored))
     ones = np.ones(shape[-1] // 2)
     lists = [part.tolist() for part in parts]
-    into.finish(write.Whole(lists, [[i % CLASSES for i in part] for part in lists], ones, ones))
+    into.finish(
+        latent_writers.Whole(lists, [[i % CLASSES for i in part] for part in lists], ones, ones)
+    )
     return folder
 
 

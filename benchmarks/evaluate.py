@@ -23,15 +23,16 @@ import jax
 import numpy as np
 
 from benchmarks import measuring
-from ig_jax import sharding, tree
+from ig_jax import pytree
 from ig_jax.errors import UserError
-from ig_jax.look import Look
+from ig_jax.evaluation.feature_extractor import FeatureExtractor
 from ig_jax.metrics import inception_network
 from ig_jax.metrics.frechet import frechet_distance
 from ig_jax.metrics.inception import Inception
 from ig_jax.metrics.inception_score import inception_score
 from ig_jax.metrics.moments import Moments
 from ig_jax.metrics.precision_recall import precision_recall
+from ig_jax.parallel.mesh import make_mesh
 
 POOL, SPATIAL, CLASSES = 2048, 2023, 1008
 SPLIT = 5000
@@ -45,15 +46,15 @@ def weights(rng: np.random.Generator) -> dict[str, Any]:
         drawn[f"{conv.name}.kernel"] = rng.standard_normal(shape, np.float32) / np.sqrt(conv.inputs)
         drawn[f"{conv.name}.bias"] = np.zeros(conv.outputs, np.float32)
     drawn["fc.kernel"] = rng.standard_normal(inception_network.HEAD, np.float32)
-    return tree.unflatten(drawn)
+    return pytree.unflatten(drawn)
 
 
 def of_features(flags: argparse.Namespace, rng: np.random.Generator) -> dict[str, Any]:
     """Images a second, and FLOP/s by XLA's count of the program."""
-    mesh = sharding.make_mesh(jax.devices()[: flags.devices])
+    mesh = make_mesh(jax.devices()[: flags.devices])
     if flags.batch % mesh.size:
         raise UserError(f"--batch={flags.batch}: must divide over {mesh.size} devices")
-    look = Look(Inception(""), weights(rng), mesh, flags.batch)
+    look = FeatureExtractor(Inception(""), weights(rng), mesh, flags.batch)
     shape = (flags.batch, flags.side, flags.side, 3)
     pictures = rng.integers(0, 256, shape, np.uint8)
     started = time.perf_counter()

@@ -6,7 +6,7 @@
 Needs JAX's CUDA plugin in an environment of its own, and no GPU: XLA compiles for the H200 that
 h200.txt describes, a step of SiT-XL/2 in half a minute, all blocks written out in one or two. Every
 kernel of the optimised program takes what its FLOPs or its bytes take at least (roofline.py). MFU
-is of the model (ig_jax/flops.py).
+is of the model (ig_jax/monitoring/flops.py).
 
 The sum is a lower bound of time, and no measurement. It leaves out launches, waiting, padding
 inside a kernel, products that are slower than large bfloat16 ones, branches, and all but one pass
@@ -35,9 +35,11 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
 from benchmarks import measuring, roofline, sample, tpu_aot
-from ig_jax import build, drawing, flops
-from ig_jax.build import Experiment
+from ig_jax import experiment
 from ig_jax.errors import UserError
+from ig_jax.experiment import Experiment
+from ig_jax.generation import generator
+from ig_jax.monitoring import flops
 
 H200 = Path(__file__).with_name("h200.txt")  # a GpuTargetConfigProto
 CUDNN = 90800  # the version that h200.txt names
@@ -87,7 +89,7 @@ def measure(exp: Experiment, what: str, top: int) -> dict[str, Any]:
     if what == "train":
         batch, of_image = c.train.batch_size, flops.train_step(exp.net, exp.abstract_params, 1)
     else:
-        cost = sample.cost(drawing.Generator(exp), c.sample.guidances)
+        cost = sample.cost(generator.Generator(exp), c.sample.guidances)
         batch, of_image = c.sample.batch_size, cost["flops"]
     program, compile_seconds = compiled(exp, what)
     found = roofline.kernels(program.as_text())
@@ -142,7 +144,7 @@ def main() -> None:
         devices = described_device()
         asked = measuring.changes(flags)
         c = measuring.load(flags.config, asked, flags.devices or len(devices)).config
-        exp = build.experiment(c, devices)
+        exp = experiment.experiment(c, devices)
         record = {"what": flags.what, **measuring.circumstances(exp, flags)}
         record |= measure(exp, flags.what, flags.top)
     tables = [summary(record), parts_table(record)] + [kernels_table(record)] * bool(flags.top)

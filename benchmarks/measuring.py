@@ -22,9 +22,12 @@ import jax
 import jaxlib
 from ml_collections import ConfigDict
 
-from ig_jax import build, checkpoint, config, logs
-from ig_jax.build import Experiment
+from ig_jax import experiment
+from ig_jax.checkpoint import versions as checkpoint_manager
+from ig_jax.config import run_config
 from ig_jax.errors import UserError
+from ig_jax.experiment import Experiment
+from ig_jax.monitoring import console
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -119,7 +122,7 @@ def load(
     found = jax.devices()[:devices]
     if devices and len(found) < devices:
         raise UserError(f"--devices={devices}: there are {len(found)} {found[0].device_kind}")
-    return build.experiment(config.parse(c, len(found)), found)
+    return experiment.experiment(run_config.parse(c, len(found)), found)
 
 
 def add_flags(parser: argparse.ArgumentParser, config_file: str = "configs/sit_xl.py") -> None:
@@ -151,7 +154,7 @@ def machine(devices: list[Any]) -> dict[str, Any]:
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
             "python": platform.python_version(),
-            "commit": checkpoint.versions().get("ig_jax"),  # None outside of a repository
+            "commit": checkpoint_manager.versions().get("ig_jax"),  # None outside of a repository
         },
     }
 
@@ -188,7 +191,7 @@ def shown(value: float | None, digits: str = ".3g") -> str:
 
 def tell(record: Mapping[str, Any], *tables: list[list[str]], json_file: Path | None) -> None:
     """Prints the tables, and writes the record where a file is named."""
-    print("\n\n".join([heading(record), *map(logs.markdown, tables)]))
+    print("\n\n".join([heading(record), *map(console.markdown, tables)]))
     if json_file:
         json_file.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -9,7 +9,7 @@ adds none, CFG one wherever it is on. `time / evaluations` is the time of a samp
 guidance, divided by the same ratio of evaluations: 1 where guided sampling costs what it must. A
 scale that the config has off is taken as 1.4, which changes no time.
 
-Weights are fresh ones. The sampler is that of `drawing.Generator`, without its decoder: the network
+Weights are fresh ones. The sampler is that of `Generator`, without its decoder: the network
 and the steps. Latents of 4 channels are decoded as well, by the Stable Diffusion autoencoder at
 random weights, with the numbers it is published with: 83.7 million in its two halves.
 """
@@ -32,11 +32,15 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import Seconds
-from ig_jax import chips, drawing, guidance, prng, sharding
-from ig_jax.build import Experiment
+from ig_jax import guidance, prng
 from ig_jax.codecs import kl_names, sd_vae
 from ig_jax.errors import UserError
+from ig_jax.experiment import Experiment
+from ig_jax.generation.cost import cost as cost_of
+from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidances
+from ig_jax.monitoring import peak_flops
+from ig_jax.parallel.mesh import over_batch, replicated, to_global
 from ig_jax.types import DTYPES, Params
 
 TERA = 1e12
@@ -63,13 +67,13 @@ def settings(exp: Experiment, *, ig: bool = True, cfg: bool = True) -> dict[str,
     return {name: g for name, g in rows.items() if not left & set(name.split())}
 
 
-def cost(generator: drawing.Generator, guidances: Guidances) -> Mapping[str, int]:
+def cost(generator: Generator, guidances: Guidances) -> Mapping[str, int]:
     """Evaluations and FLOPs of one sample.
 
     Raises:
       UserError: the sampler chooses its own steps.
     """
-    found = drawing.cost(generator, guidances=guidances)
+    found = cost_of(generator, guidances=guidances)
     if found is None:
         name = generator.exp.config.raw["sample"]["sampler"]["name"]
         raise UserError(
@@ -83,7 +87,7 @@ def rates(exp: Experiment, of_image: int, seconds_per_image: float) -> dict[str,
     """Model TFLOP/s of each device, and its share of what the device can."""
     rate = of_image / seconds_per_image / exp.own_mesh.size
     told = exp.config.log.peak_tflops
-    peak = told * TERA if told else chips.peak_flops(exp.mesh.devices.flat[0].device_kind)
+    peak = told * TERA if told else peak_flops.peak_flops(exp.mesh.devices.flat[0].device_kind)
     return {"model_tflops_per_device": rate / TERA, "mfu": rate / peak if peak else None}
 
 
@@ -92,10 +96,10 @@ def one_setting(
 ) -> dict[str, Any]:
     """The record of a batch of latents under some guidance."""
     size = exp.config.sample.batch_size
-    generator = drawing.Generator(exp, decode=lambda latents: latents)
+    generator = Generator(exp, decode=lambda latents: latents)
     indices = np.arange(size, dtype=np.int32)
     host = {"i": indices, "y": indices % exp.num_classes}
-    rows = sharding.to_global(host, exp.own_mesh, size)
+    rows = to_global(host, exp.own_mesh, size)
     draw = jax.jit(partial(generator, guidances=guidances))
     given = (params, jnp.uint32(0), rows["i"], rows["y"])
     built = measuring.built(draw, *given)
@@ -128,11 +132,11 @@ def decoding(
 ) -> dict[str, Any]:
     """Dtype -> the record of decoding one batch of latents."""
     size = exp.config.sample.batch_size
-    whole = sharding.replicated(exp.own_mesh)
+    whole = replicated(exp.own_mesh)
     weights = jax.device_put(random_decoder(sizes), whole)
     keys = prng.sample_keys(0, jnp.arange(size))
     latents = prng.sample_normal(keys, exp.net.latent_shape, prng.LATENTS)
-    given = (weights, jax.device_put(latents, sharding.over_batch(exp.own_mesh)))
+    given = (weights, jax.device_put(latents, over_batch(exp.own_mesh)))
     found = {}
     for name, dtype in DTYPES.items():
         built = measuring.built(jax.jit(partial(sd_vae.decode, dtype=dtype)), *given)
@@ -148,7 +152,7 @@ def decoding(
 
 def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     time = partial(measuring.seconds, calls=flags.calls, windows=flags.windows)
-    placed = sharding.replicated(exp.own_mesh)
+    placed = replicated(exp.own_mesh)
     params = jax.jit(exp.net.init, out_shardings=placed)(prng.key(exp.config.seed, "init"))
     rows = settings(exp, ig=not flags.no_ig, cfg=not flags.no_cfg)
     found = {name: one_setting(exp, g, params, time) for name, g in rows.items()}

@@ -20,7 +20,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measuring
-from ig_jax import drawing, guidance, guide, prng, sample
+from ig_jax import guidance, prng
+from ig_jax.generation import guide_model
+from ig_jax.generation import plan as generator
+from ig_jax.programs import run_record
 from ig_jax.samplers import SAMPLERS, base
 
 
@@ -33,14 +36,14 @@ def main() -> None:
     args = parser.parse_args()
 
     exp = measuring.load(args.config, devices=1)
-    _, params = sample.load_weights(exp, args.workdir)
-    s, worse = exp.config.sample, guide.load(exp)
+    _, params = run_record.load_weights(exp, args.workdir)
+    s, worse = exp.config.sample, guide_model.load(exp)
     keys = prng.sample_keys(0, jnp.arange(args.samples))
     labels = jnp.arange(args.samples) % exp.num_classes
     shape = exp.net.latent_shape
 
     def final(sampler, dtype) -> np.ndarray:
-        plan = drawing.plan(exp.config, sampler, s.guidances)
+        plan = generator.plan(exp.config, sampler, s.guidances)
         guided = guidance.Guided(
             exp.net,
             params,

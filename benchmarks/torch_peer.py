@@ -33,11 +33,13 @@ import numpy as np
 from benchmarks import measuring
 from benchmarks.measuring import Seconds
 from benchmarks.train import Stepping, examples, noised
-from ig_jax import flops, train, tree
-from ig_jax.build import Experiment
+from ig_jax import pytree
 from ig_jax.errors import UserError
+from ig_jax.experiment import Experiment
 from ig_jax.models.embed import MAX_PERIOD, TIME_FEATURES
-from ig_jax.train import Noised
+from ig_jax.monitoring import flops
+from ig_jax.training import step
+from ig_jax.training.step import Noised
 
 try:
     import torch
@@ -69,7 +71,7 @@ def matrix(path: str, leaf: np.ndarray) -> np.ndarray:
 def from_ours(params: Any, device: str) -> Weights:
     """Tensors of our parameters, the stack of the blocks taken apart."""
     named: dict[str, np.ndarray] = {}
-    for path, leaf in tree.flatten(jax.device_get(params)).items():
+    for path, leaf in pytree.flatten(jax.device_get(params)).items():
         if path.startswith("blocks."):
             rest = path.removeprefix("blocks.")
             named |= {f"blocks.{i}.{rest}": matrix(path, each) for i, each in enumerate(leaf)}
@@ -243,11 +245,11 @@ def in_turns(ways: Mapping[str, Callable[[int], float]], flags: Any) -> dict[str
 
 def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     batches, size = examples(exp), exp.config.train.batch_size
-    state = train.init_state(exp)
+    state = step.init_state(exp)
     encoder = jax.device_put(exp.encoder_weights)
     first = {name: value[0] for name, value in batches.items()}
     peer = Peer(exp, state.params, noised(exp)(state.step, first, encoder), compiled=flags.compile)
-    ours = Stepping(train.make_dispatch(exp), state, (batches, encoder))
+    ours = Stepping(step.make_dispatch(exp), state, (batches, encoder))
     steps = exp.config.train.steps_per_dispatch
     took = in_turns(
         {OURS: lambda calls: measuring.window(ours, calls) / steps, PEER: peer.window}, flags
@@ -257,7 +259,7 @@ def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
         "batch": size,
         "torch": {"version": torch.__version__, "compiled": flags.compile},
         "parameters": {
-            OURS: tree.count(exp.abstract_params),
+            OURS: pytree.count(exp.abstract_params),
             PEER: sum(w.numel() for w in peer.weights.values()),
         },
         "steps": {

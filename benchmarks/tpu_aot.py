@@ -36,9 +36,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import hlo
-from ig_jax import build, config, drawing, flops, sharding, train
-from ig_jax.build import Experiment
+from ig_jax import experiment
+from ig_jax.config import run_config
 from ig_jax.errors import UserError
+from ig_jax.experiment import Experiment
+from ig_jax.generation.generator import Generator
+from ig_jax.monitoring import flops
+from ig_jax.parallel.mesh import TENSOR, over_batch, replicated
+from ig_jax.training import step
 
 GIB = 2**30
 # What the compiler of libtpu 0.0.50 leaves to a program of a chip's 32, 16, 95 and 32.
@@ -104,14 +109,14 @@ def lower_step(exp: Experiment) -> jax.stages.Lowered:
         "stored": jax.ShapeDtypeStruct((*rows, *source.stored_shape), source.stored_dtype),
         "label": jax.ShapeDtypeStruct(rows, jnp.int32),
     }
-    return train.make_dispatch(exp).lower(exp.abstract_state, batches, {})
+    return step.make_dispatch(exp).lower(exp.abstract_state, batches, {})
 
 
 def lower_sampler(exp: Experiment) -> jax.stages.Lowered:
     """The config's sampler with all its steps, without a decoder, on the first host of a slice."""
     mesh = exp.own_mesh
-    generator = drawing.Generator(exp, decode=lambda latents: latents)
-    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    generator = Generator(exp, decode=lambda latents: latents)
+    whole, rows = replicated(mesh), over_batch(mesh)
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), exp.abstract_params
     )
@@ -149,7 +154,9 @@ def refusal(message: str) -> str:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The report on one program."""
     devices = described_devices(args.topology)
-    exp = build.experiment(config.parse(settings(args, len(devices)), len(devices)), devices)
+    exp = experiment.experiment(
+        run_config.parse(settings(args, len(devices)), len(devices)), devices
+    )
     trains = args.what == "train"
     report = {
         "what": args.what,
@@ -175,7 +182,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     if trains:
         of_gradient = flops.train_step(exp.net, exp.abstract_params, args.batch)
-        report["gradient_tflop"] = round(of_gradient / exp.mesh.shape[sharding.TENSOR] / 1e12, 2)
+        report["gradient_tflop"] = round(of_gradient / exp.mesh.shape[TENSOR] / 1e12, 2)
     used = memory(compiled, HBM_GIB[chip(args.topology)])
     return report | {
         "fits": used["needed"] <= used["available"],  # XLA compiles somewhat more

@@ -4,11 +4,12 @@
   python benchmarks/train.py --depth=4 --hidden_size=256 --batch=8 --calls=1    # on a CPU
   python benchmarks/train.py --compile_only [--config=configs/lightningdit_xl.py] [--batch=8]
 
-The step is the one that training runs (`train.make_dispatch`, with the config's optimizer and
-averages, the state donated), on the first examples of the config's data, which stay on the devices:
-benchmarks/data.py measures loading. TFLOP/s and MFU are of the model (ig_jax/flops.py): what is
-computed again counts nothing. The parts are programs of their own on the same shapes. Their sum is
-about the step: each writes out what the step's one program need not, and cannot overlap the others.
+The step is the one that training runs (`training.step.make_dispatch`, with the config's optimizer
+and averages, the state donated), on the first examples of the config's data, which stay on the
+devices: benchmarks/data.py measures loading. TFLOP/s and MFU are of the model
+(ig_jax/monitoring/flops.py): what is computed again counts nothing. The parts are programs of their
+own on the same shapes. Their sum is about the step: each writes out what the step's one program
+need not, and cannot overlap the others.
 
 --compile_only makes no weights and computes nothing. The step is lowered on abstract arrays and
 compiled for these devices, and FLOPs are counted twice: XLA's own count, from programs that are not
@@ -34,12 +35,17 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.measuring import Seconds
-from ig_jax import ema, flops, meters, prng, sharding, train
-from ig_jax.build import Experiment
-from ig_jax.checkpoint import TrainState
+from ig_jax import prng
+from ig_jax.experiment import Experiment
+from ig_jax.monitoring import flops
+from ig_jax.optim import ema
 from ig_jax.optim.muon import newton_schulz_flops
-from ig_jax.sharding import collectives
-from ig_jax.train import Noised
+from ig_jax.optim.train_state import TrainState
+from ig_jax.parallel import collectives
+from ig_jax.parallel.mesh import bytes_each, over_batch, replicated, to_global
+from ig_jax.training import step as training_step
+from ig_jax.training import trainer
+from ig_jax.training.step import Noised
 from ig_jax.types import Batch, Params
 
 TERA, GIGA = 1e12, 1e9
@@ -72,7 +78,7 @@ def examples(exp: Experiment) -> Batch:
     indices = np.arange(t.batch_size) % len(exp.config.data.source)
     rows = exp.config.data.source.batch(indices)
     stacked = {name: np.stack([value] * t.steps_per_dispatch) for name, value in rows.items()}
-    return sharding.to_global(stacked, exp.mesh, t.batch_size, axis=1)
+    return to_global(stacked, exp.mesh, t.batch_size, axis=1)
 
 
 def noised(exp: Experiment) -> Callable[[jax.Array, Batch, Params], Noised]:
@@ -84,14 +90,14 @@ def noised(exp: Experiment) -> Callable[[jax.Array, Batch, Params], Noised]:
         draws = exp.objective.draw(prng.key(c.seed, "train", step), x0)
         return Noised(x0, batch["label"], draws)
 
-    return jax.jit(draw, out_shardings=sharding.over_batch(exp.mesh))
+    return jax.jit(draw, out_shardings=over_batch(exp.mesh))
 
 
 def gradients(exp: Experiment) -> Callable[[Params, Noised, Params], tuple[Params, Any]]:
     """Those of `train.train_step`."""
     parts = exp.config.train.accumulation
-    of_rows = partial(train.gradients, objective=exp.split_objective, parts=parts)
-    return collectives.over_devices(of_rows, exp.mesh, sums=train.is_sum)
+    of_rows = partial(training_step.gradients, objective=exp.split_objective, parts=parts)
+    return collectives.over_devices(of_rows, exp.mesh, sums=training_step.is_sum)
 
 
 def forward(exp: Experiment) -> Callable[[Params, Noised, Params], Any]:
@@ -104,7 +110,7 @@ def optimizer_part(exp: Experiment, batch: Noised) -> Callable:
     """The update of a state from gradients that are there already."""
 
     def update(state: TrainState, grads: Params) -> tuple[TrainState, Any]:
-        return train.update(
+        return training_step.update(
             state,
             batch,
             gradients=lambda *_: (grads, {}),
@@ -134,7 +140,7 @@ def breakdown(
     update = optimizer_part(exp, ready)
     updating = time(Stepping(update, state, (grads,)))
     # Each array of the state is read and written, each gradient read.
-    moved = 2 * sharding.bytes_each(exp.abstract_state) + sharding.bytes_each(grads)
+    moved = 2 * bytes_each(exp.abstract_state) + bytes_each(grads)
     return {
         "latents and noise": Part(drawing, ""),
         FORWARD: Part(forwards, f"{once / forwards.median / TERA:.3g} TFLOP/s"),
@@ -150,10 +156,10 @@ def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     c = exp.config.train
     time = partial(measuring.seconds, calls=flags.calls, windows=flags.windows)
     batches = examples(exp)
-    encoder = jax.device_put(exp.encoder_weights, sharding.replicated(exp.mesh))
-    dispatch = train.make_dispatch(exp)
+    encoder = jax.device_put(exp.encoder_weights, replicated(exp.mesh))
+    dispatch = training_step.make_dispatch(exp)
     program = measuring.built(dispatch, exp.abstract_state, batches, encoder)
-    stepping = Stepping(program.program, train.init_state(exp), (batches, encoder))
+    stepping = Stepping(program.program, training_step.init_state(exp), (batches, encoder))
     step = Seconds(*(value / c.steps_per_dispatch for value in time(stepping)))
     peak = measuring.peak_gib(exp.mesh.devices.ravel().tolist())
     state, stepping.state = stepping.state, None
@@ -163,7 +169,7 @@ def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
         "images_per_second": c.batch_size / step.median,
         "seconds_per_step": step._asdict(),
         "mfu": None,  # where the peak is not known
-        **meters.Rates(exp).of(step.median),
+        **trainer.rates(exp).of(step.median),
         "memory_gib": {"peak": peak, "planned": measuring.planned_gib(program.program)},
         "trace_seconds": program.trace_seconds,
         "compile_seconds": program.compile_seconds,
@@ -213,7 +219,7 @@ def counted_flops(exp: Experiment) -> tuple[float, float]:
 
 def compile_only(exp: Experiment, unrolled: Experiment) -> dict[str, Any]:
     """The record of a step that is compiled and not run."""
-    built = measuring.built(train.make_dispatch(exp), *abstract(exp), exp.encoder_weights)
+    built = measuring.built(training_step.make_dispatch(exp), *abstract(exp), exp.encoder_weights)
     memory = built.program.memory_analysis()
     counted, of_optimizer = counted_flops(unrolled)
     muon = exp.config.raw["optim"]["name"] == "muon"

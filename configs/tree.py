@@ -2,8 +2,9 @@
 
   python main.py --config=configs/tree.py --mode=demo
 
-A point is a 1x1 "image" of two channels; the exact density of `ig_jax/data/tree.py` tells how many
-samples are outliers: below the density's 1 % quantile. Under two minutes on two CPU cores.
+A point is a 1x1 "image" of two channels; the exact density of
+`ig_jax/data/sources/tree_density.py` tells how many samples are outliers: below the density's 1 %
+quantile. Under two minutes on two CPU cores.
 README.md shows the picture that this made.
 """
 

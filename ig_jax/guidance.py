@@ -59,7 +59,7 @@ class Guidance:
 
 
 Guidances = Mapping[str, Guidance]  # kind -> settings
-On = frozenset[str]  # kinds that are on
+Active = frozenset[str]  # kinds that are on
 
 
 def only(guidances: Guidances, kinds: Collection[str]) -> Guidances:
@@ -67,38 +67,38 @@ def only(guidances: Guidances, kinds: Collection[str]) -> Guidances:
     return {k: g if k in kinds else replace(g, scale=1.0) for k, g in guidances.items()}
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """Steps start..stop-1 of a grid, all with the same guidance."""
 
     start: int
     stop: int
-    on: On
-    on_at_end: On  # at the later time of each step; differs only for samplers that ask for it
+    on: Active
+    on_at_end: Active  # at the later time of each step; differs only for samplers that ask for it
 
 
-def kinds_on(guidances: Guidances, t: float) -> On:
+def active_kinds(guidances: Guidances, t: float) -> Active:
     return frozenset(kind for kind, g in guidances.items() if g.on(t))
 
 
-def stretches(
+def segments(
     grid: np.ndarray, guidances: Guidances, *, at_end: bool = False
-) -> tuple[Stretch, ...]:
+) -> tuple[Segment, ...]:
     """Cuts the steps of a float64 time grid [steps + 1] where a guidance switches on or off.
 
     Args:
       at_end: whether the sampler also asks for the guidance at the end of a step.
     """
-    at = [kinds_on(guidances, t) for t in grid.tolist()]
+    at = [active_kinds(guidances, t) for t in grid.tolist()]
     flags = list(zip(at[:-1], at[1:] if at_end else at[:-1], strict=True))
     cut, start = [], 0
     for (on, on_at_end), run in groupby(flags):
         stop = start + len(list(run))
-        cut.append(Stretch(start, stop, on, on_at_end))
+        cut.append(Segment(start, stop, on, on_at_end))
         start = stop
     return tuple(cut)
 
 
-def pieces(first: float, last: float, guidances: Guidances) -> tuple[np.ndarray, tuple]:
+def adaptive_segments(first: float, last: float, guidances: Guidances) -> tuple[np.ndarray, tuple]:
     """For a sampler that chooses its own steps: (grid, stretches) cut at the intervals' ends.
 
     Guidance is then constant in time on each piece, so that no step of an adaptive solver meets a
@@ -112,8 +112,8 @@ def pieces(first: float, last: float, guidances: Guidances) -> tuple[np.ndarray,
             times.append(t)
     grid = np.array([*times, last])
     middles = ((grid[:-1] + grid[1:]) / 2).tolist()
-    on = [kinds_on(guidances, t) for t in middles]
-    return grid, tuple(Stretch(i, i + 1, kinds, kinds) for i, kinds in enumerate(on))
+    on = [active_kinds(guidances, t) for t in middles]
+    return grid, tuple(Segment(i, i + 1, kinds, kinds) for i, kinds in enumerate(on))
 
 
 class Evaluations(NamedTuple):
@@ -124,14 +124,14 @@ class Evaluations(NamedTuple):
 
 
 def evaluations(
-    cut: Sequence[Stretch], calls: Sequence[int], kind: str | None = None
+    cut: Sequence[Segment], calls: Sequence[int], kind: str | None = None
 ) -> Evaluations:
     """Counts passes, given the evaluations of the field in every step [steps].
 
     With `kind`, only those in which that guidance is on.
     """
 
-    def passes(on: On, count: int) -> Evaluations:
+    def passes(on: Active, count: int) -> Evaluations:
         if kind is not None and kind not in on:
             return Evaluations(0, 0)
         return Evaluations(count * (2 if "cfg" in on else 1), count * ("autoguidance" in on))
@@ -152,7 +152,7 @@ def extrapolate(worse: Latents, v: Latents, scale: Scalar | float, channels: int
 
 
 @dataclass(frozen=True)
-class Worse:
+class GuideModel:
     """The network that autoguidance extrapolates from, and what its predictions mean."""
 
     net: NetFn
@@ -182,12 +182,12 @@ class Guided:
     scales: Mapping[str, Scalar | float]
     channels: Mapping[str, int]
     readout: int | None = None
-    worse: Worse | None = None
+    worse: GuideModel | None = None
 
     def _extrapolate(self, kind: str, worse: Latents, v: Latents) -> Latents:
         return extrapolate(worse, v, self.scales[kind], self.channels.get(kind, 0))
 
-    def _branch(self, on: On, x: Latents, t: Scalar, y: Labels) -> Latents:
+    def _branch(self, on: Active, x: Latents, t: Scalar, y: Labels) -> Latents:
         times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
         out = self.net(self.params, x, self.process.condition_time(times), y)
         v = out.pred
@@ -201,7 +201,7 @@ class Guided:
         out = other.net(other.params, x, other.process.condition_time(times), self.y)
         return other.process.velocity(out.pred, x, times)
 
-    def velocity(self, on: On, x: Latents, t: Scalar) -> Latents:
+    def velocity(self, on: Active, x: Latents, t: Scalar) -> Latents:
         """dx/dt [b, h, w, c] at (x, t) with the kinds `on`."""
         if "cfg" in on:
             y = jnp.concatenate([self.y, jnp.full_like(self.y, self.null_class)])
@@ -213,7 +213,7 @@ class Guided:
             self._extrapolate("autoguidance", self._worse(x, t), v) if "autoguidance" in on else v
         )
 
-    def field(self, on: On, on_at_end: On) -> Field:
+    def field(self, on: Active, on_at_end: Active) -> Field:
         """All that a sampler sees while these kinds are on."""
 
         def velocity(x: Latents, t: Scalar) -> Latents:
@@ -224,6 +224,6 @@ class Guided:
 
         return Field(velocity, self.process.score, None if on == on_at_end else at_end)
 
-    def fields(self, cut: Sequence[Stretch]) -> list[tuple[Field, int, int]]:
+    def fields(self, cut: Sequence[Segment]) -> list[tuple[Field, int, int]]:
         """(field, start, stop) for every stretch: what `samplers.base.sample` takes."""
         return [(self.field(s.on, s.on_at_end), s.start, s.stop) for s in cut]

@@ -43,7 +43,10 @@ import numpy as np
 from jobs import SAMPLING, Process, Run
 from ml_collections import ConfigDict
 
-from ig_jax import build, checkpoint, config, logs
+from ig_jax import experiment
+from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.config import run_config
+from ig_jax.monitoring import metric_writer
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 PATIENCE = 600.0  # seconds until the next save
@@ -124,8 +127,8 @@ def finish(run: Run, steps: int) -> None:
 
 def final_state(workdir: Path, settings: ConfigDict) -> tuple:
     """Every array of the newest checkpoint, where its data go on, and the checkpoints there are."""
-    exp = build.experiment(config.parse(settings, devices=jax.device_count()))
-    checkpoints = checkpoint.Checkpoints(workdir, keep_last=settings.checkpoint.keep_last)
+    exp = experiment.experiment(run_config.parse(settings, devices=jax.device_count()))
+    checkpoints = checkpoint_manager.Checkpoints(workdir, keep_last=settings.checkpoint.keep_last)
     step = checkpoints.latest_step()
     state = checkpoints.restore(step, exp.abstract_state)
     data = checkpoints.meta(step)["data"]
@@ -135,7 +138,7 @@ def final_state(workdir: Path, settings: ConfigDict) -> tuple:
 
 def told(workdir: Path) -> list[dict]:
     """The metrics but for what the machine adds: rates, times, memory."""
-    lines = logs.read_metrics(workdir)
+    lines = metric_writer.read_metrics(workdir)
     return [{k: v for k, v in m.items() if not any(w in k for w in MACHINE)} for m in lines]
 
 

@@ -37,9 +37,12 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 import main
-from ig_jax import build, config, describe, memory, run
-from ig_jax.config import Config
+from ig_jax import cli, experiment
+from ig_jax.config import run_config
+from ig_jax.config.run_config import Config
 from ig_jax.errors import UserError
+from ig_jax.programs import memory_check
+from ig_jax.programs.dry_run import describe
 
 SECONDS = 120.0  # for one config; 30 times what one takes, because a machine may be busy
 GROWTH = 4 * 2**30  # bytes of resident memory, over all configs
@@ -156,21 +159,21 @@ def dry_run(settings: ConfigDict, most: int) -> None:
 
     After `most` descriptions nothing is described.
     """
-    parsed = config.parse(settings)
-    exp = build.experiment(parsed)
+    parsed = run_config.parse(settings)
+    exp = experiment.experiment(parsed)
     key = _seen_by_describe(parsed)
     if key in _described or len(_described) >= most:
         return
-    text = describe.describe(exp)
+    text = describe(exp)
     assert "training:" in text and "sampling:" in text
-    for mode in run.MODES:
-        memory.shortage(exp, mode)
+    for mode in cli.MODES:
+        memory_check.shortage(exp, mode)
     _described.add(key)
 
 
 @cache
 def _plain_parts() -> dict[str, Any]:
-    parsed = config.parse(ConfigDict(values_of("digits")))
+    parsed = run_config.parse(ConfigDict(values_of("digits")))
     names = ("checkpoint", "log", "evaluate", "search", "prepare", "profile", "raw")
     return {name: getattr(parsed, name) for name in names}
 

@@ -25,7 +25,7 @@ import sklearn.datasets  # noqa: F401, before the first fork, as is tensorboardX
 import tensorboardX  # noqa: F401
 
 import main  # noqa: F401, before the first fork
-from ig_jax import logs
+from ig_jax.monitoring import metric_writer
 
 ALONE = 900.0  # seconds; the others of a killed process end after about 60, on a slow machine later
 SAMPLING = 5.0  # seconds
@@ -82,11 +82,11 @@ class Run:
 
     def told(self) -> int:
         """The step of the newest line of metrics.jsonl."""
-        return max((m["step"] for m in logs.read_metrics(self.workdir)), default=0)
+        return max((m["step"] for m in metric_writer.read_metrics(self.workdir)), default=0)
 
     def _lines(self) -> int | None:
         """Which file metrics.jsonl is: every start writes another."""
-        file = self.workdir / logs.METRICS
+        file = self.workdir / metric_writer.METRICS
         return file.stat().st_ino if file.exists() else None
 
     def stepping(self) -> bool:

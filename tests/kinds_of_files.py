@@ -87,12 +87,12 @@ def _pickle(protocol: int, nested: bool) -> Callable[[], Parts]:
 
 
 def _record() -> bytes:
-    from ig_jax.data import record
+    from ig_jax.data import provenance
 
     texts = {"codec": "sd_vae", "autoencoder": "0f" * 32, "crop": "center-crop-dhariwal"}
     numbers = {"image_size": 16, "input_range": (-1.0, 1.0), "examples": 4, "skipped": ("a: b",)}
     about = {"mean": (0.5,) * 4, "std": (1.5,) * 4, "source": {"name": "x"}, "versions": {"a": "1"}}
-    return record.dumps(record.Record(**texts, **numbers, **about)).encode()
+    return provenance.dumps(provenance.Record(**texts, **numbers, **about)).encode()
 
 
 def _latents() -> Parts:
@@ -139,7 +139,7 @@ def _torch_legacy() -> Parts:
 
 
 def _statistics() -> Parts:
-    from ig_jax.formats import torch_writer
+    from ig_jax.io.torch import writer as torch_writer
 
     arrays = {"mean": np.zeros((1, 5, 1, 1)), "std": np.ones((1, 5, 1, 1))}
     return _written(lambda folder: torch_writer.save(folder / "file.pt", arrays))
@@ -163,24 +163,24 @@ def _labelled_pictures() -> Parts:
 
 
 def _tfds(features: Any, examples: list[dict[str, Any]]) -> Parts:
-    from ig_jax.data import tfds_files
+    from ig_jax.data.tfds import format as tfds_format
 
     def make(folder: Path) -> None:
-        name = tfds_files.shard_name("toy", "train", 0, 1)
-        tfds_files.write_shard(folder / name, examples, features)
+        name = tfds_format.shard_name("toy", "train", 0, 1)
+        tfds_format.write_shard(folder / name, examples, features)
         about = {"name": "toy", "split": "train", "description": "", "num_bytes": 1}
-        tfds_files.write_metadata(folder, features=features, shard_lengths=[4], **about)
+        tfds_format.write_metadata(folder, features=features, shard_lengths=[4], **about)
 
     return _written(make)
 
 
 def _array_record() -> Parts:
-    from ig_jax.data import tfds_files
+    from ig_jax.data.tfds import format as tfds_format
 
     rng = np.random.default_rng(4)
     arrays = rng.normal(size=(4, 8, 2, 2)).astype(np.float32)
     examples = [{"moments": a, "label": i % 3, "file_name": f"{i}"} for i, a in enumerate(arrays)]
-    return _tfds(tfds_files.features_of({"moments": (8, 2, 2)}, 3), examples)
+    return _tfds(tfds_format.features_of({"moments": (8, 2, 2)}, 3), examples)
 
 
 def _tfds_pictures() -> Parts:
@@ -201,37 +201,38 @@ def _read_all(source: Any) -> None:
 
 
 def _read_statistics(folder: Path) -> None:
-    from ig_jax.metrics import reference
+    from ig_jax.metrics import reference_statistics
 
-    reference.read(folder / "file.npz", "evaluate.reference")
+    reference_statistics.read(folder / "file.npz", "evaluate.reference")
 
 
 def _read_arrays(folder: Path) -> None:
-    from ig_jax.formats import npz
+    from ig_jax.io import npz
 
     for name in npz.names(folder / "file.npz"):
         np.array(npz.array(folder / "file.npz", name))
 
 
 def _read_npy_folder(folder: Path) -> None:
-    from ig_jax.data.npy_folder import NpyFolder
+    from ig_jax.data.sources.npy_folder import NpyFolder
 
     archive = folder / "latents.zip"
     _read_all(NpyFolder(str(archive if archive.exists() else folder), num_classes=3))
 
 
 def _read_shards(folder: Path) -> None:
-    from ig_jax.data.safetensors_shards import SafetensorsShards
+    from ig_jax.data.sources.safetensors_shards import SafetensorsShards
 
     _read_all(SafetensorsShards(str(folder), num_classes=3))
 
 
 def _read_torch(folder: Path) -> None:
-    from ig_jax.formats import plain_pickle, torch_file
+    from ig_jax.io.torch import file as torch_file
+    from ig_jax.io.torch import unpickler
 
     loaded = torch_file.load(folder / "file.pt")
     repr(loaded)
-    for leaf in plain_pickle.leaves(loaded, sys.maxsize):
+    for leaf in unpickler.leaves(loaded, sys.maxsize):
         np.array(leaf)
 
 
@@ -242,7 +243,7 @@ def _read_channels(folder: Path) -> None:
 
 
 def _read_pictures(folder: Path) -> None:
-    from ig_jax.data.image_folder import ImageFolder
+    from ig_jax.data.sources.image_folder import ImageFolder
 
     archive = folder / "pictures.zip"
     _read_all(
@@ -253,13 +254,13 @@ def _read_pictures(folder: Path) -> None:
 
 
 def _read_array_record(folder: Path) -> None:
-    from ig_jax.data.array_record import ArrayRecord
+    from ig_jax.data.sources.array_record import ArrayRecord
 
     _read_all(ArrayRecord(str(folder), "train", num_classes=3))
 
 
 def _read_tfds_pictures(folder: Path) -> None:
-    from ig_jax.data.tfds_images import TfdsImages
+    from ig_jax.data.sources.tfds_images import TfdsImages
 
     _read_all(TfdsImages(str(folder), "train", size=4, num_classes=3))
 

@@ -20,11 +20,18 @@ import numpy as np
 import tiny
 
 from configs import lightningdit_xl, sit_xl
-from ig_jax import build, checkpoint, config, describe, drawing, sample, sharding, train, tree
-from ig_jax.checkpoint import TrainState
+from ig_jax import experiment as build
+from ig_jax import pytree
+from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.config import run_config
 from ig_jax.data import loader
+from ig_jax.generation.generator import Generator
 from ig_jax.optim.muon import newton_schulz_flops
+from ig_jax.optim.train_state import TrainState
+from ig_jax.parallel.mesh import AXES, bytes_each, replicate_locally, to_global
+from ig_jax.programs import dry_run
 from ig_jax.samplers import SAMPLERS
+from ig_jax.training import step
 
 Shape = tuple[int, int, int]  # devices along data, fsdp, tensor
 
@@ -58,7 +65,7 @@ def lightningdit() -> Mapping[str, Any]:
 def experiment(
     shape: Shape, family: Mapping[str, Any], changes: Mapping[str, Any] = {}
 ) -> build.Experiment:
-    mesh = dict(zip(sharding.AXES, shape, strict=True))
+    mesh = dict(zip(AXES, shape, strict=True))
     every = {**family, **COMMON, **changes, "mesh": mesh}
     return tiny.experiment(every, jax.devices()[: prod(shape)])
 
@@ -81,7 +88,7 @@ class Programs:
     @cached_property
     def advance(self) -> Any:
         batches, _ = self.batches(0)
-        return train.make_dispatch(self.exp).lower(self.state, batches, {}).compile()
+        return step.make_dispatch(self.exp).lower(self.state, batches, {}).compile()
 
     def batches(self, start: int) -> tuple[Any, Any]:
         """The next STEPS batches of the data, and where a run goes on after them."""
@@ -89,7 +96,7 @@ class Programs:
         data = loader.batches(c.data.source, c.train.batch_size, c.seed, start=start)
         rows = [next(data) for _ in range(STEPS)]
         stacked = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
-        placed = sharding.to_global(stacked, self.exp.mesh, c.train.batch_size, axis=1)
+        placed = to_global(stacked, self.exp.mesh, c.train.batch_size, axis=1)
         return placed, data.get_state()
 
     def train(self, state: TrainState, start: int = 0) -> tuple[TrainState, Any]:
@@ -114,7 +121,7 @@ def share_of_first(values: Any) -> float:
     """Bytes that the first device really holds, over those of the whole."""
     first = jax.devices()[0]
     shards = [s for x in jax.tree.leaves(values) for s in x.addressable_shards]
-    return sum(s.data.nbytes for s in shards if s.device == first) / tree.num_bytes(values)
+    return sum(s.data.nbytes for s in shards if s.device == first) / pytree.num_bytes(values)
 
 
 def run(
@@ -133,7 +140,7 @@ def run(
     parts = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
     figures = {
         "share": {part: share_of_first(values) for part, values in parts.items()},
-        "bytes": tree.num_bytes(state),
+        "bytes": pytree.num_bytes(state),
         "made": memory.output_size_in_bytes,
         "made_beside": memory.temp_size_in_bytes,
     }
@@ -143,11 +150,11 @@ def run(
 def sampled(folder: Path, name: str, programs: Programs, state: TrainState) -> None:
     """Latents of ten samples under the weights of a state, by a fixed and an adaptive sampler."""
     exp = programs.exp
-    generator = drawing.Generator(exp, decode=lambda x: x)
-    weights = sharding.whole_on(exp.mesh, state.params)
+    generator = Generator(exp, decode=lambda x: x)
+    weights = replicate_locally(exp.mesh, state.params)
     found = {}
     for kind, sampler in {"euler": exp.config.sample.sampler, "dopri5": DOPRI5}.items():
-        drawn = sample.batches(generator, weights, 0, np.arange(10), sampler=sampler)
+        drawn = batches(generator, weights, 0, np.arange(10), sampler=sampler)
         found[kind] = np.concatenate([latents for _, latents, _ in drawn])
     np.savez(folder / f"samples_{name}.npz", **found)
 
@@ -157,7 +164,7 @@ def moved(folder: Path, programs: Mapping[Shape, Programs], state: TrainState) -
     shape = (1, 8, 1)
     source = programs[shape]
     _, position = source.batches(0)
-    checkpoints = checkpoint.Checkpoints(folder)
+    checkpoints = checkpoint_manager.Checkpoints(folder)
     checkpoints.save(state, position, source.exp.config.raw)
     checkpoints.wait()
     start = checkpoints.meta(STEPS)["data"]["next_index"]
@@ -181,10 +188,10 @@ def moved(folder: Path, programs: Mapping[Shape, Programs], state: TrainState) -
 def abstractly(module: Any, shape: Shape) -> dict[str, int]:
     """Bytes of a published run's state, in all and on each device, without making it."""
     c = module.get_config()
-    c.mesh.update(dict(zip(sharding.AXES, shape, strict=True)))
-    exp = build.experiment(config.parse(c, devices=8))
+    c.mesh.update(dict(zip(AXES, shape, strict=True)))
+    exp = build.experiment(run_config.parse(c, devices=8))
     state = exp.abstract_state
-    return {"whole": tree.num_bytes(state), "each": sharding.bytes_each(state)}
+    return {"whole": pytree.num_bytes(state), "each": bytes_each(state)}
 
 
 def sit(folder: Path) -> dict[str, Any]:
@@ -197,7 +204,7 @@ def sit(folder: Path) -> dict[str, Any]:
     return {
         "figures": {name_of("sit", shape): ran[2] for shape, ran in runs.items()},
         "moved": moved(folder, programs, runs[1, 8, 1][1]),
-        "described": describe.describe(
+        "described": dry_run.describe(
             tiny.experiment(
                 {"model.hidden_size": 20, "model.num_heads": 5, "sample.batch_size": 40}
             )

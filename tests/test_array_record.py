@@ -18,8 +18,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from sources import refuses, use
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ig_jax.data import record, tfds_files, tfds_split
-from ig_jax.data.array_record import ArrayRecord
+from ig_jax.data import provenance
+from ig_jax.data.sources.array_record import ArrayRecord
+from ig_jax.data.tfds import format as tfds_format
+from ig_jax.data.tfds import reader as tfds_reader
 from ig_jax.errors import BadExample
 from ig_jax.types import Encoded
 
@@ -31,7 +33,7 @@ FILES = [f"n{i:08d}.JPEG" for i in range(IMAGES)]
 ANY = np.array([7, 0, 9, 7, 3])  # out of order, one twice, of both shards
 MOMENTS = {"moments": (8, 2, 3)}
 TWINS = {"latents": (5, 2, 3), "latents_flip": (5, 2, 3)}
-SHARDS = [tfds_files.shard_name("toy", "train", index, 2) for index in range(2)]
+SHARDS = [tfds_format.shard_name("toy", "train", index, 2) for index in range(2)]
 
 
 def arrays(shapes):
@@ -52,8 +54,8 @@ def write(folder, rows, features):
     folder.mkdir(exist_ok=True)
     parts = [rows[: LENGTHS[0]], rows[LENGTHS[0] :]]
     for name, part in zip(SHARDS, parts, strict=True):
-        tfds_files.write_shard(folder / name, part, features)
-    tfds_files.write_metadata(
+        tfds_format.write_shard(folder / name, part, features)
+    tfds_format.write_metadata(
         folder,
         name="toy",
         split="train",
@@ -66,7 +68,7 @@ def write(folder, rows, features):
 
 
 def write_latents(folder, shapes=MOMENTS):
-    return write(folder, examples(shapes), tfds_files.features_of(shapes, CLASSES))
+    return write(folder, examples(shapes), tfds_format.features_of(shapes, CLASSES))
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def source_of(folder, split="train", num_classes=CLASSES):
 
 
 def test_a_shard_is_named_as_tfds_names_it():
-    name = tfds_files.shard_name("imagenet2012", "train", 17, 1024)
+    name = tfds_format.shard_name("imagenet2012", "train", 17, 1024)
     assert name == "imagenet2012-train.array_record-00017-of-01024"
 
 
@@ -128,7 +130,7 @@ def test_a_shard_appears_when_it_is_complete(tmp_path):
 
     file = tmp_path / SHARDS[0]
     with pytest.raises(KeyboardInterrupt):
-        tfds_files.write_shard(file, broken(), tfds_files.features_of(MOMENTS, CLASSES))
+        tfds_format.write_shard(file, broken(), tfds_format.features_of(MOMENTS, CLASSES))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,7 +185,7 @@ def test_every_encoding_of_tfds_is_read(tmp_path, encoding):
 
 
 def test_an_example_without_a_file_name_is_called_by_its_shard_and_record(tmp_path):
-    features = tfds_files.features_of(MOMENTS, CLASSES)
+    features = tfds_format.features_of(MOMENTS, CLASSES)
     features = tfds.features.FeaturesDict({n: features[n] for n in ("moments", "label")})
     rows = [{n: row[n] for n in ("moments", "label")} for row in examples(MOMENTS)]
     source = source_of(write(tmp_path / "toy", rows, features))
@@ -191,13 +193,13 @@ def test_an_example_without_a_file_name_is_called_by_its_shard_and_record(tmp_pa
 
 
 def test_a_shard_without_examples_shifts_nothing(tmp_path):
-    features, rows = tfds_files.features_of(MOMENTS, CLASSES), examples(MOMENTS)
+    features, rows = tfds_format.features_of(MOMENTS, CLASSES), examples(MOMENTS)
     for count in (0, IMAGES):
-        tfds_files.write_shard(tmp_path / SHARDS[0], rows[:count], features)
-        tfds_files.write_shard(tmp_path / SHARDS[1], rows[count:], features)
+        tfds_format.write_shard(tmp_path / SHARDS[0], rows[:count], features)
+        tfds_format.write_shard(tmp_path / SHARDS[1], rows[count:], features)
         numbers = dict(shard_lengths=[count, IMAGES - count], num_bytes=1)
         texts = dict(name="toy", split="train", description="")
-        tfds_files.write_metadata(tmp_path, features=features, **numbers, **texts)
+        tfds_format.write_metadata(tmp_path, features=features, **numbers, **texts)
         np.testing.assert_array_equal(use(source_of(tmp_path))["label"], LABELS)
 
 
@@ -210,11 +212,11 @@ def test_a_part_of_a_split_is_a_source(latents):
 def record_of(codec):
     numbers = dict(image_size=256, examples=10, mean=(0.0,), std=(1.0,), input_range=(-1.0, 1.0))
     rest = dict(autoencoder="", crop="", skipped=(), source={}, versions={})
-    return record.Record(codec=codec, **numbers, **rest)
+    return provenance.Record(codec=codec, **numbers, **rest)
 
 
 def test_a_record_beside_the_shards_tells_the_codec(latents):
-    (latents / record.FILE).write_text(record.dumps(record_of("another")))
+    (latents / provenance.FILE).write_text(provenance.dumps(record_of("another")))
     source = source_of(latents)
     assert source.codec == "another" and source.record() == record_of("another")
 
@@ -331,13 +333,13 @@ def test_as_many_files_as_there_are_shards_may_be_open(latents, one_more_file):
 
 
 def test_too_many_open_files_are_told_as_such(latents, one_more_file, monkeypatch):
-    monkeypatch.setattr(tfds_split, "_allow_open_files", lambda count: None)
+    monkeypatch.setattr(tfds_reader, "_allow_open_files", lambda count: None)
     refuses(source_of(latents), f"{latents}", "Too many open files", "raise `ulimit -n`")
 
 
 def test_a_shard_with_other_numbers_of_examples_than_told_is_named(latents):
-    features = tfds_files.features_of(MOMENTS, CLASSES)
-    tfds_files.write_shard(latents / SHARDS[1], examples(MOMENTS)[:5], features)
+    features = tfds_format.features_of(MOMENTS, CLASSES)
+    tfds_format.write_shard(latents / SHARDS[1], examples(MOMENTS)[:5], features)
     refuses(source_of(latents), f"{SHARDS[1]}: holds 5 examples", "dataset_info.json says 6")
 
 
@@ -363,7 +365,7 @@ def planted(folder, index, changed):
     messages = list(raw_messages(tfds.builder_from_directory(folder)))
     messages[index] = example.SerializeToString() if changed else b"\xff"
     for name, part in zip(SHARDS, (messages[:4], messages[4:]), strict=True):
-        writer = ArrayRecordWriter(str(folder / name), tfds_files.WRITER_OPTIONS)
+        writer = ArrayRecordWriter(str(folder / name), tfds_format.WRITER_OPTIONS)
         for message in part:
             writer.write(message)
         writer.close()

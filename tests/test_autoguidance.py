@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import checkpoint, describe, drawing, evaluate, guide, sample, train
+from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.data import SOURCES
-from ig_jax.data.digits import Digits
+from ig_jax.data.sources.digits import Digits
 from ig_jax.errors import UserError
+from ig_jax.generation import batches, guide_model, variants
+from ig_jax.generation.generator import Generator
+from ig_jax.programs import dry_run, run_record, sample
+from ig_jax.training.step import init_state
 
 NUM = 20
 UNGUIDED = {"sample.ig.scale": 1.0, "sample.cfg.scale": 1.0}
@@ -18,8 +22,8 @@ SMALLER = {"model.hidden_size": 8, "model.depth": 3, "model.readouts": (2,)}
 def save(changes, workdir, *steps: int) -> None:
     """Checkpoints of a run that was never trained: drawn weights, of which each step has others."""
     exp = tiny.experiment(changes)
-    state = train.init_state(exp)
-    checkpoints = checkpoint.Checkpoints(workdir, keep_last=len(steps))
+    state = init_state(exp)
+    checkpoints = checkpoint_manager.Checkpoints(workdir, keep_last=len(steps))
     for step in steps:
         rng = np.random.default_rng(step)
 
@@ -53,9 +57,9 @@ def guided_by(workdir, scale: float = 2.0, **guide) -> dict:
 def latents(changes, **chosen) -> np.ndarray:
     """Latents of the tiny run's newest averages under a config, as `sample.run` would draw them."""
     exp = tiny.experiment(changes)
-    _, params = sample.load_weights(exp, tiny.trained().workdir)
-    generator = drawing.Generator(exp, guide.load(exp), decode=lambda x: x)
-    [(_, found, _)] = sample.batches(generator, params, 0, np.arange(NUM), **chosen)
+    _, params = run_record.load_weights(exp, tiny.trained().workdir)
+    generator = Generator(exp, guide_model.load(exp), decode=lambda x: x)
+    [(_, found, _)] = batches.batches(generator, params, 0, np.arange(NUM), **chosen)
     return found
 
 
@@ -83,9 +87,9 @@ def test_one_step_of_euler_goes_from_the_worse_velocity_through_the_better(small
     expected = ends[0.0] + 3 * (ends[1.0] - ends[0.0])
     np.testing.assert_allclose(ends[3.0], expected, atol=1e-4)
     exp = tiny.experiment({**SMALLER, **one, "sample.weights": "ema"})
-    _, params = sample.load_weights(exp, smaller)
-    generator = drawing.Generator(exp, decode=lambda x: x)
-    [(_, alone, _)] = sample.batches(generator, params, 0, np.arange(NUM))
+    _, params = run_record.load_weights(exp, smaller)
+    generator = Generator(exp, decode=lambda x: x)
+    [(_, alone, _)] = batches.batches(generator, params, 0, np.arange(NUM))
     np.testing.assert_allclose(ends[0.0], alone, atol=1e-5)
 
 
@@ -104,8 +108,8 @@ def test_step_and_weights_choose_the_checkpoint_and_0_is_the_newest(smaller):
 
 def test_an_earlier_checkpoint_of_the_same_run_guides():
     run = tiny.trained().workdir
-    worse = guide.load(tiny.experiment(guided_by(run, step=18)))
-    checkpoints = checkpoint.Checkpoints(run)
+    worse = guide_model.load(tiny.experiment(guided_by(run, step=18)))
+    checkpoints = checkpoint_manager.Checkpoints(run)
     exp = tiny.trained().exp
     expected = checkpoints.weights(18, "ema", exp.weights_here)
     checkpoints.close()
@@ -115,18 +119,18 @@ def test_an_earlier_checkpoint_of_the_same_run_guides():
 
 def test_a_guide_of_another_prediction_is_read_by_its_own_process(tmp_path):
     save({**SMALLER, "process.prediction": "noise"}, tmp_path, 6)
-    worse = guide.load(tiny.experiment(guided_by(tmp_path)))
+    worse = guide_model.load(tiny.experiment(guided_by(tmp_path)))
     assert worse.process.prediction == "noise" and worse.net.settings.hidden_size == 8
 
 
 def test_without_autoguidance_no_other_run_is_looked_for(tmp_path):
     nowhere = {"workdir": str(tmp_path / "nowhere"), "step": 3, "weights": "ema"}
-    assert guide.load(tiny.experiment({"sample.guide": nowhere})) is None
+    assert guide_model.load(tiny.experiment({"sample.guide": nowhere})) is None
 
 
 def refusal(changes) -> str:
     with pytest.raises(UserError) as caught:
-        guide.load(tiny.experiment(changes))
+        guide_model.load(tiny.experiment(changes))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -165,7 +169,7 @@ def test_a_guide_of_other_data_or_another_path_is_refused(tmp_path, monkeypatch,
     monkeypatch.setitem(SOURCES, "small", Small)
     save({**SMALLER, **there}, tmp_path, 6)
     with pytest.raises(UserError, match=f"sample.guide.workdir = {tmp_path}: {message}"):
-        guide.load(tiny.experiment(guided_by(tmp_path)))
+        guide_model.load(tiny.experiment(guided_by(tmp_path)))
 
 
 def test_the_programs_draw_with_the_guide(tmp_path, smaller):
@@ -177,7 +181,7 @@ def test_the_programs_draw_with_the_guide(tmp_path, smaller):
         for e in (exp, tiny.experiment({**UNGUIDED, "sample.sampler.num_steps": 2}))
     )
     assert (guided != plain).reshape(len(plain), -1).any(axis=1).all()
-    assert list(evaluate.variants(exp)) == ["plain", "autoguidance"]
-    text = describe.describe(exp)
+    assert list(variants.variants(exp)) == ["plain", "autoguidance"]
+    text = dry_run.describe(exp)
     assert "2 network evaluations a sample and 2 of the guiding network" in text
     assert "autoguidance 2" in text

@@ -13,10 +13,11 @@ import pytest
 import tiny
 
 from benchmarks import evaluate, gpu_aot, measuring, roofline, sample, torch_peer, train
-from ig_jax import flops, tree
+from ig_jax import pytree
 from ig_jax.codecs import kl_names
-from ig_jax.drawing import Generator
 from ig_jax.errors import UserError
+from ig_jax.generation.generator import Generator
+from ig_jax.monitoring import flops
 from ig_jax.objectives.base import Draws
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,7 +145,7 @@ def test_time_is_set_against_evaluations():
 
 def test_the_random_decoder_has_the_published_size():
     """83,653,863 parameters in the safetensors file of sd-vae-ft-mse."""
-    shapes = tree.flatten(kl_names.shapes(sample.SD_VAE))
+    shapes = pytree.flatten(kl_names.shapes(sample.SD_VAE))
     assert sum(map(math.prod, shapes.values())) == 83_653_863
     small = kl_names.Sizes((32, 64), 1, frozenset(), latent_channels=4)
     assert set(sample.random_decoder(small)) == {"post_quant_conv", "decoder"}

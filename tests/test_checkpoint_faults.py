@@ -24,10 +24,13 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 from test_train import assert_same_bits, metrics
 
-from ig_jax import checkpoint, logs, train
-from ig_jax.checkpoint import CheckpointError, Checkpoints, SaveFailed
+from ig_jax.checkpoint import integrity
+from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.checkpoint.manager import CheckpointError, Checkpoints, SaveFailed
 from ig_jax.errors import UserError
-from ig_jax.formats import orbax_step
+from ig_jax.monitoring import console, metric_writer
+from ig_jax.optim import train_state
+from ig_jax.training import trainer
 
 CONFIG = {"train": {"ema_decays": [0.9]}}
 # Orbax drops the reads and writes that it has not ended when one of them fails.
@@ -44,7 +47,7 @@ def state(step):
     """About 100 kB in each part, so random that nothing compresses it."""
     w = np.random.default_rng(step).standard_normal((160, 160)).astype(np.float32)
     params = {"w": jnp.asarray(w), "b": jnp.ones(3)}
-    return checkpoint.TrainState(jnp.int32(step), params, (params, jnp.int32(1)), {"0.9": params})
+    return train_state.TrainState(jnp.int32(step), params, (params, jnp.int32(1)), {"0.9": params})
 
 
 LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
@@ -239,7 +242,7 @@ def test_what_only_reads_leaves_damaged_and_unfinished_checkpoints_where_they_ar
     cut(values(workdir / "checkpoints" / "2" / "ema"))
     (workdir / "checkpoints" / "3.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
     left = files(workdir)
-    checkpoints = checkpoint.of_run(workdir, "--workdir")
+    checkpoints = checkpoint_manager.of_run(workdir, "--workdir")
     used, found = checkpoints.newest(lambda step: checkpoints.weights(step, "raw", LIKE.params))
     checkpoints.close()
     assert used == 1 and "): left out; step 1 is used" in capfd.readouterr().out
@@ -250,7 +253,7 @@ def test_what_only_reads_leaves_damaged_and_unfinished_checkpoints_where_they_ar
 def test_only_what_is_read_need_be_whole(workdir, capfd):
     cut(values(workdir / "checkpoints" / "2" / "opt_state"))
     with opened(workdir, reading=True) as checkpoints:
-        assert checkpoints.newest(arrays=checkpoint.WEIGHTS)[0] == 2
+        assert checkpoints.newest(arrays=checkpoint_manager.WEIGHTS)[0] == 2
         assert checkpoints.newest()[0] == 1
 
 
@@ -291,11 +294,11 @@ def test_an_index_of_many_nodes_is_followed_to_the_last_value(tmp_path):
     with tensorstore.Transaction(atomic=True) as transaction:
         for i in range(50):
             store.with_transaction(transaction)[f"array{i}"] = bytes([i]) * 20
-    orbax_step.require_whole(tmp_path, ["params"])
+    integrity.require_whole(tmp_path, ["params"])
     for file in (tmp_path / "params" / "d").iterdir():
         os.truncate(file, file.stat().st_size - 1)
-        with pytest.raises(orbax_step.Damaged) as caught:
-            orbax_step.require_whole(tmp_path, ["params"])
+        with pytest.raises(integrity.Damaged) as caught:
+            integrity.require_whole(tmp_path, ["params"])
         assert "has only" in caught.value.fault
         os.truncate(file, file.stat().st_size + 1)
 
@@ -369,14 +372,14 @@ def events(workdir):
 
 
 def test_metrics_that_found_no_room_are_written_whole_later(tmp_path, capfd):
-    writer = logs.MetricWriter(tmp_path, resumed_at=0)
+    writer = metric_writer.MetricWriter(tmp_path, resumed_at=0)
     picture = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     with files_of_at_most(1000):
         for step in range(1, 41):
             writer.scalars(step, {"loss": 1 / step})
             writer.images(step, "samples", picture)
         lines = (tmp_path / "metrics.jsonl").read_text()
-        assert 10 < len(logs.read_metrics(tmp_path)) < 30 and lines.endswith("}\n")
+        assert 10 < len(metric_writer.read_metrics(tmp_path)) < 30 and lines.endswith("}\n")
         assert len(events(tmp_path)) > 2
     said = capfd.readouterr().out.splitlines()
     assert [line.split(" cannot be written now: ")[0][:20] for line in said] == [
@@ -385,7 +388,7 @@ def test_metrics_that_found_no_room_are_written_whole_later(tmp_path, capfd):
     ]
     assert all(f"MiB free for {tmp_path}" in line for line in said)
     writer.close()
-    assert [m["step"] for m in logs.read_metrics(tmp_path)] == list(range(1, 41))
+    assert [m["step"] for m in metric_writer.read_metrics(tmp_path)] == list(range(1, 41))
     scalars = [
         e.step for e in events(tmp_path) if e.summary.value and e.summary.value[0].tag != "samples"
     ]
@@ -407,20 +410,20 @@ LINE = '{"step": 3, "images": 9, "loss": 0.5}\n'
 def test_a_damaged_line_of_metrics_costs_that_line(tmp_path, damage, capfd):
     content = f"{LINE}{damage}\n{LINE.replace('3', '4', 1)}{damage}\n"
     (tmp_path / "metrics.jsonl").write_bytes(content.encode(errors="surrogateescape"))
-    assert [m["step"] for m in logs.read_metrics(tmp_path)] == [3, 4]
+    assert [m["step"] for m in metric_writer.read_metrics(tmp_path)] == [3, 4]
     assert capfd.readouterr().out == ""
-    writer = logs.MetricWriter(tmp_path, resumed_at=9)
+    writer = metric_writer.MetricWriter(tmp_path, resumed_at=9)
     [said] = capfd.readouterr().out.splitlines()
     assert said == f"{tmp_path}/metrics.jsonl: 2 damaged lines are left out"
     writer.scalars(10, {"loss": 1.0})
     writer.close()
-    assert [m["step"] for m in logs.read_metrics(tmp_path)] == [3, 4, 10]
-    logs.MetricWriter(tmp_path, resumed_at=10).close()
+    assert [m["step"] for m in metric_writer.read_metrics(tmp_path)] == [3, 4, 10]
+    metric_writer.MetricWriter(tmp_path, resumed_at=10).close()
     assert capfd.readouterr().out == ""
 
 
 def test_other_errors_of_a_write_are_raised(tmp_path):
-    with pytest.raises(FileNotFoundError), logs.room_or_not("a picture", tmp_path):
+    with pytest.raises(FileNotFoundError), console.room_or_not("a picture", tmp_path):
         open(tmp_path / "no" / "folder", "w")
 
 
@@ -442,14 +445,14 @@ def test_a_log_without_room_stops_neither_lines_nor_the_bar(monkeypatch):
     log = Log()
     monkeypatch.setattr("sys.stdout", log)
     monkeypatch.setattr("sys.stderr", log)
-    with logs.progress(2, unit="step", what="training") as bar:
+    with console.progress(2, unit="step", what="training") as bar:
         bar.mininterval = 0
         bar.update(1)
         assert "1/2" in log.getvalue()
         log.full = True
         bar.update(1)
         bar.set_postfix(loss="1")
-        logs.say("unheard")
+        console.say("unheard")
     assert bar.n == 2 and "2/2" not in log.getvalue()
 
 
@@ -469,8 +472,8 @@ class Cramped(Checkpoints):
 def test_a_run_goes_on_after_a_save_without_room(tmp_path, monkeypatch, capfd):
     workdir = tiny.trained().copy(tmp_path)
     shutil.rmtree(workdir / "checkpoints" / "24")
-    monkeypatch.setattr(train, "Checkpoints", Cramped)
-    outcome = train.run(tiny.experiment({"checkpoint.every_steps": 2}), workdir)
+    monkeypatch.setattr(trainer, "Checkpoints", Cramped)
+    outcome = trainer.run(tiny.experiment({"checkpoint.every_steps": 2}), workdir)
     assert outcome.finished
     assert capfd.readouterr().out.count("step 20 is not saved: File too large") == 1
     assert sorted(os.listdir(workdir / "checkpoints")) == ["22", "24"]
@@ -479,17 +482,17 @@ def test_a_run_goes_on_after_a_save_without_room(tmp_path, monkeypatch, capfd):
 def test_a_run_that_cannot_save_its_end_says_so(tmp_path, monkeypatch):
     workdir = tiny.trained().copy(tmp_path)
     shutil.rmtree(workdir / "checkpoints" / "24")
-    monkeypatch.setattr(train, "Checkpoints", Cramped)
+    monkeypatch.setattr(trainer, "Checkpoints", Cramped)
     monkeypatch.setattr(Cramped, "without", (24,))
     with pytest.raises(SaveFailed, match="step 24 is not saved.*step 18 is the newest one"):
-        train.run(tiny.trained().exp, workdir)
+        trainer.run(tiny.trained().exp, workdir)
     assert os.listdir(workdir / "checkpoints") == ["18"]
 
 
 def test_a_run_with_a_damaged_checkpoint_repeats_its_steps_and_gets_the_same_bits(tmp_path):
     workdir = tiny.trained().copy(tmp_path)
     cut(values(workdir / "checkpoints" / "24" / "params"))
-    outcome = train.run(tiny.trained().exp, workdir)
+    outcome = trainer.run(tiny.trained().exp, workdir)
     assert_same_bits(outcome.state, tiny.trained().outcome.state)
     assert [m["step"] for m in metrics(workdir)] == [6, 12, 18, 24]
     assert os.listdir(workdir / "unreadable") == ["24"]
@@ -537,12 +540,12 @@ def test_a_disk_with_less_and_less_room_never_loses_the_newest_checkpoint(small_
 
 
 def test_a_full_disk_keeps_the_lines_of_metrics_whole(small_disk, capfd):
-    writer = logs.MetricWriter(small_disk, resumed_at=0)
+    writer = metric_writer.MetricWriter(small_disk, resumed_at=0)
     fill(small_disk, 8192)
     for step in range(1, 200):
         writer.scalars(step, {"loss": 1 / step})
-    assert len(logs.read_metrics(small_disk)) < 199
+    assert len(metric_writer.read_metrics(small_disk)) < 199
     (small_disk / "filled").unlink()
     writer.close()
-    assert [m["step"] for m in logs.read_metrics(small_disk)] == [*range(1, 200)]
+    assert [m["step"] for m in metric_writer.read_metrics(small_disk)] == [*range(1, 200)]
     assert len(events(small_disk)) == 2 + 199

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import tiny
 
-from ig_jax import train
-from ig_jax.checkpoint import Checkpoints
+from ig_jax.checkpoint.manager import Checkpoints
+from ig_jax.training.step import init_state
 
 SAVES = 2
 KEPT = 100  # small objects a save; of 131 arrays orbax and tensorstore lost some 1500
@@ -16,7 +16,7 @@ KEPT = 100  # small objects a save; of 131 arrays orbax and tensorstore lost som
 
 def test_a_save_keeps_no_objects(tmp_path: Path):
     exp = tiny.experiment()
-    state = train.init_state(exp)
+    state = init_state(exp)
     checkpoints = Checkpoints(tmp_path)
 
     def objects_after(first: int) -> int:

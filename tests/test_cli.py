@@ -17,8 +17,8 @@ import tiny
 from absl.testing import flagsaver
 
 import main
-from ig_jax import describe
-from ig_jax.data.digits import Digits
+from ig_jax.data.sources.digits import Digits
+from ig_jax.programs import dry_run
 
 CONFIGS = sorted(
     str(path.relative_to(tiny.ROOT))
@@ -263,7 +263,7 @@ def test_a_dry_run_shows_parameters_and_guidance_of_every_step(call, tmp_path):
 
 def described(changes) -> tuple[str, list[list[str]]]:
     """What a dry run says of sampling, and the rows of its table."""
-    text = describe.describe(tiny.experiment(changes))
+    text = dry_run.describe(tiny.experiment(changes))
     about = text[text.index("sampling: ") :].splitlines()
     return about[0], [line.split(maxsplit=3) for line in about[2:]]
 

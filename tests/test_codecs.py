@@ -9,11 +9,12 @@ import narrow
 import numpy as np
 import pytest
 
-from ig_jax import sharding
-from ig_jax.codecs import autoencoders, base, kl_layers, pixels, sd_vae
+from ig_jax.codecs import autoencoders, base, kl_layers, sd_vae, to_uint8
 from ig_jax.codecs.autoencoders import SdVae, VaVae
 from ig_jax.errors import UserError
-from ig_jax.formats import torch_file, torch_writer
+from ig_jax.io.torch import file as torch_file
+from ig_jax.io.torch import writer as torch_writer
+from ig_jax.parallel.mesh import make_mesh, over_batch
 
 SIDE = 32
 
@@ -34,8 +35,8 @@ def test_a_batch_in_parts_is_the_batch(rows):
 
 def test_parts_take_rows_from_every_device():
     """Otherwise the devices would take turns."""
-    mesh = sharding.make_mesh()
-    rows = sharding.over_batch(mesh)
+    mesh = make_mesh()
+    rows = over_batch(mesh)
     program = jax.jit(
         lambda x: base.in_parts(lambda part: jnp.sin(part), x, most=2),
         in_shardings=rows,
@@ -101,12 +102,12 @@ def test_the_rule_to_8_bits_is_a_setting(codec, monkeypatch):
     monkeypatch.setattr(VaVae, "_statistics", (np.float32(0), np.float32(1)))
     scale = sd_vae.SCALE if codec is SdVae else 1
     x = scale * jnp.linspace(-1, 1, 101).reshape(1, 1, 101, 1)
-    cut, rounded = (codec("", rounding=rule).decode(x, {"weights": 0}) for rule in pixels.RULES)
-    np.testing.assert_array_equal(cut, pixels.to_uint8_truncated(x / scale))
-    np.testing.assert_array_equal(rounded, pixels.to_uint8_rounded(x / scale))
+    cut, rounded = (codec("", rounding=rule).decode(x, {"weights": 0}) for rule in to_uint8.RULES)
+    np.testing.assert_array_equal(cut, to_uint8.to_uint8_truncated(x / scale))
+    np.testing.assert_array_equal(rounded, to_uint8.to_uint8_rounded(x / scale))
     assert np.any(cut != rounded)
     # Configs of older runs do not have the field.
-    assert codec("").rounding == {SdVae: pixels.TRUNCATED, VaVae: pixels.ROUNDED}[codec]
+    assert codec("").rounding == {SdVae: to_uint8.TRUNCATED, VaVae: to_uint8.ROUNDED}[codec]
     with pytest.raises(ValueError, match="rounding = 'up': must be '255 .*cut' or '127.5"):
         codec("", rounding="up")
 

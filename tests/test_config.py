@@ -15,12 +15,13 @@ import tiny
 from ml_collections import ConfigDict, config_dict
 
 from configs import digits
-from ig_jax import config, tree
-from ig_jax.config import ConfigError
+from ig_jax import pytree
+from ig_jax.config import run_config
+from ig_jax.config.run_config import ConfigError
 from ig_jax.data import SOURCES
 from ig_jax.errors import UserError
 
-LEAVES = tree.flatten(digits.get_config().to_dict())
+LEAVES = pytree.flatten(digits.get_config().to_dict())
 # What a search tries is free to hold any of the settings below `sample`: it has rules of its own.
 TRIED = "search.space.values."
 # Fields that a config may leave out, and the value that they then have.
@@ -48,7 +49,7 @@ def parse(changes=None, devices=2, without=()):
         for parent in parents:
             section = section[parent]
         del section[name]
-    return config.parse(ConfigDict(values), devices=devices)
+    return run_config.parse(ConfigDict(values), devices=devices)
 
 
 def refusal(changes=None, **options) -> str:
@@ -61,7 +62,7 @@ def refusal(changes=None, **options) -> str:
 
 def test_the_digits_config_parses_to_the_values_in_its_file():
     written = digits.get_config()
-    parsed = config.parse(written, devices=2)
+    parsed = run_config.parse(written, devices=2)
     assert parsed.model.readouts == written.model.readouts
     assert parsed.readout == written.model.readouts[0]
     assert parsed.latent_shape == (8, 8, 1)
@@ -189,7 +190,7 @@ def test_a_key_that_is_no_name_is_refused():
         values = tiny.settings().to_dict()
         values["train"][key] = 1
         with pytest.raises(ConfigError, match="^train: .* is no name of a field"):
-            config.parse(ConfigDict(values))
+            run_config.parse(ConfigDict(values))
 
 
 def test_sections_in_sections_without_end_are_refused():
@@ -203,7 +204,7 @@ def test_a_field_without_a_value_is_told():
     c = tiny.settings()
     c.optim.eps = config_dict.required_placeholder(float)
     with pytest.raises(ConfigError, match=r"^the config cannot be read \(.*\)$"):
-        config.parse(c)
+        run_config.parse(c)
 
 
 @pytest.mark.parametrize(("path", "value"), OPTIONAL.items())

@@ -5,8 +5,8 @@ import re
 import pytest
 import tiny
 
-from ig_jax import config
-from ig_jax.config import ConfigError
+from ig_jax.config import run_config
+from ig_jax.config.run_config import ConfigError
 
 NO_READOUT = {"model.readouts": (), "sample.ig.scale": 1.0}
 DOPRI5 = {"name": "dopri5", "num_steps": 50}
@@ -364,7 +364,7 @@ RULES = {
 @pytest.mark.parametrize(("changes", "opening", "mend"), RULES.values(), ids=RULES)
 def test_a_broken_rule_is_told_with_field_value_and_mend(changes, opening, mend):
     with pytest.raises(ConfigError) as caught:
-        config.parse(tiny.settings(changes), devices=2)
+        run_config.parse(tiny.settings(changes), devices=2)
     message = str(caught.value)
     assert re.match(rf"{opening}[,:].*({mend})", message), message
     assert "\n" not in message
@@ -398,4 +398,4 @@ def test_a_broken_rule_is_told_with_field_value_and_mend(changes, opening, mend)
     ],
 )
 def test_what_lies_just_inside_a_rule_is_accepted(changes):
-    config.parse(tiny.settings(changes), devices=2)
+    run_config.parse(tiny.settings(changes), devices=2)

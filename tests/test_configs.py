@@ -7,7 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from ig_jax import build, config, describe, drawing, guidance, tree
+from ig_jax import experiment as build
+from ig_jax import guidance, pytree
+from ig_jax.config import run_config
+from ig_jax.generation import plan as generator
+from ig_jax.programs import dry_run
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
@@ -18,13 +22,13 @@ RUNS = [(name, *variant) for name in NAMES for variant in ((), *zip(VARIANTS.get
 
 def experiment(name: str, *variant: str) -> build.Experiment:
     module = importlib.import_module(f"configs.{name}")
-    parsed = config.parse(module.get_config(*variant), jax.device_count())
+    parsed = run_config.parse(module.get_config(*variant), jax.device_count())
     return build.experiment(parsed)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=":".join)
 def test_every_config_traces_its_training_step_and_its_sampler(run):
-    text = describe.describe(experiment(*run))
+    text = dry_run.describe(experiment(*run))
     assert "training:" in text and "network evaluations a sample" in text
 
 
@@ -45,14 +49,14 @@ def test_an_unknown_variant_is_told_with_the_known_ones(name):
 # Parameters of the published models with one readout, pos_embed included.
 @pytest.mark.parametrize("name, count", [("sit_xl", 677_786_144), ("lightningdit_xl", 677_951_296)])
 def test_full_size_models_have_as_many_parameters_as_the_published(name, count):
-    assert tree.count(experiment(name).abstract_params) == count
+    assert pytree.count(experiment(name).abstract_params) == count
 
 
 def plan(name: str, *variant: str):
     """Times, and the kinds that are on at each step's start."""
     exp = experiment(name, *variant)
     s = exp.config.sample
-    p = drawing.plan(exp.config, s.sampler, s.guidances)
+    p = generator.plan(exp.config, s.sampler, s.guidances)
     on = [stretch.on for stretch in p.cut for _ in range(stretch.start, stretch.stop)]
     return np.array(p.grid), on, p, s
 

@@ -8,19 +8,22 @@ import pytest
 import tiny
 from PIL import Image
 
-from ig_jax import demo, run, train
-from ig_jax.measures import MEASURES
-from ig_jax.stopping import Stopped
+from ig_jax import cli
+from ig_jax.evaluation.report import METRICS
+from ig_jax.parallel.preemption import Stopped
+from ig_jax.plots import losses
+from ig_jax.programs import demo
+from ig_jax.training import trainer
 
 OTHERS = {"outliers", "fid", "sfid"}  # need a known density, or another feature space
-OF_DIGITS = set(MEASURES) - OTHERS
+OF_DIGITS = set(METRICS) - OTHERS
 CHANGES = {"train.steps": 20, "evaluate.num": 100}
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("demo")
-    run.run(tiny.settings(CHANGES), workdir=str(workdir), mode="demo", import_seconds=1.5)
+    cli.run(tiny.settings(CHANGES), workdir=str(workdir), mode="demo", import_seconds=1.5)
     return workdir
 
 
@@ -67,8 +70,8 @@ def test_the_picture_of_samples_has_a_panel_for_every_way_and_a_column_for_every
 
 def test_running_the_demo_again_trains_no_more_and_judges_the_same(workdir, results, monkeypatch):
     before = (workdir / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(train, "make_dispatch", lambda exp: None)  # calling it would raise
-    again = run.run(tiny.settings(CHANGES), workdir=str(workdir), mode="demo")
+    monkeypatch.setattr(trainer, "make_dispatch", lambda exp: None)  # calling it would raise
+    again = cli.run(tiny.settings(CHANGES), workdir=str(workdir), mode="demo")
     assert (workdir / "metrics.jsonl").read_bytes() == before
     for name in ("floor", "plain", "ig", "cfg", "ig_cfg"):
         assert again[name] == results[name]
@@ -76,7 +79,7 @@ def test_running_the_demo_again_trains_no_more_and_judges_the_same(workdir, resu
 
 def test_a_demo_stopped_while_training_judges_nothing(tmp_path, monkeypatch):
     stopped = replace(tiny.trained().outcome, step=3, finished=False, stopped_by="SIGTERM")
-    monkeypatch.setattr(train, "train", lambda exp, workdir, held: stopped)
+    monkeypatch.setattr(trainer, "train", lambda exp, workdir, held: stopped)
     with pytest.raises(Stopped, match="SIGTERM"):
         demo.run(tiny.experiment(), tmp_path, 0.0)
     assert list(tmp_path.iterdir()) == []
@@ -86,6 +89,6 @@ def test_losses_are_drawn_from_any_metrics(tmp_path):
     lines = [{"images": n, "loss/flow": 1.0 / n, "loss/internal_guidance": 2.0 / n} for n in (1, 9)]
     sizes = []
     for chosen in (lines, [{k: v for k, v in m.items() if "internal" not in k} for m in lines]):
-        demo.plot_losses(chosen, tmp_path / "loss.png")
+        losses.plot_losses(chosen, tmp_path / "loss.png")
         sizes.append((tmp_path / "loss.png").stat().st_size)
     assert sizes[0] > sizes[1] > 1000  # a curve less

@@ -11,9 +11,9 @@ import jax
 import pytest
 import tiny
 
-from ig_jax import distributed
-from ig_jax.distributed import Start, detect
 from ig_jax.errors import UserError
+from ig_jax.parallel import distributed
+from ig_jax.parallel.distributed import Start, detect
 
 HEARTBEAT = 3
 BOUND = 900  # seconds after which something hangs, on the slowest of machines

@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import drawing, evaluate, guidance, judge, measures, sample, tree
-from ig_jax.data.digits import Digits
+from ig_jax import guidance, pytree
+from ig_jax.data.sources.digits import Digits
 from ig_jax.errors import UserError
+from ig_jax.evaluation import base, image_evaluator
+from ig_jax.evaluation import report as metrics_report
+from ig_jax.evaluation.feature_extractor import FeatureExtractor
+from ig_jax.evaluation.report import METRICS
+from ig_jax.generation import variants
+from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidance
-from ig_jax.look import Look
-from ig_jax.measures import MEASURES
 from ig_jax.metrics.classifier import Classifier
+from ig_jax.programs import evaluate, sample
 
 # Outliers need a density that is known, FID and sFID another feature space.
 BAD = (None, [], {}, [1], True)
-OF_DIGITS = set(MEASURES) - {"outliers", "fid", "sfid"}
+OF_DIGITS = set(METRICS) - {"outliers", "fid", "sfid"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def exp():
 @pytest.fixture(scope="module")
 def judged(exp):
     """The judge, and its verdict on the held-out images."""
-    judging, held_out = judge.make_judge(exp)
+    judging, held_out = image_evaluator.make_evaluator(exp)
     return judging, judging.measure(*held_out)
 
 
@@ -60,7 +65,7 @@ def test_features_that_are_no_numbers_are_told(exp, value):
     layers = {"kernel": np.full((64, 4), value, np.float32), "bias": np.zeros(4, np.float32)}
     last = {"kernel": np.ones((4, 2), np.float32), "bias": np.zeros(2, np.float32)}
     weights = {"hidden": layers, "classes": last}
-    look = Look(Classifier(), weights, exp.own_mesh, exp.samples_here)
+    look = FeatureExtractor(Classifier(), weights, exp.own_mesh, exp.samples_here)
     with pytest.raises(UserError, match="evaluate.features: '.*' of some picture is NaN or inf"):
         look(np.full((3, 8, 8, 1), 255, np.uint8))
 
@@ -102,14 +107,14 @@ def test_sets_of_different_sizes_are_compared_in_runs_of_one_size(judged):
     judging, floor = judged
     images, labels = (x[np.random.default_rng(0).permutation(1442)] for x in real("train"))
     rows = judging.look(images)
-    found = judge.measure_in_runs(judging, rows, labels, 355)
+    found = base.compute_in_runs(judging, rows, labels, 355)
     runs = [{n: r[i : i + 355] for n, r in rows.items()} for i in (0, 355, 710, 1065)]
     expected = np.mean([judging.measure(r, None)["fd"] for r in runs])
     assert found["fd"] == pytest.approx(expected, rel=1e-12)
     assert judging.measure(rows, labels)["fd"] < 1e-6 < 0.3 * floor["fd"] < found["fd"]
     assert found["accuracy"] > 0.99 and found["nearest"] == 0
     with pytest.raises(ValueError, match="size = 1500: there are only 1442 samples"):
-        judge.measure_in_runs(judging, rows, labels, 1500)
+        base.compute_in_runs(judging, rows, labels, 1500)
 
 
 def test_wrong_labels_cost_accuracy_alone(judged):
@@ -154,7 +159,7 @@ def test_what_is_kept_of_a_picture_does_not_depend_on_the_batch(judged):
 
 def test_one_device_gives_the_verdict_of_two(judged):
     images, labels = real("held_out")
-    alone = judge.make_judge(tiny.experiment(devices=jax.devices()[:1]))
+    alone = image_evaluator.make_evaluator(tiny.experiment(devices=jax.devices()[:1]))
     assert len(jax.devices()) == 2
     several, one = judged[0].look(images), alone[0].look(images)
     for name in several:
@@ -164,7 +169,7 @@ def test_one_device_gives_the_verdict_of_two(judged):
 
 
 def test_a_source_without_held_out_images_has_no_floor():
-    _, floor = judge.make_judge(tiny.experiment({"data.source.split": "held_out"}))
+    _, floor = image_evaluator.make_evaluator(tiny.experiment({"data.source.split": "held_out"}))
     assert floor is None
 
 
@@ -182,7 +187,7 @@ def test_what_judging_needs_is_named_where_it_is_missing():
         ({"evaluate.reference": "no.npz"}, "evaluate.reference = no.npz: cannot be read"),
     ):
         with pytest.raises(UserError, match=sentence):
-            judge.make_judge(tiny.experiment(changes))
+            image_evaluator.make_evaluator(tiny.experiment(changes))
 
 
 OFF = {"ig": {"sample.ig.scale": 1.0}, "cfg": {"sample.cfg.scale": 1.0}}
@@ -202,7 +207,7 @@ AUTO = {"sample.autoguidance.scale": 1.5, "sample.guide.workdir": "elsewhere"}
 )
 def test_every_guidance_that_is_on_is_judged_alone_and_together(changes, names):
     exp = tiny.experiment(changes)
-    found = evaluate.variants(exp)
+    found = variants.variants(exp)
     assert list(found) == names
     given = exp.config.sample.guidances
     for name, guidances in found.items():
@@ -213,27 +218,27 @@ def test_every_guidance_that_is_on_is_judged_alone_and_together(changes, names):
 
 
 def test_spread_is_the_mean_and_the_sample_deviation():
-    found = measures.spread([{"fd": 1.0}, {"fd": 2.0}, {"fd": 6.0}])
+    found = metrics_report.spread([{"fd": 1.0}, {"fd": 2.0}, {"fd": 6.0}])
     assert found == {"fd": {"mean": 3.0, "std": pytest.approx(7**0.5)}}
-    assert measures.spread([{"fd": 1.5}]) == {"fd": {"mean": 1.5, "std": 0.0}}
+    assert metrics_report.spread([{"fd": 1.5}]) == {"fd": {"mean": 1.5, "std": 0.0}}
 
 
 def test_the_readout_alone_comes_first_where_asked_and_is_internal_guidance_at_scale_0():
     exp = tiny.experiment()
-    found = evaluate.variants(exp, readout=True)
+    found = variants.variants(exp, readout=True)
     assert list(found) == ["readout", "plain", "ig", "cfg", "ig_cfg"]
     alone = found["readout"]
     assert alone["ig"] == Guidance(0.0, 0.0, 1.0)
     assert {alone[kind].scale for kind in ("cfg", "autoguidance")} == {1.0}
-    without = evaluate.variants(tiny.experiment(OFF["ig"]), readout=True)
+    without = variants.variants(tiny.experiment(OFF["ig"]), readout=True)
     assert list(without) == ["plain", "cfg"]
 
 
 def test_a_table_has_a_row_for_each_result_in_the_units_of_its_heading():
-    shown = [name for name in MEASURES if name in OF_DIGITS]
+    shown = [name for name in METRICS if name in OF_DIGITS]
     stats = {name: {"mean": 0.5, "std": 0.0} for name in shown}
     spread = {name: {"mean": 0.12345, "std": 0.004} for name in shown}
-    lines = measures.table({"held-out": stats, "plain": spread}).splitlines()
+    lines = metrics_report.table({"held-out": stats, "plain": spread}).splitlines()
     cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines]
     assert cells[0][1:] == [
         *("FD", "label accuracy %", "precision %", "recall %", "IS", "nearest real")
@@ -253,17 +258,17 @@ class Bar:
 
 def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
     params, bar = tiny.trained().weights(), Bar()
-    generator = drawing.Generator(exp)
-    first, second = (evaluate.draw(generator, params, 20, seed, bar) for seed in (0, 1))
+    generator = Generator(exp)
+    first, second = (variants.draw(generator, params, 20, seed, bar) for seed in (0, 1))
     assert bar.total == 40
     assert first[0].shape == second[0].shape == (20, 8, 8, 1)
     assert not np.array_equal(first[0], second[0])
     assert np.bincount(first[1]).tolist() == [2] * 10
-    few, labels = evaluate.draw(generator, params, 5, 0, bar)
+    few, labels = variants.draw(generator, params, 5, 0, bar)
     np.testing.assert_array_equal(few, first[0][:5])
     np.testing.assert_array_equal(labels, first[1][:5])
     plain = guidance.only(exp.config.sample.guidances, ())
-    unguided, _ = evaluate.draw(generator, params, 20, 0, bar, guidances=plain)
+    unguided, _ = variants.draw(generator, params, 20, 0, bar, guidances=plain)
     assert not np.array_equal(unguided, first[0])
 
 
@@ -274,10 +279,10 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     assert json.loads(file.read_text()) == json.loads(json.dumps(record))
     assert [f.name for f in file.parent.iterdir()] == ["results.json"]
     assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
-    generator, average = drawing.Generator(exp), trained.weights("0.9")
-    drawn = [evaluate.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
+    generator, average = Generator(exp), trained.weights("0.9")
+    drawn = [variants.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
     assert record["each"] == [measure(judged, *part) for part in drawn]
-    assert record["measures"] == measures.spread(record["each"])
+    assert record["measures"] == metrics_report.spread(record["each"])
     assert record["measures"]["fd"]["std"] > 0
     # Two dozen steps: nearer to the digits than noise would be, far from the floor.
     assert record["measures"]["fd"]["mean"] > 2 * record["floor"]["fd"]["mean"]
@@ -287,7 +292,7 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     assert record["rounding"] == "127.5 x + 128, cut"
     assert record["features"]["name"] == "Classifier"
     assert record["reference"]["pictures"] == 1442 and record["k"] == 3
-    assert record["network_sha256"] == tree.digest(average)
+    assert record["network_sha256"] == pytree.digest(average)
     assert set(record["versions"]) >= {"jax", "python"}
     said = capsys.readouterr().out
     assert "| held-out data (n = 355) |" in said and "| samples (n = 20) " in said
@@ -303,9 +308,9 @@ def test_more_samples_than_were_held_out_are_also_judged_in_runs_of_as_many(tmp_
     changes = {"evaluate.num": 360, "evaluate.seeds": (0,), "sample.batch_size": 120}
     exp, trained = tiny.experiment(changes), tiny.trained()
     record = evaluate.run(exp, trained.copy(tmp_path))
-    judging, _ = judge.make_judge(exp)
-    drawn = evaluate.draw(drawing.Generator(exp), trained.weights("0.9"), 360, 0, Bar())
-    found = judge.measure_in_runs(judging, judging.look(drawn[0]), drawn[1], 355)
+    judging, _ = image_evaluator.make_evaluator(exp)
+    drawn = variants.draw(Generator(exp), trained.weights("0.9"), 360, 0, Bar())
+    found = base.compute_in_runs(judging, judging.look(drawn[0]), drawn[1], 355)
     in_runs = {name: stats["mean"] for name, stats in record["in_runs_of_the_floor"].items()}
     assert in_runs == pytest.approx(found, rel=1e-6)
     assert in_runs["fd"] != record["measures"]["fd"]["mean"] and record["floor_samples"] == 355
@@ -338,7 +343,7 @@ def test_a_run_that_is_done_is_not_done_again(exp, tmp_path, monkeypatch, capsys
     workdir = tiny.trained().copy(tmp_path)
     record = evaluate.run(exp, workdir)
     first = capsys.readouterr().out
-    monkeypatch.setattr(sample, "batches", None)  # would be called
+    monkeypatch.setattr(evaluate, "batches_of", None)  # would be called
     assert evaluate.run(exp, workdir) == json.loads(json.dumps(record))
     assert capsys.readouterr().out == first
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ig_jax.errors import LONGEST, UserError, listed, shown
-from ig_jax.formats import files
+from ig_jax.io import files
 
 
 def test_a_regular_file_and_a_link_to_one_are_read(tmp_path: Path):

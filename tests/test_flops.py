@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import lively
 import pytest
 
-from ig_jax import chips, flops
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SiT, SiTSettings
+from ig_jax.monitoring import flops, peak_flops
 
 WIDE = {
     "depth": 3,
@@ -166,7 +166,7 @@ DATA_SHEETS = {
 @pytest.mark.parametrize("device_kind", DATA_SHEETS)
 def test_a_known_chip_has_the_dense_peak_of_its_data_sheet(device_kind):
     printed, too_much = DATA_SHEETS[device_kind]
-    assert chips.peak_flops(device_kind) == pytest.approx(printed / too_much * 1e12, rel=3e-4)
+    assert peak_flops.peak_flops(device_kind) == pytest.approx(printed / too_much * 1e12, rel=3e-4)
 
 
 @pytest.mark.parametrize(
@@ -174,16 +174,18 @@ def test_a_known_chip_has_the_dense_peak_of_its_data_sheet(device_kind):
     ["cpu", "", "TPU", "TPU v9", "NVIDIA", "NVIDIA H100", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"],
 )
 def test_a_chip_that_is_not_listed_has_no_peak(device_kind):
-    assert chips.peak_flops(device_kind) is None
+    assert peak_flops.peak_flops(device_kind) is None
 
 
 def test_the_device_of_these_tests_has_no_peak():
-    assert chips.peak_flops(jax.devices()[0].device_kind) is None
+    assert peak_flops.peak_flops(jax.devices()[0].device_kind) is None
 
 
 def test_every_chip_is_held_to_its_data_sheet_and_none_is_listed_twice():
     """In a dictionary the later row would win without a word."""
-    (table,) = (n for n in ast.walk(ast.parse(inspect.getsource(chips))) if isinstance(n, ast.Dict))
+    (table,) = (
+        n for n in ast.walk(ast.parse(inspect.getsource(peak_flops))) if isinstance(n, ast.Dict)
+    )
     names = [key.value for key in table.keys]
     assert sorted(names) == sorted(DATA_SHEETS)
 

@@ -3,7 +3,7 @@
 import fuzz_configs
 import pytest
 
-from ig_jax import sections
+from ig_jax.config import parser
 
 # ml_collections reads a config file in a way that Python 3.12 no longer has.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -20,6 +20,6 @@ def test_ten_thousand_mutated_configs_are_described_or_refused_in_a_sentence():
 
 def test_an_exception_of_another_kind_is_found(monkeypatch):
     """As before a name was asked whether it is a text."""
-    monkeypatch.setattr(sections, "_pick", lambda table, name, path: table[name])
+    monkeypatch.setattr(parser, "_pick", lambda table, name, path: table[name])
     found = fuzz_configs.fuzz(60, 0, ("digits",), described=0)
     assert any("KeyError" in f.what or "TypeError" in f.what for f in found)

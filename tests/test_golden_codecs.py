@@ -12,8 +12,8 @@ import pytest
 from test_published_names import weightless
 from vectors import Vectors, channels_first, channels_last, quick_jit
 
-from ig_jax import tree
-from ig_jax.codecs import kl_layers, pixels, sd_vae, va_vae
+from ig_jax import pytree
+from ig_jax.codecs import kl_layers, sd_vae, to_uint8, va_vae
 from ig_jax.codecs.kl_layers import Numerics
 
 pytestmark = pytest.mark.golden
@@ -123,7 +123,7 @@ def test_images_of_sit_are_the_published_bytes(sd):
     latents = channels_last(sd.vectors["z_scaled"]) / sd_vae.SCALE
     x = sd.decode["float32"](sd.params, latents)
     check_pixels(
-        sd.vectors, 127.5 * np.asarray(x) + 127.5, np.asarray(pixels.to_uint8_truncated(x))
+        sd.vectors, 127.5 * np.asarray(x) + 127.5, np.asarray(to_uint8.to_uint8_truncated(x))
     )
 
 
@@ -132,14 +132,14 @@ def test_images_of_lightningdit_are_the_published_bytes(va):
     latents = va.z * std + mean
     va.vectors.assert_close("latent_denormalised", channels_first(latents))
     x = va.decode["float32"](va.params, latents)
-    check_pixels(va.vectors, 127.5 * np.asarray(x) + 128, np.asarray(pixels.to_uint8_rounded(x)))
+    check_pixels(va.vectors, 127.5 * np.asarray(x) + 128, np.asarray(to_uint8.to_uint8_rounded(x)))
 
 
 def test_the_rules_differ_by_half_a_grey_level():
     grey = jnp.array([-2.0, -1.0, -0.6, 0.0, 0.6, 1.0, 2.0]).reshape(1, 1, -1, 1)
     # 255 (x + 1) / 2 = 51 at -0.6, 127.5 at 0, 204 at 0.6; a thousandth keeps off the integers.
     below, above = grey - 1e-3, grey + 1e-3
-    cut, rounded = pixels.to_uint8_truncated, pixels.to_uint8_rounded
+    cut, rounded = to_uint8.to_uint8_truncated, to_uint8.to_uint8_rounded
     assert cut(below).ravel().tolist() == [0, 0, 50, 127, 203, 254, 255]
     assert cut(above).ravel().tolist() == [0, 0, 51, 127, 204, 255, 255]
     assert rounded(below).ravel().tolist() == [0, 0, 51, 127, 204, 255, 255]
@@ -197,8 +197,8 @@ def test_full_size_files_are_used_to_the_last_value(file, codec, values):
     entries = json.loads((KEYS / f"{file}.json").read_text())
     state = {name: weightless(entry["shape"]) for name, entry in entries.items()}
     params = codec.from_published(state)
-    assert len(tree.flatten(params)) == len(state)
-    assert tree.count(params) == values
+    assert len(pytree.flatten(params)) == len(state)
+    assert pytree.count(params) == values
 
 
 def test_full_size_networks_have_the_published_factors():
@@ -233,7 +233,7 @@ def with_old_names(state, *, as_convolutions):
 def test_old_attention_names_and_shapes_give_the_same_parameters(sd, as_convolutions):
     old = with_old_names(sd.vectors.weights(), as_convolutions=as_convolutions)
     assert sum("query" in name for name in old) == 4
-    params, expected = tree.flatten(sd_vae.from_published(old)), tree.flatten(sd.params)
+    params, expected = pytree.flatten(sd_vae.from_published(old)), pytree.flatten(sd.params)
     assert params.keys() == expected.keys()
     for name, leaf in expected.items():
         np.testing.assert_array_equal(params[name], leaf, err_msg=name)
@@ -281,7 +281,7 @@ def test_a_tensor_of_another_shape_is_told(va):
 def test_what_only_training_uses_is_passed_over(va):
     training = ("foundation_model.model.norm.weight", "linear_proj.weight", "loss.logvar")
     state = va.vectors.weights() | {name: np.zeros(3) for name in training}
-    assert tree.count(va_vae.from_published(state)) == tree.count(va.params)
+    assert pytree.count(va_vae.from_published(state)) == pytree.count(va.params)
 
 
 def test_a_file_of_another_kind_is_refused(va):

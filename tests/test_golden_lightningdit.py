@@ -24,14 +24,16 @@ from vectors import (
     quick_jit,
 )
 
-from ig_jax import guidance, train
+from ig_jax import guidance
 from ig_jax.diffusion.flow import Flow
+from ig_jax.generation import plan
 from ig_jax.guidance import Guidance, Guided
 from ig_jax.models import embed, layers
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Draws, Objective
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers import base as base_sampler
+from ig_jax.training import step
 
 pytestmark = pytest.mark.golden
 
@@ -177,8 +179,8 @@ def outcome(loss, request):
         drop=jnp.asarray(vectors[f"{times}__drop_u"]),
     )
     p = objective.forward(loss.params, loss.x0, loss.labels, draws)
-    grads, metrics = train.gradients(
-        loss.params, train.Noised(loss.x0, loss.labels, draws), objective=objective
+    grads, metrics = step.gradients(
+        loss.params, step.Noised(loss.x0, loss.labels, draws), objective=objective
     )
     each = {name: term(p) for name, term in terms.items()}
     return SimpleNamespace(
@@ -262,7 +264,7 @@ def grid_of(vectors: Vectors, case: int) -> np.ndarray:
     """Our grid of a case: `num_steps` points are one step fewer; a shift of 0 is none."""
     shift = float(vectors["case_shift"][case])
     grid = SAMPLERS["heun2"](vectors.config["num_steps"] - 1).grid()
-    return base_sampler.shift_times(grid, 1 / shift if shift else 1.0)
+    return plan.shift_times(grid, 1 / shift if shift else 1.0)
 
 
 def test_shifted_grids_are_the_published_ones(sampling):
@@ -281,7 +283,7 @@ def test_fixed_grid_samplers_arrive_where_the_published_ones_do(sampling):
             grid_of(vectors, case),
             SAMPLERS[str(method)](vectors.config["num_steps"] - 1),
         )
-        cut = guidance.stretches(grid, guidances_of(vectors, case), at_end=sampler.guided_at_end)
+        cut = guidance.segments(grid, guidances_of(vectors, case), at_end=sampler.guided_at_end)
 
         def run(params, z, y, case=case, grid=grid, sampler=sampler, cut=cut):
             fields = guided(sampling, params, y, case).fields(cut)
@@ -302,7 +304,7 @@ def test_the_adaptive_sampler_arrives_at_the_exact_solution(sampling):
     cases = np.flatnonzero(vectors["case_method"] == "dopri5")
     for case, exact in zip(cases, vectors["exact_solution_of_dopri5_cases"], strict=True):
         tolerances = {n: float(vectors[f"case_{n}"][case]) for n in ("rtol", "atol")}
-        grid, cut = guidance.pieces(1.0, 0.0, guidances_of(vectors, case))
+        grid, cut = guidance.adaptive_segments(1.0, 0.0, guidances_of(vectors, case))
 
         def run(params, z, y, settings, case=case, grid=grid, cut=cut):
             fields = guided(sampling, params, y, case).fields(cut)

@@ -24,8 +24,8 @@ from vectors import (
     sit,
 )
 
-from ig_jax import optim, tree
-from ig_jax.optim import leaves
+from ig_jax import optim, pytree
+from ig_jax.optim import matrix_axes
 from ig_jax.optim.muon import NS_COEFFICIENTS, MuonState, newton_schulz, scale_by_muon
 
 pytestmark = pytest.mark.golden
@@ -109,7 +109,7 @@ def gradients(vectors: Vectors, step: int) -> optax.Params:
             grads[path] = ours(path, vectors[f"grad__{name}"][step])
         else:
             grads[path] = jnp.full_like(vectors[f"init__{name}"], 1e6)
-    return tree.unflatten(grads)
+    return pytree.unflatten(grads)
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +127,14 @@ def runs(vectors) -> dict[str, SimpleNamespace]:
             return optax.apply_updates(params, updates), state
 
         start = {path: ours(path, vectors[f"init__{name}"]) for name, path in names.items()}
-        params = tree.unflatten(start)
+        params = pytree.unflatten(start)
         state, history = optimizer.init(params), []
         for step in range(steps):
             params, state = update(params, state, gradients(vectors, step))
             history.append((params, optax.tree.get(state, "momentum")))
 
         def collect(i: int) -> dict[str, np.ndarray]:
-            trees = [tree.flatten(entry[i]) for entry in history]
+            trees = [pytree.flatten(entry[i]) for entry in history]
             return {
                 name: np.stack([theirs(path, leaves[path]) for leaves in trees])
                 for name, path in names.items()
@@ -163,7 +163,7 @@ def published_model(golden_dir, model: str):
 def test_matrices_are_those_of_the_published_state_dict(golden_dir, model):
     """All of two or more dimensions but the tables, flattened to (out, rest), nothing else."""
     net, state = published_model(golden_dir, model)
-    params = tree.flatten(from_published(net, state))
+    params = pytree.flatten(from_published(net, state))
     published = [
         (array.shape[:2], array.reshape(len(array), -1).tobytes())
         for name, array in state.items()
@@ -171,7 +171,7 @@ def test_matrices_are_those_of_the_published_state_dict(golden_dir, model):
     ]
     ours = []
     for path, leaf in params.items():
-        matrix = leaves.matrix_of(path, leaf.shape)
+        matrix = matrix_axes.matrix_of(path, leaf.shape)
         if matrix:
             flat = matrix.flatten(leaf)
             np.testing.assert_array_equal(matrix.restore(flat), leaf)
@@ -249,10 +249,10 @@ def test_one_update_from_a_given_momentum_is_the_published_one(vectors):
         path, gradient = paths(vectors)[name], vectors[f"grad__{name}"][0]
         before = vectors[f"single_momentum_in__{name}"]
         momentum = ours(path, before.reshape(gradient.shape))
-        grads, state = (tree.unflatten({path: x}) for x in (ours(path, gradient), momentum))
+        grads, state = (pytree.unflatten({path: x}) for x in (ours(path, gradient), momentum))
         results = transformation.update(grads, MuonState(state))
         update, after = (
-            theirs(path, tree.flatten(result)[path]).reshape(before.shape)
+            theirs(path, pytree.flatten(result)[path]).reshape(before.shape)
             for result in (results[0], results[1].momentum)
         )
         reference = vectors[f"single_momentum_out__{name}"]

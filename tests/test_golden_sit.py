@@ -22,10 +22,10 @@ from vectors import (
     sit,
 )
 
-from ig_jax import train
 from ig_jax.diffusion.flow import Flow
 from ig_jax.models import embed, layers
 from ig_jax.objectives.base import Draws
+from ig_jax.training import step
 
 pytestmark = pytest.mark.golden
 
@@ -171,8 +171,8 @@ def outcome(loss, combo):
     )
 
     p = ig_loss.forward(loss.params, loss.x0, loss.labels, draws)
-    grads, metrics = train.gradients(
-        loss.params, train.Noised(loss.x0, loss.labels, draws), objective=ig_loss
+    grads, metrics = step.gradients(
+        loss.params, step.Noised(loss.x0, loss.labels, draws), objective=ig_loss
     )
     return SimpleNamespace(
         passed=p,

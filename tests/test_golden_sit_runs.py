@@ -21,12 +21,14 @@ from vectors import (
     sit,
 )
 
-from ig_jax import ema, guidance, optim, train, tree
-from ig_jax.checkpoint import TrainState
+from ig_jax import guidance, optim, pytree
 from ig_jax.diffusion.flow import Flow
 from ig_jax.guidance import Guidance, Guided
 from ig_jax.objectives.base import Draws
+from ig_jax.optim import ema
+from ig_jax.optim.train_state import TrainState
 from ig_jax.samplers import SAMPLERS, base
+from ig_jax.training.step import Noised, gradients, update
 from ig_jax.types import Params
 
 pytestmark = pytest.mark.golden
@@ -74,8 +76,8 @@ def training(golden_dir):
     decays = (config["ema_decay"], config["ema_fast_decay"])
     step = quick_jit(
         partial(
-            train.update,
-            gradients=partial(train.gradients, objective=loss),
+            update,
+            gradients=partial(gradients, objective=loss),
             optimizer=optimizer,
             decays=decays,
         )
@@ -91,7 +93,7 @@ def training(golden_dir):
             drop=jnp.asarray(vectors["drop_u"][i]),
         )
         x0, labels = channels_last(vectors["latents"][i]), jnp.asarray(vectors["labels"][i])
-        state, logged = step(state, train.Noised(x0, labels, draws))
+        state, logged = step(state, Noised(x0, labels, draws))
         metrics.append(logged)
     return SimpleNamespace(
         vectors=vectors,
@@ -113,11 +115,11 @@ def test_every_step_has_the_published_losses_and_gradient_norm(training):
 
 def robust(training) -> Params:
     """True for entries that do not depend on how float32 rounds."""
-    mask = tree.flatten(from_published(training.net, training.vectors.weights("_robust")))
+    mask = pytree.flatten(from_published(training.net, training.vectors.weights("_robust")))
     # The softmax does not see the keys' bias: its gradient is rounding noise, different in every
     # port, that Adam turns into steps. Entries which are 1 there are so by luck.
     mask["blocks.attn.qkv.bias"] = mask["blocks.attn.qkv.bias"].at[:, 1].set(0)
-    return tree.unflatten({name: leaf == 1 for name, leaf in mask.items()})
+    return pytree.unflatten({name: leaf == 1 for name, leaf in mask.items()})
 
 
 def assert_weights_within(training, what: str, ours: Params, suffix: str, bound: float) -> None:
@@ -203,7 +205,7 @@ def result_of(sampling, case: int, net) -> np.ndarray:
             channels={},
             readout=sampling.net.settings.readouts[0],
         )
-        cut = guidance.stretches(sampler.grid(), {"ig": ig, "cfg": cfg})
+        cut = guidance.segments(sampler.grid(), {"ig": ig, "cfg": cfg})
         return base.sample(sampler, sampler.grid(), guided.fields(cut), z, lambda i: noise[i])
 
     inputs = (sampling.params, sampling.z, sampling.y, sampling.noise)

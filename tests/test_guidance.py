@@ -15,7 +15,7 @@ from vectors import quick_jit
 from ig_jax import guidance
 from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.diffusion.flow import Flow
-from ig_jax.guidance import KINDS, Evaluations, Guidance, Guided, Worse
+from ig_jax.guidance import KINDS, Evaluations, Guidance, Guided, GuideModel
 from ig_jax.samplers import base
 from ig_jax.types import NetOutput
 
@@ -65,7 +65,7 @@ def guided(
         scales=scales,
         channels=channels,
         readout=READOUT,
-        worse=Worse(worse, FLOW, PARAMS),
+        worse=GuideModel(worse, FLOW, PARAMS),
     )
 
 
@@ -208,7 +208,7 @@ def test_the_worse_network_is_told_the_time_in_its_own_terms_and_read_so(own, ot
     times = jnp.full((2,), t)
     spy = Spy(worse_net)
     both = guided(process=own, autoguidance=0.0)  # the worse velocity alone
-    both = replace(both, worse=Worse(spy, others, PARAMS))
+    both = replace(both, worse=GuideModel(spy, others, PARAMS))
     found = both.velocity(frozenset({"autoguidance"}), x, t)
     [(_, asked, _)] = spy.asked
     assert own.condition_time(times)[0] != others.condition_time(times)[0]
@@ -231,7 +231,7 @@ def recorded_trajectory(sampler, **given: Guidance):
       (time, rows) of every evaluation of the network, the same of the worse one, cut, and samples.
     """
     grid = sampler.grid()
-    cut = guidance.stretches(grid, given, at_end=sampler.guided_at_end)
+    cut = guidance.segments(grid, given, at_end=sampler.guided_at_end)
     calls, worse_calls = [], []
 
     def spying(net, calls):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ig_jax import guidance
-from ig_jax.guidance import KINDS, Guidance, Stretch
-from ig_jax.samplers import SAMPLERS, base
+from ig_jax.generation import plan
+from ig_jax.guidance import KINDS, Guidance, Segment
+from ig_jax.samplers import SAMPLERS
 
 OFF = Guidance(scale=1.0, low=0.0, high=1.0)
 # Samplers on a grid of their own; the others choose their steps.
@@ -52,15 +53,15 @@ def kinds(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def even(start: int, stop: int, *names: str) -> Stretch:
+def even(start: int, stop: int, *names: str) -> Segment:
     """A stretch that is guided alike at both ends of its steps."""
-    return Stretch(start, stop, kinds(*names), kinds(*names))
+    return Segment(start, stop, kinds(*names), kinds(*names))
 
 
 def test_stretches_are_cut_where_a_flag_flips_with_both_ends_inside():
     grid = np.linspace(1, 0, 9)  # multiples of 1/8, exact in binary
     given = {"ig": Guidance(2.0, low=0.25, high=0.75), "cfg": Guidance(1.5, low=0.5, high=1.0)}
-    assert guidance.stretches(grid, given) == (
+    assert guidance.segments(grid, given) == (
         even(0, 2, "cfg"),  # 1, 7/8
         even(2, 5, "ig", "cfg"),  # 6/8, 5/8, 4/8
         even(5, 7, "ig"),  # 3/8, 2/8
@@ -71,33 +72,33 @@ def test_stretches_are_cut_where_a_flag_flips_with_both_ends_inside():
 def test_a_sampler_that_asks_at_the_end_of_a_step_gets_a_stretch_for_the_step_across_a_flip():
     given = {"autoguidance": Guidance(2.0, low=0.25, high=0.75)}
     on, off = kinds("autoguidance"), kinds()
-    assert guidance.stretches(np.linspace(1, 0, 9), given, at_end=True) == (
-        Stretch(0, 1, off, off),  # 1 -> 7/8
-        Stretch(1, 2, off, on),  # 7/8 -> 6/8
-        Stretch(2, 6, on, on),  # 6/8 ... 2/8
-        Stretch(6, 7, on, off),  # 2/8 -> 1/8
-        Stretch(7, 8, off, off),  # 1/8 -> 0
+    assert guidance.segments(np.linspace(1, 0, 9), given, at_end=True) == (
+        Segment(0, 1, off, off),  # 1 -> 7/8
+        Segment(1, 2, off, on),  # 7/8 -> 6/8
+        Segment(2, 6, on, on),  # 6/8 ... 2/8
+        Segment(6, 7, on, off),  # 2/8 -> 1/8
+        Segment(7, 8, off, off),  # 1/8 -> 0
     )
 
 
 @pytest.mark.parametrize("at_end", [False, True])
 def test_without_guidance_the_grid_is_one_stretch(at_end):
     given = dict.fromkeys(KINDS, OFF)
-    assert guidance.stretches(np.linspace(1, 0, 9), given, at_end=at_end) == (even(0, 8),)
+    assert guidance.segments(np.linspace(1, 0, 9), given, at_end=at_end) == (even(0, 8),)
 
 
 # Time -> time, exactly and as `drawing.plan` computes it: shifts, and a process that keeps away
 # from the ends of [0, 1].
 GRIDS = {
     "even": (lambda t: t, lambda grid: grid),
-    "shift 3": (lambda t: 3 * t / (1 + 2 * t), lambda grid: base.shift_times(grid, 3.0)),
+    "shift 3": (lambda t: 3 * t / (1 + 2 * t), lambda grid: plan.shift_times(grid, 3.0)),
     "shift 1 / 0.3": (
         lambda t: t / (t + Fraction(3, 10) * (1 - t)),
-        lambda grid: base.shift_times(grid, 1 / 0.3),
+        lambda grid: plan.shift_times(grid, 1 / 0.3),
     ),
     "inside": (
         lambda t: Fraction(1, 1000) + Fraction(998, 1000) * t,
-        lambda grid: 0.001 + (1 - 0.001 - 0.001) * base.shift_times(grid, 1.0),
+        lambda grid: 0.001 + (1 - 0.001 - 0.001) * plan.shift_times(grid, 1.0),
     ),
 }
 
@@ -123,7 +124,7 @@ def test_stretches_of_a_decimal_grid_begin_and_end_at_the_very_steps(low, high, 
     def on(step: int) -> bool:
         return Fraction(low) <= Fraction(num_steps - step, num_steps) <= Fraction(high)
 
-    cut = guidance.stretches(
+    cut = guidance.segments(
         FIXED["heun2"](num_steps).grid(),
         {"cfg": Guidance(2.0, float(low), float(high))},
         at_end=at_end,
@@ -163,7 +164,7 @@ def expected_on(given, times) -> list[frozenset[str]]:
     ]
 
 
-def flags_of(steps: range, cut: tuple[Stretch, ...]) -> list[tuple]:
+def flags_of(steps: range, cut: tuple[Segment, ...]) -> list[tuple]:
     """(on, on_at_end) of each step; fails unless exactly one stretch holds it."""
     owners = [[s for s in cut if s.start <= i < s.stop] for i in steps]
     assert [len(stretches) for stretches in owners] == [1] * len(steps)
@@ -175,7 +176,7 @@ def test_every_step_lies_in_one_stretch_which_has_its_flags(at_end):
     for seed in range(200):
         sampler, given = random_case(seed)
         grid = sampler.grid()
-        cut = guidance.stretches(grid, given, at_end=at_end)
+        cut = guidance.segments(grid, given, at_end=at_end)
         first, last = expected_on(given, grid[:-1]), expected_on(given, grid[1:])
         expected = list(zip(first, last if at_end else first, strict=True))
         assert flags_of(range(len(grid) - 1), cut) == expected, seed
@@ -185,7 +186,7 @@ def test_every_step_lies_in_one_stretch_which_has_its_flags(at_end):
 def test_stretches_are_in_order_and_as_few_as_can_be(at_end):
     for seed in range(200):
         sampler, given = random_case(seed)
-        cut = guidance.stretches(sampler.grid(), given, at_end=at_end)
+        cut = guidance.segments(sampler.grid(), given, at_end=at_end)
         for before, after in zip(cut[:-1], cut[1:], strict=True):
             assert before.stop == after.start, seed
             assert before[2:] != after[2:], seed
@@ -197,34 +198,34 @@ def test_pieces_are_cut_at_the_ends_of_the_intervals_that_are_on():
         "cfg": Guidance(1.5, low=0.0, high=0.7),
         "autoguidance": Guidance(1.0, low=0.4, high=0.6),  # off: no cut
     }
-    grid, cut = guidance.pieces(1.0, 0.0, given)
+    grid, cut = guidance.adaptive_segments(1.0, 0.0, given)
     assert grid.tolist() == [1.0, 0.7, 0.25, 0.0] and grid.dtype == np.float64
     assert cut == (even(0, 1, "ig"), even(1, 2, "ig", "cfg"), even(2, 3, "cfg"))
 
 
 @pytest.mark.parametrize("given", [{}, {"ig": OFF}, {"ig": Guidance(2.0, 1.0, 1.0)}])
 def test_without_an_interval_inside_there_is_one_piece_without_guidance(given):
-    grid, cut = guidance.pieces(1.0, 0.0, given)
+    grid, cut = guidance.adaptive_segments(1.0, 0.0, given)
     assert grid.tolist() == [1.0, 0.0] and cut == (even(0, 1),)
 
 
 def test_an_interval_of_one_moment_guides_no_piece():
-    grid, cut = guidance.pieces(1.0, 0.0, {"cfg": Guidance(2.0, 0.5, 0.5)})
+    grid, cut = guidance.adaptive_segments(1.0, 0.0, {"cfg": Guidance(2.0, 0.5, 0.5)})
     assert grid.tolist() == [1.0, 0.5, 0.0] and cut == (even(0, 1), even(1, 2))
 
 
 def test_ends_that_differ_by_rounding_alone_make_one_cut():
     given = {"ig": Guidance(2.0, 0.3, 1.0), "cfg": Guidance(2.0, 0.0, 0.1 + 0.2)}
     assert given["ig"].low != given["cfg"].high
-    grid, cut = guidance.pieces(1.0, 0.0, given)
+    grid, cut = guidance.adaptive_segments(1.0, 0.0, given)
     assert len(grid) == 3 and cut == (even(0, 1, "ig"), even(1, 2, "cfg"))
     almost_all = {"ig": Guidance(2.0, 1e-10, 1 - 1e-10)}
-    assert guidance.pieces(1.0, 0.0, almost_all)[1] == (even(0, 1, "ig"),)
+    assert guidance.adaptive_segments(1.0, 0.0, almost_all)[1] == (even(0, 1, "ig"),)
 
 
 def test_pieces_stay_between_the_first_and_the_last_time():
     given = {"ig": Guidance(2.0, low=0.0005, high=0.9995)}
-    grid, cut = guidance.pieces(0.999, 0.001, given)
+    grid, cut = guidance.adaptive_segments(0.999, 0.001, given)
     assert grid.tolist() == [0.999, 0.001] and cut == (even(0, 1, "ig"),)
 
 
@@ -232,7 +233,7 @@ def test_no_piece_holds_a_jump_of_guidance():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         given = random_guidances(rng, np.linspace(1, 0, 5))
-        grid, cut = guidance.pieces(1.0, 0.0, given)
+        grid, cut = guidance.adaptive_segments(1.0, 0.0, given)
         assert (grid[0], grid[-1]) == (1, 0) and np.all(np.diff(grid) < 0)
         assert [(s.start, s.stop) for s in cut] == [(i, i + 1) for i in range(len(grid) - 1)]
         for high, low, s in zip(grid[:-1], grid[1:], cut, strict=True):

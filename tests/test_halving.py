@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from ig_jax.errors import UserError
-from ig_jax.halving import report
-from ig_jax.halving.race import Halving, Search
-from ig_jax.halving.space import Candidate, Space, candidates
+from ig_jax.search import report as search_report
+from ig_jax.search.space import Candidate, Space, candidates
+from ig_jax.search.successive_halving import Halving, Search
 
 OWN = {"ig.scale": 1.4, "ig.low": 0.0, "ig.high": 1.0}
 OWN |= {"cfg.scale": 1.35, "cfg.low": 0.0, "cfg.high": 0.7, "sampler.num_steps": 50}
@@ -448,24 +448,24 @@ def test_the_table_shows_uncertainty_and_the_configs_own_row_wherever_it_stands(
         row(1.4, 3.0, 0.2, {"mean": 0.0, "std": 0.0, "error": 0.0}, 4, default=True),
         row(1.9, 9.0, None, {"mean": 6.0, "std": None, "error": None}, 1),
     ]
-    lines = report.table(rows, MEASURES, "fd", best=1).splitlines()
+    lines = search_report.table(rows, MEASURES, "fd", best=1).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     heads = ["rank", "cfg.scale", "ig.scale", "seeds", "FD", "minus config", "label accuracy %"]
     assert cells[0] == heads
     assert cells[2] == ["1", "1", "1.5", "4", "2.31 ± 0.05", "-0.40 ± 0.10", "50.0 ± 5.0"]
     assert cells[3] == ["3 (config)", "1", "1.4", "4", "3.00 ± 0.20", "", "50.0 ± 5.0"]
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
-    assert "| 9.00 " in report.table(rows, MEASURES, "fd", best=4).splitlines()[-1]
+    assert "| 9.00 " in search_report.table(rows, MEASURES, "fd", best=4).splitlines()[-1]
 
 
 def test_the_fields_drawn_are_those_with_the_most_values_and_scales_before_others():
     space = grid(ig_low=(0.1, 0.2, 0.3), ig_scale=(1.2, 1.3, 1.5), cfg_scale=(1.5, 2.0))
     rows = [{"candidate": c.values} for c in candidates(space, 0, OWN)]
-    assert report.informative_fields(rows) == ["ig.scale", "ig.low"]
+    assert search_report.informative_fields(rows) == ["ig.scale", "ig.low"]
     rows = [{"candidate": c.values} for c in candidates(Space(RANDOM, "random", 30), 0, OWN)]
-    assert report.informative_fields(rows)[0] == "ig.scale"
+    assert search_report.informative_fields(rows)[0] == "ig.scale"
     rows = [{"candidate": c.values} for c in candidates(grid(ig_low=(0.1,)), 0, OWN)]
-    assert report.informative_fields(rows) == ["ig.low"]
+    assert search_report.informative_fields(rows) == ["ig.low"]
 
 
 LINE = {"ig.scale": (1.2, 1.6, 2.0, 2.4), "cfg.scale": (1.35,)}
@@ -481,7 +481,7 @@ def test_a_picture_is_drawn_of_every_kind_of_space(tmp_path, values, method, bet
     metric = {"lower": "fd", "higher": "accuracy"}[better]
     halving = Halving(metric, better, 3, 0.5, 0)
     search = searched(tmp_path / "search.json", Bowl(), halving, Space(values, method, 20))
-    report.heat_map(tmp_path / "search.png", search.rows(), metric, better, method)
+    search_report.heat_map(tmp_path / "search.png", search.rows(), metric, better, method)
     with Image.open(tmp_path / "search.png") as picture:
         assert picture.size == (960, 660)
         assert len(np.unique(np.asarray(picture.convert("L")))) > 20
@@ -502,13 +502,13 @@ def test_a_cell_shows_the_best_over_the_fields_not_drawn_and_its_seeds():
         cell(1.0, 3.0, 0.2, math.inf, 1),
     ]
     axes = Figure().subplots()
-    report._grid(axes, rows, "fd", ["cfg.scale", "ig.scale"], "lower")
+    search_report._grid(axes, rows, "fd", ["cfg.scale", "ig.scale"], "lower")
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     assert shown == {(0, 0): "3\n2×", (1, 0): "9\n1×", (0, 1): "inf\n1×"}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "1.5"]
     picture = axes.images[0].get_array()
     assert picture[0, 1].min() > 0.5  # pale: one seed, though it is the worst, hence darkest
-    assert tuple(picture[1, 1]) == report.EMPTY
+    assert tuple(picture[1, 1]) == search_report.EMPTY
 
 
 @pytest.mark.parametrize("method", ["grid", "random"])
@@ -520,5 +520,5 @@ def test_a_picture_survives_measures_that_are_not_finite(tmp_path, bad, method):
         return {"fd": bad if candidate.values["ig.scale"] > 2 else float(seed)}
 
     rows = searched(tmp_path / "search.json", measure, space=space).rows()
-    report.heat_map(tmp_path / "search.png", rows, "fd", "lower", method)
+    search_report.heat_map(tmp_path / "search.png", rows, "fd", "lower", method)
     assert (tmp_path / "search.png").stat().st_size > 1000

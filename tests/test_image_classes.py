@@ -11,7 +11,7 @@ from PIL import Image
 from sources import refuses, use
 
 from ig_jax.data import file_tree
-from ig_jax.data.image_folder import ImageFolder
+from ig_jax.data.sources.image_folder import ImageFolder
 from ig_jax.errors import UserError
 
 CLASSES = ("cat", "dog", "eel")

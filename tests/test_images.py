@@ -11,7 +11,7 @@ from PIL import Image
 
 from ig_jax.data import crop
 from ig_jax.errors import BadExample, UserError
-from ig_jax.formats import images
+from ig_jax.io import images
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 GREY = np.stack([RAMP] * 3, axis=-1)

@@ -14,14 +14,16 @@ import pytest
 import tiny  # noqa: F401 - sets up the shared cache of compiled programs
 
 from configs import published
-from ig_jax import build, compatible, exporting, importing
-from ig_jax.config import parse
+from ig_jax import experiment as build
+from ig_jax.checkpoint import compatibility
+from ig_jax.config.run_config import parse
 from ig_jax.errors import UserError
-from ig_jax.formats import state_dict
-from ig_jax.interop import names, original, told
-from ig_jax.interop.recognise import recognise
+from ig_jax.interop import declared, original, parameter_names
+from ig_jax.interop.detect import detect
+from ig_jax.io import state_dict
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.programs import export_checkpoint, import_checkpoint
 
 WIDTH, HEADS, CHANNELS, CLASSES = 16, 2, 3, 5
 LABELS = "y_embedder.embedding_table.weight"
@@ -45,7 +47,7 @@ def sit(*, sigma=False, qk_norm=False, width=WIDTH, heads=HEADS, readout=False, 
     net = lively.make(4, CHANNELS, CLASSES, **sizes, mlp_ratio=4.0, readouts=(1,) * readout)
     if sigma:
         net = DiT(net.settings, net.side, net.channels, net.num_classes)
-    return names.to_published(drawn(net)) | (extra or {}), net
+    return parameter_names.to_published(drawn(net)) | (extra or {}), net
 
 
 def lightningdit(
@@ -58,11 +60,11 @@ def lightningdit(
         **sizes, **rest, **kinds, qk_norm=qk_norm, readouts=(1,) * readout
     )
     net = LightningDiT(settings, 4, CHANNELS, CLASSES)
-    state = names.to_published(drawn(net))
+    state = parameter_names.to_published(drawn(net))
     if sigma:
         state |= with_sigma(state)
     if kinds["rope"]:
-        state |= names.rotary_tables(2, width // heads)
+        state |= parameter_names.rotary_tables(2, width // heads)
     return state, net
 
 
@@ -137,7 +139,7 @@ ROUND = [c for c in cases() if c not in REFUSED]
 
 
 def experiment(found, **model):
-    c = importing.config_of(found, published.bases())
+    c = import_checkpoint.config_of(found, published.bases())
     c.model.update(model)
     return build.experiment(parse(c), jax.devices()[:1]), c.to_dict()
 
@@ -145,18 +147,23 @@ def experiment(found, **model):
 def run_of(found, *, step=0, imported="weights", **model):
     """The run that an import makes of what it found, after so many steps."""
     exp, config = experiment(found, **model)
-    params = names.from_published(found.state, exp.abstract_params)
-    meta = {"config": compatible.plain(config), "step": step, "imported": imported, "versions": {}}
-    return exporting.Run(exp, meta, exporting.published(exp, params)), params
+    params = parameter_names.from_published(found.state, exp.abstract_params)
+    meta = {
+        "config": compatibility.plain(config),
+        "step": step,
+        "imported": imported,
+        "versions": {},
+    }
+    return export_checkpoint.Run(exp, meta, export_checkpoint.published(exp, params)), params
 
 
 def through_a_file(exported, folder):
     """What --mode=import finds in the exported file without a flag."""
     state_dict.write_safetensors(
-        folder / "out.safetensors", exported.state, told.to_metadata(exported.told)
+        folder / "out.safetensors", exported.state, declared.to_metadata(exported.told)
     )
     read = state_dict.read(folder / "out.safetensors", "--checkpoint")
-    return recognise(read.state, told.of_metadata(read.metadata))
+    return detect(read.state, declared.of_metadata(read.metadata))
 
 
 def same(found, again):
@@ -167,9 +174,11 @@ def same(found, again):
         found.channels,
         found.classes,
     )
-    assert again.state.keys() - set(names.DERIVED) == found.state.keys() - set(names.DERIVED)
+    assert again.state.keys() - set(parameter_names.DERIVED) == found.state.keys() - set(
+        parameter_names.DERIVED
+    )
     for name in found.state:
-        if name not in names.DERIVED:
+        if name not in parameter_names.DERIVED:
             np.testing.assert_array_equal(again.state[name], found.state[name], err_msg=name)
 
 
@@ -188,17 +197,17 @@ def outputs(net, params, t=lambda t: t):
 @pytest.mark.parametrize(("family", "variant"), ROUND)
 def test_a_published_file_comes_back_as_it_was(family, variant, tmp_path):
     state, said = case(family, variant)
-    found = recognise(state, told.of_flags(**said))
+    found = detect(state, declared.of_flags(**said))
     run, _ = run_of(found)
     kept = original.of(state, found)
-    exported = exporting.form(run, kept, "ema", "out.safetensors")
+    exported = export_checkpoint.form(run, kept, "ema", "out.safetensors")
     assert exported.state.keys() == state.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(exported.state[name], array, err_msg=name)
     same(found, through_a_file(exported, tmp_path))
     # Trained on, it comes back as it is here, without what was not trained.
     trained = run._replace(meta={**run.meta, "step": 3})
-    exported = exporting.form(trained, kept, "ema", "out.safetensors")
+    exported = export_checkpoint.form(trained, kept, "ema", "out.safetensors")
     again = through_a_file(exported, tmp_path)
     same(found, again)
     assert again.told.label_drop == (0.0 if variant == "no_null_class" else 0.1)
@@ -211,9 +220,9 @@ def test_a_published_file_comes_back_as_it_was(family, variant, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_scale_of_time_comes_back_and_no_published_class_takes_the_file(family, tmp_path):
     state, said = case(family, "plain")
-    found = recognise(state, told.of_flags(**said))
+    found = detect(state, declared.of_flags(**said))
     run, params = run_of(found, step=3, imported="", time_scale=1000.0)
-    exported = exporting.form(run, None, "ema", "out.safetensors")
+    exported = export_checkpoint.form(run, None, "ema", "out.safetensors")
     assert "ig_jax_only.time_scale" in exported.state
     assert "no published class: none has these settings: time_scale" in exported.card
     assert "times 1000 before its features" in exported.card
@@ -228,14 +237,14 @@ def test_a_scale_of_time_comes_back_and_no_published_class_takes_the_file(family
             np.testing.assert_array_equal(one, two)
             assert np.abs(one - three).max() > 0.01
     with pytest.raises(UserError, match="exported with ig_jax_only.time_scale, which no published"):
-        recognise(exported.state, told.of_flags(**said))
+        detect(exported.state, declared.of_flags(**said))
 
 
 @pytest.mark.parametrize(("family", "variant"), REFUSED)
 def test_networks_that_are_not_built_are_refused_by_name(family, variant):
     state, said = case(family, variant)
     with pytest.raises(UserError, match=r"is a dit by its names|learned no variance"):
-        recognise(state, told.of_flags(**said | REFUSED[family, variant]))
+        detect(state, declared.of_flags(**said | REFUSED[family, variant]))
 
 
 # What a file computes, said without the code under test: t in the file, and the sign of ours.
@@ -266,7 +275,7 @@ COMPUTED = [
 @pytest.mark.parametrize(("family", "variant", "more", "time", "sign"), COMPUTED)
 def test_an_imported_network_computes_what_the_file_does(family, variant, more, time, sign):
     state, said = case(family, variant)
-    found = recognise(state, told.of_flags(**said | more))
+    found = detect(state, declared.of_flags(**said | more))
     run, params = run_of(found)
     _, file_net = FAMILIES[family][0](**VARIANTS[variant])
     theirs = drawn(file_net)

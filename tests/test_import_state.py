@@ -21,10 +21,14 @@ from test_import import config_of, dit, sit
 from test_torch_file import tensor, write
 
 from configs import published
-from ig_jax import build, checkpoint, config, exporting, importing, run, train, tree
+from ig_jax import cli, experiment, pytree
+from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.config import run_config
 from ig_jax.errors import UserError
-from ig_jax.interop import names, optimizer_state
+from ig_jax.interop import optimizer_state, parameter_names
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.programs import export_checkpoint, import_checkpoint
+from ig_jax.training.trainer import Trainer
 
 KEYS = Path(__file__).parent / "golden" / "keys"
 UPDATES = 7
@@ -39,8 +43,8 @@ def lightningdit():
     options = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True, "qk_norm": False}
     rest = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1}
     net = LightningDiT(LightningDiTSettings(**sizes, **options, **rest, readouts=(2,)), 4, 5, 7)
-    state = names.to_published(lively.parameters(net))
-    return net, state | names.rotary_tables(4, 8)
+    state = parameter_names.to_published(lively.parameters(net))
+    return net, state | parameter_names.rotary_tables(4, 8)
 
 
 def published_order(state: dict, keys: str) -> dict:
@@ -58,7 +62,10 @@ def drawn(state: dict, seed: int, scale: float) -> dict:
     """Arrays of the same names and shapes; tables are nowhere averaged."""
     rng = np.random.default_rng(seed)
     fresh = {n: scale * rng.standard_normal(a.shape) for n, a in state.items()}
-    return {n: state[n] if n in names.DERIVED else a.astype(np.float32) for n, a in fresh.items()}
+    return {
+        n: state[n] if n in parameter_names.DERIVED else a.astype(np.float32)
+        for n, a in fresh.items()
+    }
 
 
 def squares(state: dict) -> dict:
@@ -119,7 +126,7 @@ def adamw_file(tmp_path_factory):
     opt = adamw_state(raw, first, second)
     content = {"model": tensors(raw), "ema": tensors(average), "opt": opt, "steps": 1234}
     write(folder / "step-1234.pt", content)
-    path = importing.import_(
+    path = import_checkpoint.import_checkpoint(
         *(folder / "step-1234.pt", folder / "run", published.bases()),
         readout_depth=2,
         training_state=True,
@@ -140,7 +147,7 @@ def muon_file(tmp_path_factory):
     second = squares(drawn(raw, 4, 1e-2))
     opt = muon_state(raw, momentum, first, second)
     write(folder / "0001234.pt", {"model": tensors(raw), "ema": tensors(average), "opt": opt})
-    path = importing.import_(
+    path = import_checkpoint.import_checkpoint(
         *(folder / "0001234.pt", folder / "run", published.bases()),
         readout_depth=2,
         training_state=True,
@@ -156,8 +163,8 @@ def start(file, **changes):
     c = config_of(file.path)
     c.optim.update(changes)
     c.train.ema_decays = (0.99, 0.9)  # another run's
-    exp = build.experiment(config.parse(c, jax.device_count()))
-    trainer = train.Trainer(exp, file.folder / "run")
+    exp = experiment.experiment(run_config.parse(c, jax.device_count()))
+    trainer = Trainer(exp, file.folder / "run")
     trainer.close()
     return exp, trainer.state
 
@@ -170,8 +177,10 @@ def step(exp, state, gradients: dict) -> dict:
         updates, _ = exp.optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates)
 
-    grads = names.from_published(gradients, exp.abstract_params)
-    return names.to_published(jax.device_get(update(grads, state.opt_state, state.params)))
+    grads = parameter_names.from_published(gradients, exp.abstract_params)
+    return parameter_names.to_published(
+        jax.device_get(update(grads, state.opt_state, state.params))
+    )
 
 
 def of_network(state: dict) -> dict:
@@ -227,11 +236,11 @@ def test_the_next_update_is_that_of_pytorchs_adamw_for_every_parameter(adamw_fil
 
 def test_a_momentum_is_at_its_parameter_even_where_shapes_are_equal(muon_file):
     _, state = start(muon_file)
-    held = tree.flatten(optax.tree.get(state.opt_state, "momentum"))
+    held = pytree.flatten(optax.tree.get(state.opt_state, "momentum"))
     arrays = {p: np.asarray(a) for p, a in held.items() if not isinstance(a, optax.MaskedNode)}
     matrices = {n: a for n, a in of_network(muon_file.momentum).items() if a.ndim >= 2}
     del matrices["pos_embed"]
-    same(names.to_published(tree.unflatten(arrays)), matrices)
+    same(parameter_names.to_published(pytree.unflatten(arrays)), matrices)
     shapes = [array.shape for array in matrices.values()]
     assert len(set(shapes)) < len(shapes) / 2
 
@@ -267,8 +276,8 @@ def test_every_average_of_the_run_starts_from_that_of_the_file(adamw_file):
     _, state = start(adamw_file)
     assert list(state.ema) == ["0.99", "0.9"]
     for average in state.ema.values():
-        same(names.to_published(jax.device_get(average)), of_network(adamw_file.average))
-    same(names.to_published(jax.device_get(state.params)), of_network(adamw_file.raw))
+        same(parameter_names.to_published(jax.device_get(average)), of_network(adamw_file.average))
+    same(parameter_names.to_published(jax.device_get(state.params)), of_network(adamw_file.raw))
 
 
 def test_counting_goes_on_for_adamw_and_begins_for_the_run_and_its_schedule(adamw_file):
@@ -282,7 +291,7 @@ def test_counting_goes_on_for_adamw_and_begins_for_the_run_and_its_schedule(adam
 
 def test_the_length_of_the_published_run_is_told(adamw_file, muon_file, tmp_path, capsys):
     def told(file: Path) -> str:
-        importing.import_(
+        import_checkpoint.import_checkpoint(
             *(file, tmp_path / file.stem, published.bases()), readout_depth=2, training_state=True
         )
         return capsys.readouterr().out
@@ -298,7 +307,9 @@ def test_the_length_of_the_published_run_is_told(adamw_file, muon_file, tmp_path
 
 @pytest.mark.parametrize("which", ["raw", "ema"])
 def test_raw_and_averaged_weights_of_an_imported_state_are_told_apart(adamw_file, tmp_path, which):
-    exporting.export(adamw_file.folder / "run", tmp_path / "back.safetensors", which)
+    export_checkpoint.export_checkpoint(
+        adamw_file.folder / "run", tmp_path / "back.safetensors", which
+    )
     raw, expected = adamw_file.raw, adamw_file.average
     # What training alone uses comes back with the weights that the file was imported for.
     same(load_file(tmp_path / "back.safetensors"), expected if which == "ema" else of_network(raw))
@@ -311,13 +322,13 @@ def test_sampling_reads_the_averages_or_the_raw_weights(adamw_file, tmp_path):
         workdir = tmp_path / weights
         save_file(of_network(state), tmp_path / f"{weights}.safetensors")
         alone = tmp_path / f"{weights}.safetensors"
-        importing.import_(alone, workdir, published.bases(), readout_depth=2)
+        import_checkpoint.import_checkpoint(alone, workdir, published.bases(), readout_depth=2)
         c = config_of(adamw_file.path)
         c.sample.num, c.sample.batch_size, c.sample.sampler.num_steps = 2, 2, 2
         c.sample.weights = weights
         arrays = []
         for folder in (adamw_file.folder / "run", workdir):
-            target = run.run(c, workdir=str(folder), mode="sample")
+            target = cli.run(c, workdir=str(folder), mode="sample")
             with np.load(target / "samples.npz") as file:
                 arrays.append(file["arr_0"])
         np.testing.assert_array_equal(*arrays)
@@ -329,7 +340,7 @@ def test_sampling_reads_the_averages_or_the_raw_weights(adamw_file, tmp_path):
 
 def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
     workdir = tmp_path / "run"
-    path = importing.import_(
+    path = import_checkpoint.import_checkpoint(
         *(adamw_file.folder / "step-1234.pt", workdir, published.bases()),
         readout_depth=2,
         training_state=True,
@@ -338,14 +349,14 @@ def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
     c.train.update({"steps": 2, "epochs": 0.0, "batch_size": 4})
     c.optim.learning_rate = 1e-6
     c.log.samples_every_steps = 0
-    outcome = run.run(c, workdir=str(workdir))
+    outcome = cli.run(c, workdir=str(workdir))
     assert outcome.step == 2
     counts = {int(x) for _, x in optax.tree.get_all_with_path(outcome.state.opt_state, "count")}
     assert counts == {2, UPDATES + 2}
-    checkpoints = checkpoint.of_run(workdir, "--workdir")
+    checkpoints = checkpoint_manager.of_run(workdir, "--workdir")
     assert {k: checkpoints.imported(k) for k in checkpoints.all_steps()} == {0: "state", 2: ""}
     checkpoints.close()
-    exporting.export(workdir, tmp_path / "trained.safetensors", "raw")
+    export_checkpoint.export_checkpoint(workdir, tmp_path / "trained.safetensors", "raw")
     trained = load_file(tmp_path / "trained.safetensors")
     moved = max(np.abs(trained[n] - a).max() for n, a in of_network(adamw_file.raw).items())
     assert 0 < moved < 1e-5
@@ -353,7 +364,7 @@ def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
 
 @pytest.mark.parametrize("written, meant", [(True, "weights"), (False, ""), ("state", "state")])
 def test_older_checkpoints_say_whether_they_are_imported(tmp_path, written, meant):
-    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints = checkpoint_manager.Checkpoints(tmp_path)
     file = tmp_path / "checkpoints" / "0" / "meta" / "metadata"
     file.parent.mkdir(parents=True)
     config = {"train": {"ema_decays": [0.9]}}
@@ -374,12 +385,14 @@ def test_another_optimizer_than_that_of_the_state_is_refused(adamw_file, muon_fi
     c = config_of(muon_file.path)
     c.optim = config_of(adamw_file.path).optim
     with pytest.raises(UserError, match="optim.name: 'muon' there, 'adamw' here"):
-        run.run(c, workdir=str(muon_file.folder / "run"))
+        cli.run(c, workdir=str(muon_file.folder / "run"))
 
 
 def refusal(file: Path, workdir: Path, **told) -> str:
     with pytest.raises(UserError) as caught:
-        importing.import_(file, workdir, published.bases(), training_state=True, **told)
+        import_checkpoint.import_checkpoint(
+            file, workdir, published.bases(), training_state=True, **told
+        )
     message = str(caught.value)
     assert str(file) in message and "\n" not in message and not workdir.exists()
     return message
@@ -463,12 +476,12 @@ def test_a_muon_whose_vectors_have_a_learning_rate_of_their_own_is_refused(muon_
 
 
 def test_the_flag_reaches_the_import(adamw_file, tmp_path):
-    run.import_(
+    cli.import_(
         *(str(adamw_file.folder / "step-1234.pt"), str(tmp_path / "run"), published.bases()),
         readout_depth=2,
         family="",
         training_state=True,
     )
-    checkpoints = checkpoint.of_run(tmp_path / "run", "--workdir")
+    checkpoints = checkpoint_manager.of_run(tmp_path / "run", "--workdir")
     assert checkpoints.imported(0) == "state"
     checkpoints.close()

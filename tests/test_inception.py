@@ -18,13 +18,13 @@ from inception_weights import KEYS, SIDES, picture, state
 from safetensors.numpy import save_file
 from vectors import golden_file
 
-from ig_jax import tree
+from ig_jax import pytree
 from ig_jax.errors import UserError
-from ig_jax.formats import torch_writer
+from ig_jax.io.torch import writer as torch_writer
 from ig_jax.metrics import inception, inception_network, inception_weights
+from ig_jax.metrics.feature_space import FeatureSpace
 from ig_jax.metrics.inception import Inception
 from ig_jax.metrics.inception_network import TO_POOL, TO_SPATIAL
-from ig_jax.metrics.spaces import FeatureSpace
 
 pytestmark = pytest.mark.golden
 
@@ -205,15 +205,15 @@ def test_the_published_file_is_used_to_the_last_value_it_needs(weights):
     biases = [name for name in shapes if name.endswith(".bn.bias")]
     assert len(convolutions) == len(biases) == 94
     used = [*convolutions, *biases, "fc.weight"]  # the rest is folded into these, or not used
-    assert len(tree.flatten(weights)) == len(used)
-    assert tree.count(weights) == sum(int(np.prod(shapes[name])) for name in used)
+    assert len(pytree.flatten(weights)) == len(used)
+    assert pytree.count(weights) == sum(int(np.prod(shapes[name])) for name in used)
 
 
 def test_a_torch_file_without_counters_holds_the_same_weights(weights, published, tmp_path):
     file = tmp_path / inception.PUBLISHED
     counted = {name for name in published if name.endswith("num_batches_tracked")}
     torch_writer.save(file, {n: a for n, a in published.items() if n not in counted})
-    read, expected = tree.flatten(Inception(str(file)).load(no_pictures)), tree.flatten(weights)
+    read, expected = pytree.flatten(Inception(str(file)).load(no_pictures)), pytree.flatten(weights)
     assert len(counted) == 94 and read.keys() == expected.keys()
     for name, leaf in expected.items():
         np.testing.assert_array_equal(read[name], leaf, err_msg=name)

@@ -15,11 +15,13 @@ import pytest
 import tiny
 from vectors import quick_jit
 
-from ig_jax import prng, train
-from ig_jax.checkpoint import TrainState
+from ig_jax import prng
 from ig_jax.codecs import va_vae
 from ig_jax.codecs.autoencoders import SdVae, VaVae
-from ig_jax.formats import torch_writer
+from ig_jax.io.torch import writer as torch_writer
+from ig_jax.optim.train_state import TrainState
+from ig_jax.training import step as training_step
+from ig_jax.training.step import train_step
 
 N = 4096
 SPACING = 6 / np.sqrt(N)  # six standard deviations of the correlation of independent columns
@@ -91,14 +93,14 @@ def drawn(codec, stored: np.ndarray, monkeypatch) -> Drawn:
         found = {"time": draws.time, "noise": draws.noise, "label drop": draws.drop}
         return state, {"latents": batch.x0, **found}
 
-    monkeypatch.setattr(train, "update", update)
-    monkeypatch.setattr(train.collectives, "over_devices", lambda *_, **__: None)
+    monkeypatch.setattr(training_step, "update", update)
+    monkeypatch.setattr(training_step.collectives, "over_devices", lambda *_, **__: None)
     found = {}
     for seed in SEEDS:
         exp = tiny.experiment({"seed": seed})
         own = type(exp.config.data.codec)
         monkeypatch.setattr(own, "latent", lambda _, *given: codec.latent(*given))
-        step = quick_jit(partial(train.train_step, exp=exp))
+        step = quick_jit(partial(train_step, exp=exp))
         batch = {"stored": jnp.asarray(stored), "label": jnp.zeros(N, jnp.int32)}
         for number in STEPS:
             found[seed, number] = step(TrainState(jnp.int32(number), {}, {}, {}), batch)[1]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ig_jax import sample_files
 from ig_jax.errors import UserError
-from ig_jax.formats import npz
-from ig_jax.sample_files import Found
+from ig_jax.generation import sample_files
+from ig_jax.generation.sample_files import SavedSamples
+from ig_jax.io import npz
 
 FIELD = "evaluate.samples"
 
@@ -31,7 +31,7 @@ def levels(found):
 
 def refuses(path, *words, channels=3):
     with pytest.raises(UserError) as caught:
-        Found(path, FIELD, channels)
+        SavedSamples(path, FIELD, channels)
     message = str(caught.value)
     assert message.startswith(f"{FIELD} = ") and "\n" not in message
     for word in words:
@@ -43,7 +43,7 @@ def test_images_of_all_kinds_are_in_the_natural_order_of_their_names(tmp_path):
     for level, name in reversed(list(enumerate(names))):
         kind = {"webp": {"lossless": True}}.get(name.split(".")[1], {})
         picture(level).save(tmp_path / name, **kind)
-    found = Found(tmp_path, FIELD)
+    found = SavedSamples(tmp_path, FIELD)
     assert levels(found) == list(range(6))
     assert len(found) == 6 and found.shape == (8, 8, 3) and found.left_out == []
 
@@ -51,13 +51,13 @@ def test_images_of_all_kinds_are_in_the_natural_order_of_their_names(tmp_path):
 def test_equal_numbers_are_ordered_by_how_they_are_written(tmp_path):
     for level, name in enumerate(["01.png", "1.png", "001a.png", "٣.png"]):
         picture(level).save(tmp_path / name)
-    assert levels(Found(tmp_path, FIELD)) == [0, 1, 2, 3]
+    assert levels(SavedSamples(tmp_path, FIELD)) == [0, 1, 2, 3]
 
 
 def test_jpeg_and_png_side_by_side_are_all_judged(tmp_path):
     for i in range(4):
         picture(40 * i).save(tmp_path / f"{i:06d}.{'png' if i < 2 else 'jpg'}")
-    np.testing.assert_allclose(levels(Found(tmp_path, FIELD)), [0, 40, 80, 120], atol=2)
+    np.testing.assert_allclose(levels(SavedSamples(tmp_path, FIELD)), [0, 40, 80, 120], atol=2)
 
 
 def test_what_is_no_image_is_left_out_and_hidden_files_are_not_there(tmp_path):
@@ -65,11 +65,11 @@ def test_what_is_no_image_is_left_out_and_hidden_files_are_not_there(tmp_path):
     for name in ("list.txt", "b.pdf", ".DS_Store", "._a.png"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "more").mkdir()
-    assert Found(tmp_path, FIELD).left_out == ["b.pdf", "list.txt", "more"]
+    assert SavedSamples(tmp_path, FIELD).left_out == ["b.pdf", "list.txt", "more"]
 
 
 def test_of_our_own_folder_only_samples_are_judged(tmp_path):
-    target = sample_files.SampleFiles(tmp_path, 3, (8, 8, 1), ("png", "npz"))
+    target = sample_files.SampleWriter(tmp_path, 3, (8, 8, 1), ("png", "npz"))
     target.create()
     target.write(
         np.arange(3),
@@ -78,17 +78,17 @@ def test_of_our_own_folder_only_samples_are_judged(tmp_path):
     target.finish(np.zeros(3, np.int64))
     (tmp_path / "settings.json").write_text("{}")
     assert {"grid.png", "samples.npz"} < {f.name for f in tmp_path.iterdir()}
-    found = Found(tmp_path, FIELD)
+    found = SavedSamples(tmp_path, FIELD)
     assert levels(found) == [0, 1, 2] and found.left_out == []
     folder_of(tmp_path, look_png=picture(9))
-    assert levels(Found(tmp_path, FIELD)) == [0, 1, 2]
-    assert Found(tmp_path, FIELD).left_out == ["look.png"]
+    assert levels(SavedSamples(tmp_path, FIELD)) == [0, 1, 2]
+    assert SavedSamples(tmp_path, FIELD).left_out == ["look.png"]
 
 
 def test_grey_of_16_bits_is_scaled(tmp_path):
     for i, level in enumerate((0, 100, 255)):
         Image.fromarray(np.full((8, 8), 257 * level, np.uint16)).save(tmp_path / f"{i}.png")
-    assert levels(Found(tmp_path, FIELD)) == [0, 100, 255]
+    assert levels(SavedSamples(tmp_path, FIELD)) == [0, 100, 255]
 
 
 def cut(content):
@@ -117,7 +117,7 @@ def test_a_file_that_was_cut_off_is_named_when_it_is_judged(tmp_path):
     file = tmp_path / "2.png"
     file.write_bytes(cut(file.read_bytes()))
     with pytest.raises(UserError, match="2.png: cannot be decoded .*; replace the image or remove"):
-        Found(tmp_path, FIELD).read(np.arange(4))
+        SavedSamples(tmp_path, FIELD).read(np.arange(4))
 
 
 def test_images_of_different_sizes_are_named(tmp_path):
@@ -173,7 +173,7 @@ def test_arrays_that_are_no_pictures_are_refused_with_the_way_to_make_them_so(
 
 def test_good_arrays_are_read(tmp_path):
     npz.write(tmp_path / "a.npz", {"arr_0": GOOD, "arr_1": np.arange(4)})
-    found = Found(tmp_path / "a.npz", FIELD)
+    found = SavedSamples(tmp_path / "a.npz", FIELD)
     assert (len(found), found.shape, found.left_out) == (4, (8, 8, 3), [])
     np.testing.assert_array_equal(found.labels, np.arange(4))
 
@@ -182,6 +182,6 @@ def test_a_remark_counts_what_is_not_judged(tmp_path):
     folder_of(tmp_path, a_png=picture(0), b_jpg=picture(1))
     for name in ("a.txt", "b.txt", "c.txt", "d.pdf"):
         (tmp_path / name).write_bytes(b"x")
-    assert Found(tmp_path, FIELD).remark() == (
+    assert SavedSamples(tmp_path, FIELD).remark() == (
         f"{tmp_path}: 4 of 6 files are not judged: a.txt, b.txt, c.txt and 1 others"
     )

@@ -13,10 +13,11 @@ from test_torch_file import Storage, Tensor, tensor
 from test_torch_file import write as write_torch
 
 from configs import imagenet
-from ig_jax import build, config
+from ig_jax import experiment
 from ig_jax.codecs.autoencoders import SdVae, VaVae
+from ig_jax.config import run_config
 from ig_jax.errors import UserError
-from ig_jax.formats import torch_writer
+from ig_jax.io.torch import writer as torch_writer
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_latents_of_the_other_autoencoder_are_refused_in_one_sentence(moments, s
     with pytest.raises(
         UserError, match=f"data.codec.name = '{which}': the latents .*choose that codec"
     ):
-        build.experiment(config.parse(settings(data), jax.device_count()))
+        experiment.experiment(run_config.parse(settings(data), jax.device_count()))
 
 
 def test_statistics_of_another_length_are_named(shards, tmp_path):
@@ -101,7 +102,7 @@ def test_statistics_of_another_length_are_named(shards, tmp_path):
     data = imagenet.va_vae("safetensors_shards", str(shards))
     data.codec.statistics = str(tmp_path / "short.pt")
     with pytest.raises(UserError, match="data.codec.statistics = .*short.pt': are of 16 channels"):
-        config.parse(settings(data), jax.device_count())
+        run_config.parse(settings(data), jax.device_count())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_mistakes_name_the_file(moments, shards, tmp_path):
     data = imagenet.va_vae("safetensors_shards", str(shards))
     data.codec.statistics = str(tmp_path / "nowhere.pt")
     with pytest.raises(UserError, match="data.codec.statistics = .*nowhere.pt.*no such file"):
-        config.parse(settings(data), jax.device_count())
+        run_config.parse(settings(data), jax.device_count())
     with pytest.raises(UserError, match="data.codec.weights=.*nowhere: no such file"):
         SdVae(weights=str(tmp_path / "nowhere")).decoder_weights()
     wrong = SdVae(weights=str(shards / "weights" / "vae.safetensors"))

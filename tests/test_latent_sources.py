@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import save_file
 from sources import refuses, use
 
-from ig_jax.data import reading, record
-from ig_jax.data.npy_folder import NpyFolder
-from ig_jax.data.safetensors_shards import SafetensorsShards
+from ig_jax.data import provenance, read_pool
+from ig_jax.data.sources.npy_folder import NpyFolder
+from ig_jax.data.sources.safetensors_shards import SafetensorsShards
 from ig_jax.errors import BadExample, UserError
 from ig_jax.types import Encoded
 
@@ -96,23 +96,23 @@ def test_the_folder_around_it_and_both_kinds_of_zip_are_the_same_data(latents):
 def record_of(codec):
     numbers = dict(image_size=16, examples=12, mean=(0.0,), std=(1.0,), input_range=(-1.0, 1.0))
     rest = dict(autoencoder="", crop="", skipped=(), source={}, versions={})
-    return record.Record(codec=codec, **numbers, **rest)
+    return provenance.Record(codec=codec, **numbers, **rest)
 
 
 def test_a_record_beside_the_labels_tells_the_codec_in_folder_and_zip(latents):
-    (latents / "vae-sd" / record.FILE).write_text(record.dumps(record_of("another")))
+    (latents / "vae-sd" / provenance.FILE).write_text(provenance.dumps(record_of("another")))
     for place in places_of_the_tree(latents):
         assert npy(place).codec == "another" and npy(place).record() == record_of("another")
 
 
 def test_a_record_that_is_cut_off_is_named_in_folder_and_zip(latents):
-    (latents / "vae-sd" / record.FILE).write_text('{"codec": "sd_v')
-    refuses(npy(latents), f"vae-sd/{record.FILE}: is cut off or no record")
-    refuses(npy(zipped(latents)), f"latents.zip/vae-sd/{record.FILE}: is cut off or no record")
+    (latents / "vae-sd" / provenance.FILE).write_text('{"codec": "sd_v')
+    refuses(npy(latents), f"vae-sd/{provenance.FILE}: is cut off or no record")
+    refuses(npy(zipped(latents)), f"latents.zip/vae-sd/{provenance.FILE}: is cut off or no record")
 
 
 def test_a_record_beside_shards_tells_the_codec(shards):
-    (shards / record.FILE).write_text(record.dumps(record_of("another")))
+    (shards / provenance.FILE).write_text(provenance.dumps(record_of("another")))
     assert sharded(shards).codec == "another" and sharded(shards).record() == record_of("another")
 
 
@@ -120,7 +120,7 @@ def test_a_record_beside_shards_tells_the_codec(shards):
 def test_one_thread_reads_what_many_read(latents, monkeypatch, count):
     indices = np.random.default_rng(count).integers(0, IMAGES, count)
     many = npy(latents).batch(indices)
-    monkeypatch.setattr(reading, "THREADS", 1)
+    monkeypatch.setattr(read_pool, "THREADS", 1)
     one = npy(latents).batch(indices)
     np.testing.assert_array_equal(many["stored"], one["stored"])
     np.testing.assert_array_equal(many["label"], one["label"])
@@ -578,7 +578,7 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory(latents, which,
     assert peak < 1 << 22
 
 
-@pytest.mark.parametrize("name", ["dataset.json", NAMES[0], NAMES[6], record.FILE])
+@pytest.mark.parametrize("name", ["dataset.json", NAMES[0], NAMES[6], provenance.FILE])
 @pytest.mark.parametrize(
     "make, kind",
     [(os.mkfifo, "a named pipe"), (lambda path: path.symlink_to("/dev/zero"), "a device")],

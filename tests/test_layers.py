@@ -1,8 +1,9 @@
 """House rules of the source tree, read from the syntax trees: nothing of ours is imported or run.
 
-Import order: a file of ig_jax imports modules of a smaller layer or of its own package, nothing
-else of ours. That keeps the method (layer 2) free of files, devices and flags. An import inside a
-function counts like any other. Every rule returns one line per offence: its place and the mend.
+Import order: the rooms of ig_jax stand in a row, and a file imports from its own room and from
+those before it, nothing else of ours. That keeps the method free of files, devices and flags. An
+import inside a function counts like any other. Every rule returns one line per offence: its place
+and the fix.
 """
 
 import ast
@@ -13,62 +14,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PROGRAMS = {
-    *("train", "sample", "evaluate", "demo", "run", "preview", "describe"),
-    *("search", "density", "guide"),
-    *("prepare", "encode", "probe", "visualize", "importing", "exporting"),
-    *("stopping", "meters", "replay", "resume", "memory"),
-    *("sample_files", "drawing", "look", "judge", "measures", "reference"),
-}
-LAYERS = (
-    # The root __init__ runs before every other module, so it may import none of them.
-    {
-        "__init__",
-        "types",
-        "errors",
-        "prng",
-        "tree",
-        "logs",
-        "formats",
-        "figures",
-        "chips",
-        "bounds",
-        "paths",
-        "storage",
-        "heap",
-        "chatter",
-    },
-    {"models", "diffusion", "codecs", "data", "metrics", "optim", "ema"},
-    {"guidance", "objectives", "samplers", "flops"},
-    {
-        "sharding",
-        "checkpoint",
-        "compatible",
-        "interop",
-        "pictures",
-        "panel",
-        "halving",
-        "sections",
-        "distributed",
-        "lock",
-    },
-    {"settings", "config", "build"},
-    PROGRAMS,
+# A room is a folder of ig_jax or a file at its root.
+ROOMS = (
+    # Words and files.
+    *("types", "errors", "bounds", "pytree", "io", "plots"),
+    # Mathematics; knows no config.
+    *("prng", "diffusion", "models", "guidance", "samplers", "optim", "objectives"),
+    # What a run is made of.
+    *("codecs", "data", "metrics", "monitoring", "parallel", "interop", "search", "checkpoint"),
+    *("config", "experiment"),
+    # What a run does.
+    *("generation", "evaluation", "training", "programs", "cli"),
 )
-LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
-PEERS_ALLOWED = {
-    "prng": {"types"},
-    "tree": {"errors"},
-    "formats": {"errors"},
-    "storage": {"errors"},
-    "chatter": {"storage"},
-    "paths": {"errors"},
-    "logs": {"errors", "formats", "storage"},
-    "lock": {"sharding"},
-    "checkpoint": {"compatible", "sharding"},
-    "config": {"settings"},
-    "build": {"config"},
-} | {program: PROGRAMS for program in PROGRAMS}
+# Below these nobody sees a ConfigDict.
+CONFIG = ROOMS.index("config")
+# Programs import each other for nothing; these hold what several of them share.
+SHARED_BY_PROGRAMS = {"ig_jax.programs.run_record", "ig_jax.programs.memory_check"}
 
 
 def python_files(root: Path, *places: str) -> list[Path]:
@@ -98,42 +59,51 @@ def module_name(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def unit_of(dotted: str) -> str:
-    """The entry in LAYERS: `ig_jax.models.sit.SiT` -> `models`, `ig_jax` -> `__init__`."""
+def room_of(dotted: str) -> str:
+    """The entry in ROOMS: `ig_jax.models.sit.SiT` -> `models`, `ig_jax` -> `__init__`."""
     return dotted.split(".")[1] if "." in dotted else "__init__"
 
 
 def why_not(importer: str, imported: str) -> str | None:
-    """Why a file of the unit `importer` may not import this dotted name; None if it may."""
+    """Why the module `importer` may not import this dotted name; None if it may."""
     if imported.startswith("."):
         return f"relative import {imported}: write `from ig_jax import ...`"
     if imported == "ig_jax":
         return "imports ig_jax as a whole: name a module of it"
-    if not is_within(imported, "ig_jax") or unit_of(imported) == importer:
+    if not is_within(imported, "ig_jax"):
         return None
-    if unit_of(imported) not in LAYER_OF:
-        return f"imports {imported}, which is in no layer (LAYERS in tests/test_layers.py)"
-    mine, theirs = LAYER_OF[importer], LAYER_OF[unit_of(imported)]
-    if theirs < mine or unit_of(imported) in PEERS_ALLOWED.get(importer, ()):
+    ours, theirs = room_of(importer), room_of(imported)
+    if ours == theirs == "programs" and not any(is_within(imported, m) for m in SHARED_BY_PROGRAMS):
+        return f"imports the program {imported}: move what both use to a room before programs"
+    if ours == theirs:
         return None
-    return f"layer {mine} imports {imported} of layer {theirs}: only smaller layers are allowed"
+    if theirs not in ROOMS:
+        return f"imports {imported}, which is in no room (ROOMS in tests/test_layers.py)"
+    if ours == "__init__" or ROOMS.index(theirs) > ROOMS.index(ours):
+        return f"{ours} imports {imported}: only rooms before it are allowed"
+    return None
 
 
 def imports_that_climb(root: Path) -> list[str]:
     offences = []
     for path in python_files(root, "ig_jax"):
-        place, unit = path.relative_to(root), unit_of(module_name(path, root))
-        if unit not in LAYER_OF:
-            offences.append(f"{place}: put it in a layer (LAYERS in tests/test_layers.py)")
+        place, module = path.relative_to(root), module_name(path, root)
+        if room_of(module) not in {"__init__", *ROOMS}:
+            offences.append(f"{place}: put it in a room (ROOMS in tests/test_layers.py)")
             continue
-        reasons = ((line, why_not(unit, imported)) for line, imported in imports(path))
+        reasons = ((line, why_not(module, imported)) for line, imported in imports(path))
         offences += [f"{place}:{line}: {reason}" for line, reason in reasons if reason]
     return offences
 
 
-def banned_imports(root: Path, files: Iterable[Path], *banned: str, mend: str) -> list[str]:
+def crowded_root(root: Path) -> list[str]:
+    files = [path for path in python_files(root, "ig_jax") if path.parent == root / "ig_jax"]
+    return [f"ig_jax/ holds {len(files)} files: at most 12, use a room"] if len(files) > 12 else []
+
+
+def banned_imports(root: Path, files: Iterable[Path], *banned: str, fix: str) -> list[str]:
     return [
-        f"{path.relative_to(root)}:{line}: imports {imported}: {mend}"
+        f"{path.relative_to(root)}:{line}: imports {imported}: {fix}"
         for path in files
         for line, imported in imports(path)
         if any(is_within(imported, package) for package in banned)
@@ -143,16 +113,16 @@ def banned_imports(root: Path, files: Iterable[Path], *banned: str, mend: str) -
 def flags_outside_main(root: Path) -> list[str]:
     files = python_files(root, "ig_jax", "configs", "benchmarks")
     flags = ("absl.flags", "ml_collections.config_flags")
-    return banned_imports(root, files, *flags, mend="only main.py knows flags")
+    return banned_imports(root, files, *flags, fix="only main.py knows flags")
 
 
-def config_dicts_below_the_config_layer(root: Path) -> list[str]:
+def config_dicts_before_the_config_room(root: Path) -> list[str]:
     below = [
         path
         for path in python_files(root, "ig_jax")
-        if LAYER_OF.get(unit_of(module_name(path, root)), 0) < LAYER_OF["config"]
+        if (room := room_of(module_name(path, root))) in ROOMS and ROOMS.index(room) < CONFIG
     ]
-    return banned_imports(root, below, "ml_collections", mend="hand in a frozen dataclass")
+    return banned_imports(root, below, "ml_collections", fix="hand in a frozen dataclass")
 
 
 def tensorflow_or_torch(root: Path) -> list[str]:
@@ -161,7 +131,7 @@ def tensorflow_or_torch(root: Path) -> list[str]:
     files = python_files(root, "ig_jax", "configs", "benchmarks", "tests", "main.py")
     # The one file that is about PyTorch, and says so where it is not installed.
     others = [path for path in files if path != root / "benchmarks/torch_peer.py"]
-    return banned_imports(root, others, *frameworks, mend="the project runs without it")
+    return banned_imports(root, others, *frameworks, fix="the project runs without it")
 
 
 def files_called_utils(root: Path) -> list[str]:
@@ -195,8 +165,9 @@ def modules_main_never_reaches(root: Path) -> list[str]:
 
 RULES = [
     imports_that_climb,
+    crowded_root,
     flags_outside_main,
-    config_dicts_below_the_config_layer,
+    config_dicts_before_the_config_room,
     tensorflow_or_torch,
     files_called_utils,
     folders_that_are_no_package,
@@ -211,16 +182,20 @@ def test_the_project_has_no(rule):
 
 # The smallest tree with a lawful import of every kind.
 LAWFUL = {
-    "main.py": "from absl import app, flags\nfrom ig_jax import run\n",
+    "main.py": "from absl import app, flags\nfrom ig_jax import cli\n",
     "ig_jax/__init__.py": "",
     "ig_jax/types.py": "import jax\nfrom collections.abc import Mapping\n",
     "ig_jax/models/__init__.py": "from ig_jax.models import sit\n",
     "ig_jax/models/sit.py": "from ig_jax.types import Latents, Times\nfrom clu import platform\n",
     "ig_jax/guidance.py": "import ig_jax.models.sit as net\nfrom ig_jax import types as words\n",
-    "ig_jax/config.py": "import ml_collections\n",
-    "ig_jax/build.py": "from ig_jax import config, guidance\n",
-    "ig_jax/train.py": "def main():\n    from ig_jax import build\n",
-    "ig_jax/run.py": "from ig_jax import train\n",
+    "ig_jax/config/__init__.py": "",
+    "ig_jax/config/run_config.py": "import ml_collections\n",
+    "ig_jax/experiment.py": "from ig_jax import guidance\nfrom ig_jax.config import run_config\n",
+    "ig_jax/programs/__init__.py": "",
+    "ig_jax/programs/run_record.py": "",
+    "ig_jax/programs/sample.py": "def main():\n    from ig_jax import experiment\n"
+    "    from ig_jax.programs import run_record\n",
+    "ig_jax/cli.py": "from ig_jax.programs import sample\n",
 }
 
 
@@ -236,32 +211,35 @@ def test_a_lawful_tree_has_no(rule, tmp_path):
     assert rule(tmp_path) == []
 
 
-MODEL = "ig_jax/models/sit.py"
+MODEL, PROGRAM = "ig_jax/models/sit.py", "ig_jax/programs/sample.py"
 IMPORT_OFFENDERS = [
-    (MODEL, "import ig_jax.guidance", "layer 1 imports ig_jax.guidance of layer 2"),
-    (MODEL, "import jax, ig_jax.guidance as g", "layer 1 imports ig_jax.guidance of layer 2"),
-    (MODEL, "from ig_jax import types, train", "layer 1 imports ig_jax.train of layer 5"),
-    (MODEL, "from ig_jax.data import digits", "layer 1 imports ig_jax.data.digits of layer 1"),
+    (MODEL, "import ig_jax.guidance", "models imports ig_jax.guidance: only rooms before it"),
+    (MODEL, "import jax, ig_jax.guidance as g", "models imports ig_jax.guidance: only rooms"),
+    (MODEL, "from ig_jax import types, experiment", "models imports ig_jax.experiment: only"),
     (MODEL, "from . import layers", "relative import .layers: write `from ig_jax"),
     (MODEL, "from ..types import Latents", "relative import ..types.Latents: write"),
-    ("ig_jax/ema.py", "from ig_jax.optim import x", "layer 1 imports ig_jax.optim.x of layer 1"),
-    ("ig_jax/guidance.py", "from ig_jax import samplers", "layer 2 imports ig_jax.samplers of"),
-    ("ig_jax/guidance.py", "def f():\n    from ig_jax import config", ":2: layer 2 imports"),
-    ("ig_jax/guidance.py", "if TYPE_CHECKING:\n    import ig_jax.build", ":2: layer 2 imports"),
-    ("ig_jax/config.py", "from ig_jax import build", "layer 4 imports ig_jax.build of layer 4"),
-    ("ig_jax/tree.py", "from ig_jax import types", "layer 0 imports ig_jax.types of layer 0"),
-    ("ig_jax/__init__.py", "import ig_jax.types", "layer 0 imports ig_jax.types of layer 0"),
-    ("ig_jax/build.py", "import ig_jax", "imports ig_jax as a whole"),
-    ("ig_jax/build.py", "from ig_jax import *", "imports ig_jax.*, which is in no layer"),
-    ("ig_jax/build.py", "from ig_jax.extra import x", "imports ig_jax.extra.x, which is in no"),
-    ("ig_jax/extra.py", "", "put it in a layer"),
-    ("ig_jax/extra/deep/x.py", "", "put it in a layer"),
+    ("ig_jax/guidance.py", "def f():\n    from ig_jax import config", ":2: guidance imports"),
+    ("ig_jax/guidance.py", "if TYPE_CHECKING:\n    import ig_jax.cli", ":2: guidance imports"),
+    ("ig_jax/config/run_config.py", "from ig_jax import experiment", "config imports ig_jax.exp"),
+    ("ig_jax/types.py", "from ig_jax import errors", "types imports ig_jax.errors: only rooms"),
+    ("ig_jax/__init__.py", "import ig_jax.types", "__init__ imports ig_jax.types: only rooms"),
+    (PROGRAM, "from ig_jax.programs import evaluate", "imports the program ig_jax.programs.ev"),
+    (PROGRAM, "from ig_jax.programs.evaluate import run", "imports the program ig_jax.programs.ev"),
+    ("ig_jax/experiment.py", "import ig_jax", "imports ig_jax as a whole"),
+    ("ig_jax/experiment.py", "from ig_jax import *", "imports ig_jax.*, which is in no room"),
+    (
+        "ig_jax/experiment.py",
+        "from ig_jax.extra import x",
+        "imports ig_jax.extra.x, which",
+    ),
+    ("ig_jax/extra.py", "", "put it in a room"),
+    ("ig_jax/extra/deep/x.py", "", "put it in a room"),
 ]
 OTHER_OFFENDERS = [
-    (flags_outside_main, "ig_jax/run.py", "from absl import app, flags", "imports absl.flags"),
+    (flags_outside_main, "ig_jax/cli.py", "from absl import app, flags", "imports absl.flags"),
     (flags_outside_main, "configs/a.py", "import absl.flags as f", "imports absl.flags"),
-    (flags_outside_main, "ig_jax/run.py", "from ml_collections import config_flags", "only main"),
-    (config_dicts_below_the_config_layer, MODEL, "import ml_collections", "frozen dataclass"),
+    (flags_outside_main, "ig_jax/cli.py", "from ml_collections import config_flags", "only main"),
+    (config_dicts_before_the_config_room, MODEL, "import ml_collections", "frozen dataclass"),
     (
         tensorflow_or_torch,
         "tests/test_a.py",
@@ -275,7 +253,7 @@ OTHER_OFFENDERS = [
     (files_called_utils, "ig_jax/data/utils.py", "", "name it after what it holds"),
     (files_called_utils, "tests/test_utils.py", "", "name it after what it holds"),
     (folders_that_are_no_package, "ig_jax/data/digits.py", "", "ig_jax/data: add __init__.py"),
-    (modules_main_never_reaches, "ig_jax/models/dit.py", "import ig_jax.run", "or remove it"),
+    (modules_main_never_reaches, "ig_jax/models/dit.py", "import ig_jax.cli", "or remove it"),
 ]
 
 
@@ -287,6 +265,14 @@ def test_a_planted_offender_is_the_one_line_listed(tmp_path, rule, name, source,
     plant(tmp_path, LAWFUL | {name: source})
     (offence,) = rule(tmp_path)
     assert expected in offence
+
+
+def test_a_thirteenth_file_at_the_root_is_one_too_many(tmp_path):
+    names = [f"ig_jax/module_{n}.py" for n in range(12)]
+    plant(tmp_path, dict.fromkeys(names, ""))
+    assert crowded_root(tmp_path) == []
+    plant(tmp_path, {"ig_jax/__init__.py": ""})
+    assert crowded_root(tmp_path) == ["ig_jax/ holds 13 files: at most 12, use a room"]
 
 
 def test_a_name_that_only_begins_like_a_banned_one_is_allowed(tmp_path):

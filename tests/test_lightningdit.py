@@ -8,7 +8,7 @@ import lively
 import numpy as np
 import pytest
 
-from ig_jax import tree
+from ig_jax import pytree
 from ig_jax.models import layers
 from ig_jax.models.lightningdit import SIZES, LightningDiT, LightningDiTSettings
 from ig_jax.models.transformer import Transformer
@@ -42,7 +42,7 @@ def test_every_published_size_has_a_gated_mlp_of_two_thirds_and_all_parameters(s
     block = 4 * d * d + 4 * d + 3 * d * hidden + 2 * hidden + d + 6 * d * (d + 1) + 2 * d
     head = 2 * d * (d + 1) + features * (d + 1) + d
     rest = features * d + d + 256 * d + d + d * d + d + 1001 * d + (16 // patch) ** 2 * d
-    assert tree.count(shapes) == depth * block + 2 * head + rest
+    assert pytree.count(shapes) == depth * block + 2 * head + rest
 
 
 def test_the_final_head_starts_at_zero_and_the_early_one_does_not():

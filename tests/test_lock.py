@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 import pytest
 import tiny
 
-from ig_jax import lock
 from ig_jax.errors import UserError
-from ig_jax.lock import Owner
+from ig_jax.parallel import lock
+from ig_jax.parallel.lock import Owner
 
 # Starts three processes that try to lock a folder together, say what came of it, and stay.
 CONTENDERS = """
@@ -294,11 +294,11 @@ def test_threads_of_a_process_keep_each_other_out(tmp_path):
 def test_when_process_0_is_refused_the_others_hear_of_it(tmp_path, monkeypatch):
     """What the others do is here done by a process that says it is number 1."""
     monkeypatch.setattr(lock.jax, "process_index", lambda: 1)
-    monkeypatch.setattr(lock.sharding, "first_says", lambda answer: True)
+    monkeypatch.setattr(lock, "from_process_0", lambda answer: True)
     with pytest.raises(UserError, match="process 0 cannot lock it, and says why"):
         with lock.held(tmp_path):
             pass
-    monkeypatch.setattr(lock.sharding, "first_says", lambda answer: False)
+    monkeypatch.setattr(lock, "from_process_0", lambda answer: False)
     with lock.held(tmp_path) as held:
         held.require()
     assert os.listdir(tmp_path) == []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ig_jax import optim, tree
+from ig_jax import optim, pytree
 from ig_jax.models import embed
 from ig_jax.models.sit import SIZES, SiT, SiTSettings
 
@@ -63,7 +63,7 @@ def test_every_size_and_patch_has_the_parameters_that_its_layers_add_up_to(size,
     block = 3 * d * (d + 1) + d * (d + 1) + 4 * d * (d + 1) + d * (4 * d + 1) + 6 * d * (d + 1)
     head = 2 * d * (d + 1) + pixels * (d + 1)
     embedders = tokens * d + d * (pixels + 1) + d * (256 + 1) + d * (d + 1) + 1001 * d
-    assert tree.count(abstract(net)) == depth * block + 2 * head + embedders
+    assert pytree.count(abstract(net)) == depth * block + 2 * head + embedders
     heads = abstract(net)["blocks"]["attn"]["qkv"]["kernel"].shape[-2:]
     assert heads == {"S": (6, 64), "B": (12, 64), "L": (16, 64), "XL": (16, 72)}[size]
     out = outputs(net, batch=2, taps=())
@@ -75,9 +75,9 @@ def test_every_size_and_patch_has_the_parameters_that_its_layers_add_up_to(size,
     [("XL", 677_786_144, 677_491_232), ("B", 131_693_600, 131_496_992)],
 )
 def test_published_sizes_have_the_published_numbers_of_parameters(size, everything, trained):
-    leaves = tree.flatten(abstract(published(size, 2)))
-    assert tree.count(leaves) == everything
-    assert tree.count({p: v for p, v in leaves.items() if not optim.is_fixed(p)}) == trained
+    leaves = pytree.flatten(abstract(published(size, 2)))
+    assert pytree.count(leaves) == everything
+    assert pytree.count({p: v for p, v in leaves.items() if not optim.is_fixed(p)}) == trained
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ ONES = ["blocks.attn.q_norm.scale", "blocks.attn.k_norm.scale"]
 
 @pytest.mark.parametrize("name, fans", FANS.items())
 def test_matrices_start_xavier_uniform(name, fans, initial):
-    values = np.asarray(tree.flatten(initial)[name], np.float64).ravel()
+    values = np.asarray(pytree.flatten(initial)[name], np.float64).ravel()
     bound = np.sqrt(6 / sum(fans))
     assert 0.99 * bound < np.abs(values).max() <= bound * (1 + 1e-6)
     # Five standard errors of the spread of a uniform, and of its mean.
@@ -150,7 +150,7 @@ def test_matrices_start_xavier_uniform(name, fans, initial):
 
 @pytest.mark.parametrize("name", NORMAL)
 def test_embeddings_start_normal_with_spread_002(name, initial):
-    values = np.asarray(tree.flatten(initial)[name], np.float64).ravel() / 0.02
+    values = np.asarray(pytree.flatten(initial)[name], np.float64).ravel() / 0.02
     n = len(values)
     # Five standard errors of three moments: a truncated or a uniform draw fails.
     for power, (moment, variance) in {1: (0, 1), 2: (1, 2), 4: (3, 96)}.items():
@@ -158,7 +158,7 @@ def test_embeddings_start_normal_with_spread_002(name, initial):
 
 
 def test_everything_else_starts_at_zero_but_norm_scales_and_the_position_table(initial):
-    leaves = tree.flatten(initial)
+    leaves = pytree.flatten(initial)
     rest = {name: leaf for name, leaf in leaves.items() if name not in [*FANS, *NORMAL, *ONES]}
     np.testing.assert_array_equal(rest.pop("pos_embed"), embed.position_table(2, 64))
     assert {name for name, leaf in rest.items() if np.any(leaf)} == set()
@@ -167,9 +167,9 @@ def test_everything_else_starts_at_zero_but_norm_scales_and_the_position_table(i
 
 
 def test_every_block_and_every_key_draws_its_own_matrices(initial):
-    other = tree.flatten(initialise(jax.random.key(1)))
+    other = pytree.flatten(initialise(jax.random.key(1)))
     for name in [*FANS, *NORMAL]:
-        values = tree.flatten(initial)[name]
+        values = pytree.flatten(initial)[name]
         assert not np.any(values == other[name]), name
         if name.startswith("blocks"):
             assert not np.any(values[0] == values[1]), name

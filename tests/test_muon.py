@@ -20,10 +20,11 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ig_jax import compatible, optim, tree
+from ig_jax import optim, pytree
+from ig_jax.checkpoint import compatibility
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SIZES
-from ig_jax.optim import leaves
+from ig_jax.optim import matrix_axes
 from ig_jax.optim.muon import newton_schulz, newton_schulz_flops
 
 TESTS = Path(__file__).resolve().parent
@@ -72,12 +73,12 @@ def groups(params) -> dict[str, list[str]]:
     held = {
         group: [
             path
-            for path, leaf in tree.flatten(optax.tree.get(state, field)).items()
+            for path, leaf in pytree.flatten(optax.tree.get(state, field)).items()
             if isinstance(leaf, jax.Array)
         ]
         for group, field in (("muon", "momentum"), ("adamw", "mu"))
     }
-    rest = set(tree.flatten(params)) - set(held["muon"]) - set(held["adamw"])
+    rest = set(pytree.flatten(params)) - set(held["muon"]) - set(held["adamw"])
     return {**held, "fixed": sorted(rest)}
 
 
@@ -135,7 +136,7 @@ def test_matrices_go_to_muon_vectors_to_adamw_the_table_to_neither(net, mlp, nor
     ],
 )
 def test_a_leaf_is_the_matrix_that_it_is_published_as(path, shape, rows, cols, published):
-    matrix = leaves.matrix_of(path, shape)
+    matrix = matrix_axes.matrix_of(path, shape)
     depth = (3,) if path.startswith("blocks.") else ()
     assert (matrix.batch, matrix.rows, matrix.cols) == (depth, rows, cols)
     assert matrix.published == published
@@ -153,7 +154,7 @@ def test_a_leaf_is_the_matrix_that_it_is_published_as(path, shape, rows, cols, p
     ],
 )
 def test_a_stacked_vector_and_a_table_are_no_matrices(path, shape):
-    assert leaves.matrix_of(path, shape) is None
+    assert matrix_axes.matrix_of(path, shape) is None
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_a_stacked_vector_and_a_table_are_no_matrices(path, shape):
 )
 def test_a_matrix_with_an_unexpected_number_of_axes_is_refused_by_name(path, shape):
     with pytest.raises(ValueError, match=rf"{path} has shape \({shape[0]}, .* add what it is to"):
-        leaves.matrix_of(path, shape)
+        matrix_axes.matrix_of(path, shape)
 
 
 # The iteration.
@@ -271,7 +272,7 @@ def test_a_stack_moves_as_its_slices_do_one_by_one():
     optimizer = optim.muon(settings(clip_norm=0.0), 10)  # clipping would see all slices together
 
     def update(params):
-        return tree.flatten(optimizer.update(params, optimizer.init(params), params)[0])
+        return pytree.flatten(optimizer.update(params, optimizer.init(params), params)[0])
 
     stacked = update({"blocks": stack})
     for i, (name, piece) in enumerate(slices.items()):
@@ -312,12 +313,14 @@ def test_a_run_from_before_vectors_could_decay_goes_on_where_they_do_not():
     def mismatches(new: float, sections: tuple[str, ...]) -> list[str]:
         old = {"optim": {"name": "muon", "weight_decay": 0.01}}
         now = {"optim": {**old["optim"], "vector_weight_decay": new}}
-        return compatible.mismatches(old, now, sections)
+        return compatibility.mismatches(old, now, sections)
 
-    assert mismatches(0.0, compatible.CONTINUES) == []
-    [told] = mismatches(0.1, compatible.CONTINUES)
+    assert mismatches(0.0, compatibility.CONTINUES) == []
+    [told] = mismatches(0.1, compatibility.CONTINUES)
     assert told == "optim.vector_weight_decay: 0.0 there, 0.1 here"
-    assert mismatches(0.1, compatible.UPDATES) == []  # it changes the step, not an imported state
+    assert (
+        mismatches(0.1, compatibility.UPDATES) == []
+    )  # it changes the step, not an imported state
 
 
 def test_the_table_gets_no_update_whatever_its_gradient_and_the_weight_decay():

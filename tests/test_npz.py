@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ig_jax.errors import UserError
-from ig_jax.formats import npz
+from ig_jax.io import npz
 
 PICTURES = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
 

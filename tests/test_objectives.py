@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from vectors import quick_jit
 
-from ig_jax import train
 from ig_jax.diffusion.flow import Flow
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.acceleration import AcceleratedFlow
-from ig_jax.objectives.base import Draws, Objective, Pass, mean_by_time, sum_by_time
+from ig_jax.objectives.base import Draws, NoisedBatch, Objective
+from ig_jax.objectives.metrics import mean_by_time, sum_by_time
+from ig_jax.training.step import Noised, gradients
 from ig_jax.types import NetOutput
 
 LINEAR = Flow("linear", "uniform")
@@ -187,7 +188,7 @@ def test_training_settles_where_the_final_output_is_an_extrapolation_from_the_re
         pred, target = (jnp.full((1, 1, 1, 1), x) for x in (final, v))
         out = NetOutput(pred=pred, heads={1: jnp.full_like(pred, early)}, features={})
         fixed = {"x0": target, "noise": target, "t": jnp.ones(1), "x_t": target}
-        return term(Pass(**fixed, y=jnp.zeros(1, jnp.int32), target=target, out=out))[0]
+        return term(NoisedBatch(**fixed, y=jnp.zeros(1, jnp.int32), target=target, out=out))[0]
 
     step = quick_jit(lambda final: final - 0.1 * jax.grad(loss)(final))
     final = jnp.float64(0.0)
@@ -232,7 +233,7 @@ def test_the_named_readout_is_the_one_that_biases():
     target = jnp.zeros(SHAPE)
     out = NetOutput(pred=target, heads={1: target + 1.0, 2: target + 3.0}, features={})
     fixed = {"x0": target, "noise": target, "t": jnp.ones(B), "x_t": target}
-    p = Pass(**fixed, y=jnp.zeros(B, jnp.int32), target=target, out=out)
+    p = NoisedBatch(**fixed, y=jnp.zeros(B, jnp.int32), target=target, out=out)
     for readout, bias in ((1, 1.0), (2, 3.0)):
         found = AcceleratedFlow(1.0, 0.5, "network", readout)(p)
         np.testing.assert_allclose(found, (0.5 * bias) ** 2)
@@ -244,7 +245,7 @@ def test_the_named_readout_is_the_one_that_biases():
 def cosine(pred, target) -> np.ndarray:
     out = NetOutput(pred=pred, heads={}, features={})
     fixed = {"x0": target, "noise": target, "t": jnp.ones(len(pred)), "x_t": target}
-    p = Pass(**fixed, y=jnp.zeros(len(pred), jnp.int32), target=target, out=out)
+    p = NoisedBatch(**fixed, y=jnp.zeros(len(pred), jnp.int32), target=target, out=out)
     return np.asarray(TERMS["cosine"](weight=1.0)(p))
 
 
@@ -274,7 +275,7 @@ def test_the_gradient_of_the_direction_is_finite_at_a_prediction_of_zero():
     def loss(pred):
         out = NetOutput(pred=pred, heads={}, features={})
         fixed = {"x0": target, "noise": target, "t": jnp.ones(B), "x_t": target}
-        p = Pass(**fixed, y=jnp.zeros(B, jnp.int32), target=target, out=out)
+        p = NoisedBatch(**fixed, y=jnp.zeros(B, jnp.int32), target=target, out=out)
         return jnp.mean(TERMS["cosine"](weight=1.0)(p))
 
     gradient = jax.grad(loss)(zero)
@@ -328,9 +329,7 @@ def test_means_by_time_weigh_every_example_alike_and_leave_out_empty_buckets():
 def test_a_batch_in_parts_has_the_same_sums_by_time_up_to_the_number_of_parts():
     params = parameters(2)
     whole, halves = (
-        train.gradients(
-            params, train.Noised(*batch()), objective=objective(**TWO_TERMS), parts=parts
-        )[1]
+        gradients(params, Noised(*batch()), objective=objective(**TWO_TERMS), parts=parts)[1]
         for parts in (1, 2)
     )
     assert set(whole) == set(halves)

@@ -13,11 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-from ig_jax import ema, optim, train
+from ig_jax import optim
 from ig_jax.diffusion.flow import Flow
 from ig_jax.objectives import FlowMatching, InternalGuidance
 from ig_jax.objectives.base import Objective
-from ig_jax.optim import SCHEDULES, AdamWSettings
+from ig_jax.optim import SCHEDULES, AdamWSettings, ema
+from ig_jax.training.step import Noised, gradients
 from ig_jax.types import NetOutput
 
 SETTINGS = AdamWSettings(
@@ -215,9 +216,9 @@ def test_a_batch_in_parts_has_the_gradient_and_the_losses_of_the_whole(parts):
     params = {"w": jnp.float32(0.7), "labels": jnp.array([0.1, -0.2, 0.3, 0.4])}
     x0 = jax.random.normal(jax.random.key(0), (8, 2, 2, 1))
     labels = jnp.arange(8) % 3
-    batch = train.Noised(x0, labels, objective.draw(jax.random.key(1), x0))
+    batch = Noised(x0, labels, objective.draw(jax.random.key(1), x0))
     whole, pieces = (
-        jax.jit(functools.partial(train.gradients, objective=objective, parts=n))(params, batch)
+        jax.jit(functools.partial(gradients, objective=objective, parts=n))(params, batch)
         for n in (1, parts)
     )
     terms = ("flow", "internal_guidance")

@@ -18,10 +18,10 @@ from test_import_state import adamw_state, drawn, published_order, squares, tens
 from test_npz import adm_blocks
 from test_torch_file import write
 
-from ig_jax.data import tfds_files
-from ig_jax.formats import torch_writer
-from ig_jax.interop import names
-from ig_jax.metrics import reference
+from ig_jax.data.tfds import format as tfds_format
+from ig_jax.interop import parameter_names
+from ig_jax.io.torch import writer as torch_writer
+from ig_jax.metrics import reference_statistics
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SiT, SiTSettings
@@ -127,11 +127,11 @@ def plant_tfds(folder: Path) -> None:
             Image.fromarray(pixels).save(content, "JPEG")
             content.seek(0)
             rows.append({"image": content, "label": i % CLASSES, "file_name": f"{shard}{i}.JPEG"})
-        file = folder / tfds_files.shard_name("imagenet2012", "train", shard, 2)
-        tfds_files.write_shard(file, rows, kinds)
+        file = folder / tfds_format.shard_name("imagenet2012", "train", shard, 2)
+        tfds_format.write_shard(file, rows, kinds)
     about = {"name": "imagenet2012", "split": "train", "description": "noise"}
     counts = {"shard_lengths": [4, 5], "num_bytes": 0}
-    tfds_files.write_metadata(folder, features=kinds, **about, **counts)
+    tfds_format.write_metadata(folder, features=kinds, **about, **counts)
 
 
 def plant_networks(root: Path) -> None:
@@ -146,11 +146,11 @@ def plant_networks(root: Path) -> None:
         "lightningdit-xl-imagenet256-800ep.pt": LightningDiT(lightningdit, 2, 32, CLASSES),
     }
     for name, net in files.items():
-        state = names.to_published(lively.parameters(net))
+        state = parameter_names.to_published(lively.parameters(net))
         if isinstance(net, LightningDiT):
-            state |= names.rotary_tables(2, 8)
+            state |= parameter_names.rotary_tables(2, 8)
         torch_writer.save(root / "weights" / name, state)
-    state = names.to_published(lively.parameters(SiT(sit, 4, 4, CLASSES)))
+    state = parameter_names.to_published(lively.parameters(SiT(sit, 4, 4, CLASSES)))
     raw = published_order(state, "ig_sit_b2")
     first = drawn(raw, 1, 1e-3)
     opt = adamw_state(raw, first, squares(first), ADAMW)
@@ -217,7 +217,7 @@ def test_samples_are_judged_as_the_page_says(imagenet, place):
     assert drawn["rounding"] == "255 (x + 1) / 2, cut" and drawn["an_image"]["evaluations"] == 3
     assert drawn["reference"]["pictures_of_precision_and_recall"] == 12
     assert drawn["features"] == given["features"]
-    made = reference.read(place / "data" / "reference" / "reference.npz", "")
+    made = reference_statistics.read(place / "data" / "reference" / "reference.npz", "")
     assert made.space == drawn["features"]["weights_sha256"]
     assert made.pool.mean.shape == (2048,) and made.spatial.covariance.shape == (2023, 2023)
     assert made.rows.shape == (8, 2048)

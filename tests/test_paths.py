@@ -8,8 +8,10 @@ import jax
 import pytest
 import tiny
 
-from ig_jax import config, paths, run
+from ig_jax import cli
+from ig_jax.config import run_config
 from ig_jax.errors import UserError
+from ig_jax.io import paths
 
 # Every path of a config, with a section in which it is one.
 IN_CONFIGS = {
@@ -23,7 +25,7 @@ IN_CONFIGS = {
 }
 
 
-def parse(field: str, path: str) -> config.Config:
+def parse(field: str, path: str) -> run_config.Config:
     """A config with this path, on made-up latents that any codec reads."""
     changes = {field: path}
     parent, _, _ = field.rpartition(".")
@@ -33,10 +35,10 @@ def parse(field: str, path: str) -> config.Config:
         changes = {"data.source": source | {"size": 16}, parent: IN_CONFIGS[field], **changes}
     elif IN_CONFIGS[field] is not None:
         changes = {parent: IN_CONFIGS[field], **changes}
-    return config.parse(tiny.settings(changes), jax.device_count())
+    return run_config.parse(tiny.settings(changes), jax.device_count())
 
 
-def value(parsed: config.Config, field: str) -> str:
+def value(parsed: run_config.Config, field: str) -> str:
     for name in field.split("."):
         parsed = getattr(parsed, name)
     return parsed
@@ -108,22 +110,22 @@ def test_a_workdir_is_expanded_and_a_url_refused_before_anything_is_made(tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr(run, "_train", lambda exp, workdir: seen.append(workdir))
-    run.run(tiny.settings(), workdir="~/runs/x")
+    monkeypatch.setattr(cli, "_train", lambda exp, workdir: seen.append(workdir))
+    cli.run(tiny.settings(), workdir="~/runs/x")
     assert seen == [tmp_path / "home" / "runs" / "x"]
-    for mode in run.MODES:
+    for mode in cli.MODES:
         with pytest.raises(UserError, match="--workdir = 'gs://b/run1': is a URL"):
-            run.run(tiny.settings(), workdir="gs://b/run1", mode=mode)
+            cli.run(tiny.settings(), workdir="gs://b/run1", mode=mode)
     with pytest.raises(UserError, match="--checkpoint = 's3://b/x.pt': is a URL"):
-        run.import_("s3://b/x.pt", "runs/x", {})
+        cli.import_("s3://b/x.pt", "runs/x", {})
     with pytest.raises(UserError, match="--output = 'gs://b/x.safetensors': is a URL"):
-        run.export("runs/x", "gs://b/x.safetensors", "ema")
+        cli.export("runs/x", "gs://b/x.safetensors", "ema")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_mode_is_refused_with_the_nearest_one(tmp_path):
     with pytest.raises(UserError, match="mode = 'smaple': no such mode; did you mean 'sample'"):
-        run.run(tiny.settings(), workdir=str(tmp_path), mode="smaple")
+        cli.run(tiny.settings(), workdir=str(tmp_path), mode="smaple")
     with pytest.raises(UserError, match="mode = 'x': no such mode; known: demo, evaluate, "):
-        run.run(tiny.settings(), workdir=str(tmp_path), mode="x")
+        cli.run(tiny.settings(), workdir=str(tmp_path), mode="x")
     assert list(tmp_path.iterdir()) == []

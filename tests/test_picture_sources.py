@@ -15,10 +15,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sources import refuses, use
 
-from ig_jax.data import crop, tfds_files
+from ig_jax.data import crop
 from ig_jax.data.crop import center_crop
-from ig_jax.data.image_folder import ImageFolder
-from ig_jax.data.tfds_images import TfdsImages
+from ig_jax.data.sources.image_folder import ImageFolder
+from ig_jax.data.sources.tfds_images import TfdsImages
+from ig_jax.data.tfds import format as tfds_format
 from ig_jax.errors import BadExample, UserError
 from ig_jax.types import Source
 
@@ -319,7 +320,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_bad_picture(monkeypatch):
 
 LABEL = tfds.features.ClassLabel(num_classes=10)
 IMAGENET = {"image": tfds.features.Image(), "label": LABEL, "file_name": tfds.features.Text()}
-SHARD = tfds_files.shard_name("imagenet", "validation", 0, 1)
+SHARD = tfds_format.shard_name("imagenet", "validation", 0, 1)
 
 
 def write_tfds(folder, images=None, labels=LABELS, features=IMAGENET):
@@ -331,10 +332,10 @@ def write_tfds(folder, images=None, labels=LABELS, features=IMAGENET):
     ]
     connector = tfds.features.FeaturesDict(features)
     rows = [{name: row[name] for name in features} for row in rows]
-    tfds_files.write_shard(folder / SHARD, rows, connector)
+    tfds_format.write_shard(folder / SHARD, rows, connector)
     texts = dict(name="imagenet", split="validation", description="")
     numbers = dict(shard_lengths=[5], num_bytes=0)
-    tfds_files.write_metadata(folder, features=connector, **texts, **numbers)
+    tfds_format.write_metadata(folder, features=connector, **texts, **numbers)
     return folder
 
 

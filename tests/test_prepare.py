@@ -23,16 +23,18 @@ from PIL import Image
 from safetensors import safe_open
 
 from configs import imagenet
-from ig_jax import build, config, prepare, prng, run
+from ig_jax import cli, experiment, prng
 from ig_jax.codecs.autoencoders import SdVae, VaVae
-from ig_jax.data import record
-from ig_jax.data.array_record import ArrayRecord
-from ig_jax.data.image_folder import ImageFolder
-from ig_jax.data.npy_folder import NpyFolder
-from ig_jax.data.safetensors_shards import SafetensorsShards
-from ig_jax.data.write import LAYOUTS
+from ig_jax.config import run_config
+from ig_jax.data import provenance
+from ig_jax.data.latent_writers import LAYOUTS
+from ig_jax.data.sources.array_record import ArrayRecord
+from ig_jax.data.sources.image_folder import ImageFolder
+from ig_jax.data.sources.npy_folder import NpyFolder
+from ig_jax.data.sources.safetensors_shards import SafetensorsShards
 from ig_jax.errors import UserError
-from ig_jax.formats import torch_file
+from ig_jax.io.torch import file as torch_file
+from ig_jax.programs import prepare
 
 SIDE, CLASSES, EACH = 32, 3, 80
 KINDS = {"sd_vae": "sdvae_diffusers", "va_vae": "vavae_f16d32"}
@@ -93,7 +95,7 @@ def settings(codec, source, path, weights="", **preparing):
 
 
 def prepared(c, folder) -> Path:
-    run.run(c, workdir=str(folder), mode="prepare")
+    cli.run(c, workdir=str(folder), mode="prepare")
     return folder
 
 
@@ -129,7 +131,7 @@ def test_a_run_encodes_pictures_itself_where_they_are_its_source(
     c = settings(codec, "image_folder", pictures, weights[codec])
     if codec == "va_vae":
         c.data.codec.statistics = str(twins / "latents_stats.pt")
-    assert run.run(c, workdir=str(tmp_path)).finished
+    assert cli.run(c, workdir=str(tmp_path)).finished
 
 
 # What is stored.
@@ -195,7 +197,7 @@ def test_draws_depend_on_the_example_and_not_on_its_batch():
 def test_statistics_are_those_of_all_latents_and_of_no_twin(twins):
     stored = everything(ArrayRecord(str(twins), "train", CLASSES))["stored"].astype(np.float64)
     latents = stored[..., :32].reshape(-1, 32)
-    found, noted = torch_file.load(twins / "latents_stats.pt"), record.read(twins)
+    found, noted = torch_file.load(twins / "latents_stats.pt"), provenance.read(twins)
     for name, exact in (("mean", latents.mean(0)), ("std", latents.std(0, ddof=1))):
         np.testing.assert_allclose(getattr(noted, name), exact, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(found[name], exact.reshape(1, 32, 1, 1), rtol=1e-6, atol=1e-7)
@@ -212,7 +214,7 @@ def test_statistics_of_moments_count_the_variance_of_the_draws():
 
 
 def test_the_record_tells_what_made_the_latents(moments, weights):
-    noted = record.read(moments)
+    noted = provenance.read(moments)
     assert (noted.codec, noted.image_size, noted.crop) == ("sd_vae", SIDE, "center-crop-dhariwal")
     assert noted.input_range == (-1.0, 1.0) and noted.examples == CLASSES * EACH
     assert noted.autoencoder == hashlib.sha256(Path(weights["sd_vae"]).read_bytes()).hexdigest()
@@ -348,7 +350,7 @@ def test_damaged_settings_begin_anew_only_where_nothing_else_is_there(
     content, few, weights, tmp_path
 ):
     c = settings("sd_vae", "image_folder", few, weights["sd_vae"])
-    begun = prepare._Preparation(build.experiment(config.parse(c, 2)), tmp_path)
+    begun = prepare._Preparation(experiment.experiment(run_config.parse(c, 2)), tmp_path)
     begun.begin()
     whole = (tmp_path / "prepare.json").read_bytes()
     (tmp_path / "prepare.json").write_text(content)
@@ -376,7 +378,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(pictures, moments, weigh
         while not (folder / "parts" / "00001.json").exists() and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL and not (folder / record.FILE).exists():
+        if process.wait() == -signal.SIGKILL and not (folder / provenance.FILE).exists():
             break
     assert (folder / "parts").exists()
     subprocess.run(command, cwd=tiny.ROOT, check=True)
@@ -386,10 +388,10 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(pictures, moments, weigh
 def test_a_finished_preparation_is_left_as_it_is(moments, pictures, weights, capsys):
     before = contents(moments)
     c = settings("sd_vae", "image_folder", pictures, weights["sd_vae"])
-    assert run.run(c, workdir=str(moments), mode="prepare").examples == CLASSES * EACH
+    assert cli.run(c, workdir=str(moments), mode="prepare").examples == CLASSES * EACH
     assert "is prepared already" in capsys.readouterr().out and contents(moments) == before
     del c.data.source["fewer_classes"]  # configs of older runs lack it
-    assert run.run(c, workdir=str(moments), mode="prepare").examples == CLASSES * EACH
+    assert cli.run(c, workdir=str(moments), mode="prepare").examples == CLASSES * EACH
 
 
 def test_other_settings_and_other_files_in_the_folder_are_refused(
@@ -424,7 +426,7 @@ def test_a_corrupt_picture_stops_the_preparation_and_is_named(damaged, weights, 
     with pytest.raises(UserError, match="n0/p002.JPEG.*bad_examples=skip"):
         prepared(c, tmp_path / "latents")
     c.prepare.bad_examples = "skip"
-    assert record.read(prepared(c, tmp_path / "latents")).examples == 22
+    assert provenance.read(prepared(c, tmp_path / "latents")).examples == 22
 
 
 @pytest.mark.parametrize("layout", ["array_record", "npy_folder"])
@@ -433,7 +435,7 @@ def test_corrupt_pictures_are_left_out_and_listed_where_that_is_asked_for(
 ):
     asked = {"layout": layout, "bad_examples": "skip", "batch_size": 4, "examples_per_file": 5}
     c = settings("sd_vae", "image_folder", damaged, weights["sd_vae"], **asked)
-    made = run.run(c, workdir=str(tmp_path / "latents"), mode="prepare")
+    made = cli.run(c, workdir=str(tmp_path / "latents"), mode="prepare")
     assert made.examples == 22 and len(made.skipped) == 2
     told = capsys.readouterr().out
     for name, reason in zip(("n0/p002.JPEG", "n1/p003.png"), made.skipped, strict=True):
@@ -454,7 +456,7 @@ def test_corrupt_pictures_are_left_out_and_listed_where_that_is_asked_for(
 
 def test_a_codec_without_latents_is_refused(tmp_path):
     with pytest.raises(UserError, match="data.codec.name = 'identity': makes no latents"):
-        run.run(tiny.settings(), workdir=str(tmp_path), mode="prepare")
+        cli.run(tiny.settings(), workdir=str(tmp_path), mode="prepare")
 
 
 def test_pictures_without_an_autoencoder_are_refused(pictures, tmp_path):
@@ -468,7 +470,7 @@ def test_pictures_without_an_autoencoder_are_refused(pictures, tmp_path):
 
 
 def parsed(c):
-    return config.parse(c, jax.device_count())
+    return run_config.parse(c, jax.device_count())
 
 
 @pytest.mark.parametrize("codec", ["va_vae", "as_stored", "identity"])
@@ -482,10 +484,10 @@ def test_training_refuses_latents_of_another_codec(codec, moments):
 
 
 def test_training_refuses_statistics_of_other_latents(twins, tmp_path):
-    from ig_jax.formats import torch_writer
+    from ig_jax.io.torch import writer as torch_writer
 
     c = settings("va_vae", "array_record", twins)
-    noted = record.read(twins)
+    noted = provenance.read(twins)
     mean, std = np.array(noted.mean), np.array(noted.std)
     cases = {"near": (mean + 0.1 * std, std * 1.1), "scale": (0 * mean, 0 * mean + 1 / 0.18215)}
     cases["shift"] = (mean + np.eye(32)[5] * 0.3 * std, std)
@@ -503,11 +505,11 @@ def test_training_refuses_statistics_of_other_latents(twins, tmp_path):
 def test_training_refuses_another_input_range_and_a_broken_record(moments, tmp_path):
     folder = tmp_path / "latents"
     shutil.copytree(moments, folder)
-    noted = json.loads((folder / record.FILE).read_text())
-    (folder / record.FILE).write_text(json.dumps(noted | {"input_range": [0.0, 1.0]}))
+    noted = json.loads((folder / provenance.FILE).read_text())
+    (folder / provenance.FILE).write_text(json.dumps(noted | {"input_range": [0.0, 1.0]}))
     with pytest.raises(UserError, match=r"saw pixels in \[0.0, 1.0\], but 'sd_vae' means"):
         parsed(settings("sd_vae", "array_record", folder))
-    (folder / record.FILE).write_text("{")
+    (folder / provenance.FILE).write_text("{")
     with pytest.raises(UserError, match="ig_jax.json: is cut off or no record"):
         parsed(settings("sd_vae", "array_record", folder))
 

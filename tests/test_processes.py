@@ -11,9 +11,12 @@ import pytest
 import tiny
 from PIL import Image
 
-from ig_jax import evaluate, logs, sample, sharding, train
-from ig_jax.checkpoint import Checkpoints
+from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.data import loader
+from ig_jax.monitoring import metric_writer
+from ig_jax.parallel.mesh import local_rows, make_mesh
+from ig_jax.programs import evaluate, sample
+from ig_jax.training import trainer
 
 MOVED = 1e-5  # by the order in which four devices sum instead of two, after so many steps
 
@@ -37,12 +40,12 @@ def seen(folder):
 
 
 def losses(workdir) -> np.ndarray:
-    lines = logs.read_metrics(workdir)
+    lines = metric_writer.read_metrics(workdir)
     return np.array([[m["step"], m["loss"], m["grad_norm"]] for m in lines])
 
 
 def test_metrics_tell_of_every_process(folder):
-    for line in logs.read_metrics(folder / "run")[:2]:
+    for line in metric_writer.read_metrics(folder / "run")[:2]:
         for process in (0, 1):
             assert line[f"memory_gib/process_{process}"] > 0
             assert 0 <= line[f"seconds/data/process_{process}"] < line["seconds/step"] + 1
@@ -88,7 +91,7 @@ def test_when_one_process_is_killed_the_other_ends_soon_and_says_why(seen):
 def alone(seen, tmp_path_factory):
     """One process that was left alone, to the same step."""
     workdir = tmp_path_factory.mktemp("alone")
-    return workdir, train.run(tiny.experiment({"train.steps": seen["end"]}), workdir)
+    return workdir, trainer.run(tiny.experiment({"train.steps": seen["end"]}), workdir)
 
 
 def test_two_processes_killed_stopped_and_gone_on_as_one_have_the_losses_of_one(
@@ -129,5 +132,5 @@ def test_the_order_of_the_data_goes_on_whoever_reads_it(folder, seen):
 
 
 def test_rows_of_this_process_are_all_of_them_where_it_is_alone():
-    mesh = sharding.make_mesh()
-    np.testing.assert_array_equal(sharding.rows_here(mesh, 6), np.arange(6))
+    mesh = make_mesh()
+    np.testing.assert_array_equal(local_rows(mesh, 6), np.arange(6))

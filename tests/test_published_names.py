@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import load_file
 from vectors import golden_file
 
-from ig_jax import tree
-from ig_jax.interop import names
-from ig_jax.interop.recognise import recognise
-from ig_jax.interop.told import Told
+from ig_jax import pytree
+from ig_jax.interop import parameter_names
+from ig_jax.interop.declared import Declared
+from ig_jax.interop.detect import detect
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SIZES, SiT, SiTSettings
@@ -117,7 +117,7 @@ def their_layout(ours: str, array: np.ndarray) -> np.ndarray:
 
 def published(params) -> dict[str, np.ndarray]:
     state = {}
-    for path, leaf in tree.flatten(params).items():
+    for path, leaf in pytree.flatten(params).items():
         if not path.startswith("blocks."):
             state[their_name(path)] = their_layout(path, leaf)
             continue
@@ -148,9 +148,12 @@ def state():
 
 
 def test_a_published_state_dict_becomes_our_parameters_value_by_value(state):
-    expected, params = tree.flatten(random_like(SMALL)), names.from_published(state, SMALL)
+    expected, params = (
+        pytree.flatten(random_like(SMALL)),
+        parameter_names.from_published(state, SMALL),
+    )
     assert shapes(params) == shapes(SMALL)
-    for path, leaf in tree.flatten(params).items():
+    for path, leaf in pytree.flatten(params).items():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
@@ -203,13 +206,13 @@ def test_full_size_models_have_exactly_the_published_names_and_shapes(file):
         name: weightless(s) if name.startswith("blocks.") else np.zeros(s, np.float32)
         for name, s in entry_shapes(file).items()
     }
-    if names.DERIVED[0] in state:
-        state |= names.rotary_tables(16, 72)
+    if parameter_names.DERIVED[0] in state:
+        state |= parameter_names.rotary_tables(16, 72)
     told, expected = FILES[file][0], kept_shapes(file)
-    kept = recognise(state, Told(**told)).state
+    kept = detect(state, Declared(**told)).state
     assert {n: a.shape for n, a in kept.items() if not n.startswith("feat_rope.")} == expected
     empty = jax.tree.map(lambda leaf: weightless(leaf.shape), full_size(file))
-    for back in (published(empty), names.to_published(empty)):
+    for back in (published(empty), parameter_names.to_published(empty)):
         assert {name: array.shape for name, array in back.items()} == expected
 
 
@@ -220,15 +223,15 @@ def test_published_names_fill_the_parameters_of_blocks_of_full_width(file):
     beyond = tuple(f"blocks.{i}." for i in range(depth, 28))
     theirs = {n: s for n, s in kept_shapes(file).items() if not n.startswith(beyond)}
     ours = full_size(file, depth)
-    filled = names.from_published({n: weightless(s) for n, s in theirs.items()}, ours)
+    filled = parameter_names.from_published({n: weightless(s) for n, s in theirs.items()}, ours)
     assert shapes(filled) == shapes(ours)
 
 
 def test_a_gated_mlp_becomes_ours_value_by_value():
     small = make_lightningdit(3, 16, 2, side=4, channels=4, classes=5)
-    expected = tree.flatten(random_like(small))
-    params = names.from_published(published(random_like(small)), small)
-    for path, leaf in tree.flatten(params).items():
+    expected = pytree.flatten(random_like(small))
+    params = parameter_names.from_published(published(random_like(small)), small)
+    for path, leaf in pytree.flatten(params).items():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
@@ -236,25 +239,25 @@ def test_a_gated_mlp_becomes_ours_value_by_value():
 def test_a_missing_name_is_told(state, name):
     del state[name]
     with pytest.raises(ValueError, match=f"the state dict lacks '{name}'"):
-        names.from_published(state, SMALL)
+        parameter_names.from_published(state, SMALL)
 
 
 def test_names_left_over_are_told_together(state):
     state |= {"blocks.3.attn.qkv.bias": np.zeros(3), "final_layer_extra.weight": np.zeros(3)}
     with pytest.raises(ValueError, match="lacks: blocks.3.attn.qkv.bias, final_layer_extra.weight"):
-        names.from_published(state, SMALL)
+        parameter_names.from_published(state, SMALL)
 
 
 @pytest.mark.parametrize("name", ["blocks.2.attn.proj.bias", "x_embedder.proj.bias"])
 def test_a_name_of_the_wrong_size_is_told_with_both_sizes(state, name):
     state[name] = np.zeros(13)
     with pytest.raises(ValueError, match=rf"'{name}' has 13 values, shape \(13,\).* 12"):
-        names.from_published(state, SMALL)
+        parameter_names.from_published(state, SMALL)
 
 
 def test_a_parameter_of_ours_that_nothing_published_has_is_told(state):
     with pytest.raises(ValueError, match="'rope.table' has no published counterpart"):
-        names.from_published(state, {**SMALL, "rope": {"table": np.zeros(3)}})
+        parameter_names.from_published(state, {**SMALL, "rope": {"table": np.zeros(3)}})
 
 
 @pytest.mark.parametrize(
@@ -262,22 +265,22 @@ def test_a_parameter_of_ours_that_nothing_published_has_is_told(state):
 )
 def test_parameters_survive_the_way_there_and_back_bit_for_bit(like):
     params = random_like(like)
-    state = names.to_published(params)
+    state = parameter_names.to_published(params)
     expected = published(params)
     assert list(state) and set(state) == set(expected)
     for name, array in state.items():
         assert array.flags["C_CONTIGUOUS"], name
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
-    back = names.from_published(state, like)
-    for path, leaf in tree.flatten(back).items():
-        np.testing.assert_array_equal(leaf, tree.flatten(params)[path], err_msg=path)
+    back = parameter_names.from_published(state, like)
+    for path, leaf in pytree.flatten(back).items():
+        np.testing.assert_array_equal(leaf, pytree.flatten(params)[path], err_msg=path)
 
 
 def test_all_that_is_wrong_with_a_state_dict_is_told_at_once(state):
     del state["pos_embed"], state["blocks.1.mlp.fc1.weight"]
     state |= {"final_layer.linear.bias": np.zeros(13), "extra.weight": np.zeros(3)}
     with pytest.raises(ValueError) as error:
-        names.from_published(state, SMALL)
+        parameter_names.from_published(state, SMALL)
     for part in ("lacks 'pos_embed'", "fc1.weight'", "bias' has 13 values", "lacks: extra.weight"):
         assert part in str(error.value)
 
@@ -287,8 +290,8 @@ def test_all_that_is_wrong_with_a_state_dict_is_told_at_once(state):
 def test_rotary_tables_are_those_of_published_files(golden_dir, network):
     published = load_file(golden_file(golden_dir, f"lightningdit_forward_{network}.safetensors"))
     tokens, head_dim = published["feat_rope.freqs_cos"].shape
-    tables = names.rotary_tables(round(tokens**0.5), head_dim)
-    assert set(tables) == set(names.DERIVED)
+    tables = parameter_names.rotary_tables(round(tokens**0.5), head_dim)
+    assert set(tables) == set(parameter_names.DERIVED)
     for name, table in tables.items():
         np.testing.assert_allclose(table, published[name], rtol=0, atol=1e-6)
         assert table.dtype == np.float32

@@ -13,10 +13,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import digits
-from ig_jax import build, config, describe, drawing, sample, train
+from ig_jax import experiment
+from ig_jax.config import run_config
 from ig_jax.data import SOURCES
+from ig_jax.generation import batches, generator
 from ig_jax.objectives import TERMS
+from ig_jax.programs import dry_run
 from ig_jax.samplers import SAMPLERS
+from ig_jax.training import trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -85,7 +89,7 @@ def test_term_of_the_readme_trains(monkeypatch, tmp_path):
     monkeypatch.setitem(TERMS, "huber", example("Huber"))
     c = tiny()
     c.objective.terms.huber = ConfigDict({"weight": 0.1, "delta": 1.0})
-    train.run(build.experiment(config.parse(c, jax.device_count())), tmp_path)
+    trainer.run(experiment.experiment(run_config.parse(c, jax.device_count())), tmp_path)
     assert '"loss/huber"' in (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -93,10 +97,10 @@ def test_sampler_of_the_readme_samples(monkeypatch):
     monkeypatch.setitem(SAMPLERS, "midpoint", example("Midpoint"))
     c = tiny()
     c.sample.sampler = ConfigDict({"name": "midpoint", "num_steps": 3})
-    exp = build.experiment(config.parse(c, jax.device_count()))
-    assert "Midpoint, 3 steps, 10 network evaluations" in describe.describe(exp)
+    exp = experiment.experiment(run_config.parse(c, jax.device_count()))
+    assert "Midpoint, 3 steps, 10 network evaluations" in dry_run.describe(exp)
     params = jax.jit(exp.net.init)(jax.random.key(0))
-    [(_, images, _)] = sample.batches(drawing.Generator(exp), params, 0, np.arange(4))
+    [(_, images, _)] = batches.batches(generator.Generator(exp), params, 0, np.arange(4))
     assert images.shape == (4, 8, 8, 1)
 
 
@@ -107,9 +111,9 @@ def test_source_of_the_readme_trains(monkeypatch, tmp_path):
     monkeypatch.setitem(SOURCES, "npz", example("Npz"))
     c = tiny()
     c.data.source = ConfigDict({"name": "npz", "path": str(tmp_path / "pictures.npz")})
-    exp = build.experiment(config.parse(c, jax.device_count()))
+    exp = experiment.experiment(run_config.parse(c, jax.device_count()))
     assert exp.net.latent_shape == (4, 4, 3) and exp.num_classes == 3
-    assert train.run(exp, tmp_path / "run").finished
+    assert trainer.run(exp, tmp_path / "run").finished
 
 
 def test_files_the_readme_links_to_exist():

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from ig_jax.data import record
+from ig_jax.data import provenance
 from ig_jax.errors import UserError
 
-RECORD = record.Record(
+RECORD = provenance.Record(
     codec="sd_vae",
     autoencoder="0f" * 32,
     image_size=256,
@@ -26,13 +26,13 @@ MEANT = dataclasses.asdict(RECORD)
 
 
 def test_what_is_written_is_read(tmp_path):
-    assert record.read(tmp_path) is None
-    (tmp_path / record.FILE).write_text(record.dumps(RECORD))
-    assert record.read(tmp_path) == RECORD
+    assert provenance.read(tmp_path) is None
+    (tmp_path / provenance.FILE).write_text(provenance.dumps(RECORD))
+    assert provenance.read(tmp_path) == RECORD
 
 
 def test_what_a_later_version_adds_is_passed_over():
-    assert record.parse(json.dumps(MEANT | {"colour": "red"}), "f") == RECORD
+    assert provenance.parse(json.dumps(MEANT | {"colour": "red"}), "f") == RECORD
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_what_a_later_version_adds_is_passed_over():
     ],
 )
 def test_what_is_no_record_is_refused_by_its_file(tmp_path, content):
-    file = tmp_path / record.FILE
+    file = tmp_path / provenance.FILE
     file.write_text(content)
     with pytest.raises(UserError, match=f"^{file}: is cut off or no record of latents"):
-        record.read(tmp_path)
+        provenance.read(tmp_path)
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):
-    os.mkfifo(tmp_path / record.FILE)
+    os.mkfifo(tmp_path / provenance.FILE)
     with pytest.raises(UserError, match="is a named pipe"):
-        record.read(tmp_path)
+        provenance.read(tmp_path)

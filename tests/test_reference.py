@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ig_jax.errors import UserError
-from ig_jax.formats import numpy_pickle, plain_pickle
-from ig_jax.metrics import reference
+from ig_jax.io import numpy_pickle
+from ig_jax.io.torch import unpickler
+from ig_jax.metrics import reference_statistics
 from ig_jax.metrics.moments import Gaussian
 
 FIELD = "evaluate.reference"
@@ -55,7 +56,7 @@ def assert_equal(found, expected):
 
 def refusal(path):
     with pytest.raises(UserError) as caught:
-        reference.read(path, FIELD)
+        reference_statistics.read(path, FIELD)
     message = str(caught.value)
     assert message.startswith(f"{FIELD} = {path}: ")
     assert "\n" not in message
@@ -69,7 +70,7 @@ def test_a_file_of_adm_has_statistics_and_pictures(path, pool, spatial):
     mean = pool.mean.astype(np.float32)  # as theirs is
     names = {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
     save(path, arr_0=PICTURES, mu=mean, sigma=pool.covariance, **names)
-    found = reference.read(path, FIELD)
+    found = reference_statistics.read(path, FIELD)
     assert_equal(found.pool, (mean, pool.covariance))
     assert_equal(found.spatial, spatial)
     np.testing.assert_array_equal(found.pictures, PICTURES)
@@ -81,14 +82,14 @@ def test_a_file_of_adm_has_statistics_and_pictures(path, pool, spatial):
 @pytest.mark.parametrize("prefix", ["", "ref_"], ids=["MAR", "MeanFlow"])
 def test_small_derivatives_have_pooled_statistics_only(path, pool, prefix):
     save(path, **{f"{prefix}mu": pool.mean, f"{prefix}sigma": pool.covariance})
-    found = reference.read(path, FIELD)
+    found = reference_statistics.read(path, FIELD)
     assert_equal(found.pool, pool)
     assert found[1:5] == (None, None, None, "")
 
 
 def test_a_file_of_samples_has_pictures_only(path):
     save(path, arr_0=PICTURES, arr_1=np.arange(5))
-    found = reference.read(path, FIELD)
+    found = reference_statistics.read(path, FIELD)
     np.testing.assert_array_equal(found.pictures, PICTURES)
     assert (found.pool, found.spatial, found.rows) == (None, None, None)
 
@@ -96,8 +97,8 @@ def test_a_file_of_samples_has_pictures_only(path):
 @pytest.mark.parametrize("with_spatial", [True, False])
 def test_what_is_written_is_read_again(path, rng, pool, spatial, with_spatial):
     rows, spatial = rng.normal(size=(7, 4)).astype(np.float32), spatial if with_spatial else None
-    reference.write(path, pool, spatial, rows, space="a1" * 32, count=1_281_167)
-    found = reference.read(path, FIELD)
+    reference_statistics.write(path, pool, spatial, rows, space="a1" * 32, count=1_281_167)
+    found = reference_statistics.read(path, FIELD)
     assert_equal(found.pool, pool)
     if with_spatial:
         assert_equal(found.spatial, spatial)
@@ -123,7 +124,7 @@ def test_a_pickle_of_edm2_has_pooled_statistics(path, pool, protocol, numpy_1, c
     saved = {"fid": arrays, "fd_dinov2": {"mu": np.zeros(2), "num": np.float64(3)}}
     program = pickle.dumps(saved, protocol)
     path.write_bytes(_as_numpy_1(program) if numpy_1 else program)
-    found = reference.read(path, FIELD)
+    found = reference_statistics.read(path, FIELD)
     assert_equal(found.pool, (pool.mean.astype(np.float32), pool.covariance))
     assert found[1:5] == (None, None, None, "")
 
@@ -149,7 +150,7 @@ def test_a_pickle_of_the_names_of_an_npz_is_read_as_one(path, pool, spatial, pro
     saved = {f"{prefix}mu": pool.mean, f"{prefix}sigma": pool.covariance, "n": 5, "by": "a tool"}
     spatial_too = {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
     path.write_bytes(pickle.dumps(saved | spatial_too, protocol))
-    found = reference.read(path, FIELD)
+    found = reference_statistics.read(path, FIELD)
     assert_equal(found.pool, pool)
     assert_equal(found.spatial, spatial)
 
@@ -226,7 +227,7 @@ def test_arrays_that_are_no_statistics_are_refused(path, pool, changed, says):
 
 
 def test_statistics_of_more_features_than_any_have_are_refused_before_they_are_copied(path):
-    many = reference.MOST_FEATURES + 1
+    many = reference_statistics.MOST_FEATURES + 1
     row = np.zeros(many, np.uint8)
     save(path, mu=row, sigma=np.zeros((many, 1), np.uint8))
     assert f"'mu' has the shape ({many},), but statistics are of at most 8192" in refusal(path)
@@ -263,20 +264,20 @@ def test_a_covariance_of_fewer_samples_than_dimensions_is_accepted(path, pool, r
     rows = rng.normal(size=(rank, 4))
     sigma = (rows.T @ rows).astype(np.float32)
     save(path, **(good(pool) | {"sigma": sigma}))
-    np.testing.assert_array_equal(reference.read(path, FIELD).pool.covariance, sigma)
+    np.testing.assert_array_equal(reference_statistics.read(path, FIELD).pool.covariance, sigma)
 
 
 def test_a_folder_of_pictures_is_refused_with_what_makes_statistics_of_them(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match="evaluate.reference = .*: is a folder; .*--mode=reference"):
-        reference.read(tmp_path, "evaluate.reference")
+        reference_statistics.read(tmp_path, "evaluate.reference")
 
 
 def test_a_covariance_rounded_to_float32_is_accepted(path, pool, rng):
     rounded = (pool.covariance * (1 + rng.uniform(-6e-8, 6e-8, size=(4, 4)))).astype(np.float32)
     assert (rounded != rounded.T).any()
     save(path, **(good(pool) | {"sigma": rounded}))
-    np.testing.assert_array_equal(reference.read(path, FIELD).pool.covariance, rounded)
+    np.testing.assert_array_equal(reference_statistics.read(path, FIELD).pool.covariance, rounded)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +383,7 @@ SET, ENCODE = b"cbuiltins\nset\n", b"c_codecs\nencode\n"
 @pytest.fixture
 def strict(monkeypatch):
     """Little to start with, so that small pickles show what large ones would cost."""
-    monkeypatch.setattr(plain_pickle, "START", 2**12)
+    monkeypatch.setattr(unpickler, "START", 2**12)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +413,7 @@ def test_a_pickle_that_asks_for_memory_beyond_its_size_is_refused(path, strict, 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "asks for memory out of proportion to its size" in message
-    assert peak < 2**18 + 2 * plain_pickle.PER_BYTE * len(program)
+    assert peak < 2**18 + 2 * unpickler.PER_BYTE * len(program)
 
 
 @pytest.mark.parametrize(

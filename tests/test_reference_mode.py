@@ -9,11 +9,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 from test_readme import example
 
-from ig_jax import evaluate, judge, reference, run
+from ig_jax import cli
 from ig_jax.errors import UserError
+from ig_jax.evaluation import image_evaluator
+from ig_jax.evaluation.feature_extractor import FeatureExtractor
 from ig_jax.metrics import FEATURES
-from ig_jax.metrics import reference as statistics
+from ig_jax.metrics import reference_statistics as statistics
 from ig_jax.metrics.moments import Moments
+from ig_jax.programs import evaluate, reference
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +28,8 @@ def made(tmp_path_factory):
 
 def test_it_holds_moments_and_features_of_every_digit(made):
     found = statistics.read(made / "reference.npz", "evaluate.reference")
-    look, digest = judge.make_look(tiny.experiment())
-    images, _ = judge.all_of(tiny.experiment().config.data.source)
+    look, digest = image_evaluator.make_feature_extractor(tiny.experiment())
+    images, _ = image_evaluator.all_of(tiny.experiment().config.data.source)
     rows = look(images)["pool"].astype(np.float64)
     np.testing.assert_allclose(found.pool.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.pool.covariance, np.cov(rows.T), rtol=1e-9, atol=1e-12)
@@ -86,14 +89,14 @@ def test_statistics_of_another_feature_space_are_refused(made, tmp_path):
     """Held-out digits fit another classifier."""
     changes = {"evaluate.reference": str(made / "reference.npz"), "data.source.split": "held_out"}
     with pytest.raises(UserError, match="made with other weights of the feature space"):
-        judge.make_judge(tiny.experiment(changes))
+        image_evaluator.make_evaluator(tiny.experiment(changes))
 
 
 def test_statistics_of_other_features_are_refused_before_anything_is_drawn(tmp_path, monkeypatch):
     np.savez(tmp_path / "dino.npz", mu=np.zeros(1024), sigma=np.eye(1024))
     exp = tiny.experiment({"evaluate.reference": str(tmp_path / "dino.npz")})
     workdir = tiny.trained().copy(tmp_path / "run")
-    monkeypatch.setattr(evaluate.sample, "batches", None)  # would be called
+    monkeypatch.setattr(evaluate, "batches_of", None)  # would be called
     sentence = "evaluate.reference = '.*dino.npz': is of features with 1024 numbers, but Classifier"
     with pytest.raises(UserError, match=sentence):
         evaluate.run(exp, workdir)
@@ -106,10 +109,12 @@ def test_real_pictures_are_looked_at_once_and_not_before_it_is_needed(monkeypatc
     file = statistics.Reference(gaussian, None, None, images, "", "digest")
     monkeypatch.setattr(statistics, "read", lambda path, field: file)
     exp = tiny.experiment({"evaluate.reference": "adm.npz"})
-    look, digest = judge.make_look(exp)
-    seen, whole = [], judge.Look.__call__
-    monkeypatch.setattr(judge.Look, "__call__", lambda s, x: (seen.append(len(x)), whole(s, x))[1])
-    real = judge._from_file(exp, look, digest)
+    look, digest = image_evaluator.make_feature_extractor(exp)
+    seen, whole = [], FeatureExtractor.__call__
+    monkeypatch.setattr(
+        FeatureExtractor, "__call__", lambda s, x: (seen.append(len(x)), whole(s, x))[1]
+    )
+    real = image_evaluator._from_file(exp, look, digest)
     assert seen == [] and real.record["pictures_of_precision_and_recall"] == 30
     assert real.rows().shape == real.rows().shape == (30, 128)
     assert seen == [30]
@@ -127,10 +132,10 @@ def test_the_feature_space_of_the_readme_judges(monkeypatch, tmp_path):
     """It has neither logits nor spatial features, and is not fitted on the digits."""
     monkeypatch.setitem(FEATURES, "thumbnails", example("Thumbnails"))
     settings = tiny.settings({"evaluate.features": {"name": "thumbnails", "side": 2}})
-    run.run(settings, workdir=str(tmp_path / "real"), mode="reference")
+    cli.run(settings, workdir=str(tmp_path / "real"), mode="reference")
     settings.evaluate.reference = str(tmp_path / "real" / "reference.npz")
     workdir = tiny.trained().copy(tmp_path / "run")
-    record = run.run(settings, workdir=str(workdir), mode="evaluate")
+    record = cli.run(settings, workdir=str(workdir), mode="evaluate")
     assert set(record["measures"]) == {"fd", "precision", "recall"}
     assert record["features"]["name"] == "Thumbnails"
     assert record["floor"]["fd"]["mean"] < record["measures"]["fd"]["mean"]
@@ -141,7 +146,7 @@ def test_the_feature_space_of_the_readme_judges(monkeypatch, tmp_path):
             "space": {"method": "grid", "candidates": 2, "values": {"ig": {"scale": (1.0, 2.0)}}},
         }
     )
-    rows = run.run(settings, workdir=str(workdir), mode="search")
+    rows = cli.run(settings, workdir=str(workdir), mode="search")
     assert json.loads((workdir / "search.json").read_text()) and rows[0]["fd"]["mean"] >= 0
 
 
@@ -159,6 +164,6 @@ def test_statistics_need_no_classes(monkeypatch, tmp_path, capsys, labelled):
     changes = {"data.source": source, "evaluate.features": {"name": "thumbnails", "side": 2}}
     target = reference.run(tiny.experiment(changes), tmp_path)
     rows = statistics.read(target, "").rows
-    found = judge.make_look(tiny.experiment(changes))[0](pixels)["pool"]
+    found = image_evaluator.make_feature_extractor(tiny.experiment(changes))[0](pixels)["pool"]
     np.testing.assert_array_equal(rows, found)
     assert f"data: 12 pictures, no classes, in {folder}\n" in capsys.readouterr().out

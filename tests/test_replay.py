@@ -9,11 +9,14 @@ import pytest
 import tiny
 from vectors import quick_jit
 
-from ig_jax import logs, replay, train
-from ig_jax.checkpoint import Checkpoints, TrainState
+from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.data import loader
 from ig_jax.errors import UserError
-from ig_jax.meters import NonFiniteLoss
+from ig_jax.monitoring import metric_writer
+from ig_jax.monitoring.throughput import NonFiniteLoss
+from ig_jax.optim.train_state import TrainState
+from ig_jax.programs import replay
+from ig_jax.training import step, trainer
 
 SHORT = {"train.steps": 8, "checkpoint.every_steps": 2, "log.every_steps": 2}
 
@@ -25,7 +28,7 @@ def diverged(tmp_path_factory):
     changes = {**SHORT, "optim.learning_rate": 1e30, "optim.warmup_steps": 0}
     exp = tiny.experiment(changes)
     with pytest.raises(NonFiniteLoss, match="--mode=replay computes this step again"):
-        train.run(exp, workdir)
+        trainer.run(exp, workdir)
     return workdir, exp, json.loads((workdir / "not_finite.json").read_text())
 
 
@@ -50,7 +53,7 @@ def test_replay_goes_to_the_step_and_changes_nothing(diverged, capsys):
 def test_replay_begins_with_the_weights_that_training_began_with(tmp_path):
     """Imported ones, which are a checkpoint of step 0."""
     exp = tiny.experiment(devices=jax.devices()[:1])
-    weights = jax.tree.map(lambda x: x + 1, train.init_state(exp).params)
+    weights = jax.tree.map(lambda x: x + 1, step.init_state(exp).params)
     checkpoints = Checkpoints(tmp_path)
     imported = TrainState(jax.numpy.int32(0), weights, opt_state=None, ema=None)
     checkpoints.save(imported, {"next_index": 0}, exp.config.raw, "weights")
@@ -71,7 +74,7 @@ def test_replay_tells_that_an_earlier_update_was_too_large(diverged, tmp_path):
 
 def test_replay_names_the_first_operation_that_gives_no_number():
     exp = tiny.experiment(devices=jax.devices()[:1])
-    state = train.init_state(exp)
+    state = step.init_state(exp)
     # Finite weights, whose product with itself is not: inf - inf in the norm of the tokens.
     huge = jax.tree.map(lambda x: x * 1e38, state.params["x_embedder"])
     params = {**state.params, "x_embedder": huge}
@@ -84,7 +87,7 @@ def test_replay_names_the_first_operation_that_gives_no_number():
 def test_replay_of_a_healthy_step_says_so_and_has_its_loss():
     exp = tiny.experiment(devices=jax.devices()[:1])
     batch = next(loader.batches(exp.config.data.source, 16, 0))
-    found = replay._look(exp, train.init_state(exp), batch)
+    found = replay._look(exp, step.init_state(exp), batch)
     assert found.startswith("every operation of it gives numbers here, and the loss is 2.")
 
 
@@ -108,8 +111,8 @@ def test_a_damaged_note_of_a_failure_is_told(tmp_path, content):
 def test_updates_of_spikes_are_skipped_counted_and_told(tmp_path, capsys):
     """So low a factor that ordinary gradients are spikes."""
     exp = tiny.experiment({**SHORT, "train.steps": 40, "train.spike_factor": 1.01})
-    outcome = train.run(exp, tmp_path)
-    told = [m["skipped_updates"] for m in logs.read_metrics(tmp_path)]
+    outcome = trainer.run(exp, tmp_path)
+    told = [m["skipped_updates"] for m in metric_writer.read_metrics(tmp_path)]
     assert sum(told) == int(outcome.state.opt_state.skipped) > 0
     assert told[:8] == [0] * 8  # the first 16 norms are for comparing with
     assert f"{max(told)} updates skipped, their gradients were spikes" in capsys.readouterr().out
@@ -117,7 +120,7 @@ def test_updates_of_spikes_are_skipped_counted_and_told(tmp_path, capsys):
 
 def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
     exp = tiny.experiment({"train.spike_factor": 2.0})
-    state = train.init_state(exp)
+    state = step.init_state(exp)
     guard = state.opt_state._replace(
         norms=0 * state.opt_state.norms + 1e-9, seen=jax.numpy.int32(128)
     )
@@ -128,16 +131,16 @@ def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
         return jax.tree.map(jax.numpy.ones_like, params), {}
 
     state = state.replace(opt_state=guard, ema=averages)
-    none = train.Noised(None, None, None)
+    none = step.Noised(None, None, None)
     settings = {"optimizer": exp.optimizer, "decays": exp.config.train.ema_decays}
-    update = partial(train.update, gradients=gradients, **settings)
+    update = partial(step.update, gradients=gradients, **settings)
     after, metrics = quick_jit(update)(state, none)
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.ema), before)
     assert int(metrics["skipped_updates"]) == 1 and int(after.step) == 1
 
 
 def test_asked_for_a_profile_a_run_traces_some_steps(tmp_path):
-    train.run(tiny.experiment({**SHORT, "profile.steps": 2, "profile.start": 3}), tmp_path)
+    trainer.run(tiny.experiment({**SHORT, "profile.steps": 2, "profile.start": 3}), tmp_path)
     [made] = (tmp_path / "profile" / "plugins" / "profile").iterdir()
     names = {f.name for f in made.iterdir()}
     assert "perfetto_trace.json.gz" in names and any(n.endswith(".xplane.pb") for n in names)

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import compatible, resume
+from ig_jax.checkpoint import compatibility
+from ig_jax.training import resume_changes
 
 PEAK, WARMUP = 3e-3, 5  # of the tiny run
 
 
 def told(old, new, step) -> list[str]:
     """What a tiny run changed to `new` says when it goes on from `step`; `old`: until then."""
-    return resume.told(tiny.experiment(new), tiny.settings(old).to_dict(), step)
+    return resume_changes.changes(tiny.experiment(new), tiny.settings(old).to_dict(), step)
 
 
 def rates(line: str) -> tuple[float, float]:
@@ -71,7 +72,7 @@ def test_a_rate_that_stays_is_not_mentioned(old, new):
 )
 def test_what_changes_the_step_alone_is_told_in_a_line(field, value):
     old, new = tiny.settings().to_dict(), tiny.settings({f"optim.{field}": value}).to_dict()
-    assert compatible.mismatches(old, new, compatible.CONTINUES) == []
+    assert compatibility.mismatches(old, new, compatibility.CONTINUES) == []
     schedule = {"optim.schedule": "cosine", "train.steps": 100}
     lines = told(schedule, {**schedule, f"optim.{field}": value}, 24)
     assert f"optim.{field}: {old['optim'][field]} before, {value} from step 24 on" == lines[0]
@@ -88,5 +89,5 @@ def test_another_schedule_is_told_with_its_rate():
 def test_what_turns_a_part_of_the_state_on_or_off_is_refused(field, value):
     old, new = tiny.settings().to_dict(), tiny.settings({field: value}).to_dict()
     for pair in ((old, new), (new, old)):
-        (line,) = compatible.mismatches(*pair, compatible.CONTINUES)
+        (line,) = compatibility.mismatches(*pair, compatibility.CONTINUES)
         assert line.startswith(f"{field}: ")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ig_jax.errors import UserError
-from ig_jax.formats.row_store import Row, RowStore
+from ig_jax.io.row_store import Row, RowStore
 
 ARRAYS = {"pool": Row((3,), np.float32), "near": Row((), np.float64), "image": Row((2, 2), "u1")}
 

@@ -11,10 +11,20 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import drawing, flops, guidance, lock, pictures, sample, sample_files, sharding
-from ig_jax.config import ConfigError
+from ig_jax import guidance
+from ig_jax.config.run_config import ConfigError
 from ig_jax.errors import UserError
-from ig_jax.guidance import Guidance, Stretch
+from ig_jax.generation import batches as generation_batches
+from ig_jax.generation import cost as sampling_cost
+from ig_jax.generation import plan as sampling_plan
+from ig_jax.generation import sample_files
+from ig_jax.generation.generator import Generator
+from ig_jax.guidance import Guidance, Segment
+from ig_jax.monitoring import flops
+from ig_jax.parallel import lock
+from ig_jax.parallel.mesh import prefetch, replicated
+from ig_jax.plots import image_grid
+from ig_jax.programs import run_record, sample
 from ig_jax.samplers import SAMPLERS
 
 NUM = 20
@@ -32,18 +42,20 @@ def workdir(trained, tmp_path):
 
 def images_of(trained, indices, generator=None, *, seed=0, **chosen) -> np.ndarray:
     """Samples `indices` under the raw weights of the trained run."""
-    generator = generator or drawing.Generator(trained.exp)
+    generator = generator or Generator(trained.exp)
     weights = jax.device_put(
-        jax.device_get(trained.outcome.state.params), sharding.replicated(generator.exp.mesh)
+        jax.device_get(trained.outcome.state.params), replicated(generator.exp.mesh)
     )
-    parts = list(sample.batches(generator, weights, seed, np.asarray(indices), **chosen))
+    parts = list(
+        generation_batches.batches(generator, weights, seed, np.asarray(indices), **chosen)
+    )
     assert [i for part in parts for i in part[0]] == list(indices)
     return np.concatenate([part[1] for part in parts])
 
 
 @pytest.fixture(scope="module")
 def generator(trained):
-    return drawing.Generator(trained.exp)
+    return Generator(trained.exp)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +78,7 @@ samplers = pytest.mark.parametrize("sampler", [None, DOPRI5], ids=["euler", "dop
 @pytest.fixture(scope="module")
 def latents_generator(trained):
     """Gives samples before they are decoded: 8 bits would hide or double a difference."""
-    return drawing.Generator(trained.exp, decode=lambda x: x)
+    return Generator(trained.exp, decode=lambda x: x)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +129,7 @@ def test_a_sample_is_the_same_in_any_batch_size_and_on_any_number_of_devices(
 ):
     expected = latents_before[sampler]
     exp = tiny.experiment({"sample.batch_size": batch}, jax.devices()[:devices])
-    generator = drawing.Generator(exp, decode=lambda x: x)
+    generator = Generator(exp, decode=lambda x: x)
     got = images_of(trained, range(NUM), generator, sampler=sampler)
     apart = np.abs(got - expected).max()
     assert apart <= allowed(sampler, expected)
@@ -157,7 +169,7 @@ def programs(generator) -> int:
 @samplers
 def test_other_scales_of_the_same_guidances_need_no_other_program(trained, sampler):
     s = trained.exp.config.sample
-    generator = drawing.Generator(trained.exp)
+    generator = Generator(trained.exp)
     found = []
     for scale in (1.5, 2.5):
         given = {k: replace(s.guidances[k], scale=scale) for k in ("ig", "cfg")}
@@ -169,9 +181,9 @@ def test_other_scales_of_the_same_guidances_need_no_other_program(trained, sampl
     assert programs(generator) == 2
 
 
-def plan(changes=(), **given: Guidance) -> drawing.Plan:
+def plan(changes=(), **given: Guidance) -> sampling_plan.Plan:
     config = tiny.experiment(dict(changes)).config
-    return drawing.plan(config, config.sample.sampler, given)
+    return sampling_plan.plan(config, config.sample.sampler, given)
 
 
 def test_a_plan_holds_whatever_decides_the_program_but_no_scale():
@@ -196,7 +208,7 @@ def test_a_plan_shifts_the_grid_and_guides_by_the_shifted_times():
     # 2 t / (1 + t) of 1, 2/3, 1/3, 0.
     np.testing.assert_allclose(shifted.grid, [1, 0.8, 0.5, 0], rtol=1e-15)
     on, off = frozenset({"ig"}), frozenset()
-    assert shifted.cut == (Stretch(0, 2, on, on), Stretch(2, 3, off, off))
+    assert shifted.cut == (Segment(0, 2, on, on), Segment(2, 3, off, off))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +242,7 @@ def test_only_a_sampler_that_is_guided_at_the_end_of_steps_gets_a_cut_for_it():
 
 def labels(mode, indices, seed=0):
     config = tiny.experiment({"sample.labels": mode}).config
-    found = sample.labels_of(config, seed, np.asarray(indices))
+    found = generation_batches.labels_of(config, seed, np.asarray(indices))
     assert found.dtype == np.int32
     return found
 
@@ -272,7 +284,7 @@ def test_weights_are_picked_by_name(trained):
         "0.8": state.ema["0.8"],
     }
     found = {
-        which: sample.load_weights(tiny.experiment({"sample.weights": which}), trained.workdir)
+        which: run_record.load_weights(tiny.experiment({"sample.weights": which}), trained.workdir)
         for which in wanted
     }
     for which, weights in wanted.items():
@@ -292,7 +304,7 @@ def test_a_decay_that_the_config_lacks_is_refused():
 def test_a_decay_that_the_checkpoint_lacks_is_refused_with_those_it_has(trained):
     changes = {"train.ema_decays": (0.5,), "sample.weights": "0.5"}
     with pytest.raises(UserError, match="sample.weights = '0.5': .* raw and the averages 0.9, 0.8"):
-        sample.load_weights(tiny.experiment(changes), trained.workdir)
+        run_record.load_weights(tiny.experiment(changes), trained.workdir)
 
 
 def test_a_run_writes_every_picture_a_grid_and_one_array_of_all(trained, workdir, images):
@@ -307,9 +319,9 @@ def test_a_run_writes_every_picture_a_grid_and_one_array_of_all(trained, workdir
         found, found_labels = arrays["arr_0"], arrays["arr_1"]
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, images[:num])
-    np.testing.assert_array_equal(found, [pictures.load(target / name, 1) for name in names])
+    np.testing.assert_array_equal(found, [image_grid.load(target / name, 1) for name in names])
     np.testing.assert_array_equal(found_labels, labels("balanced", np.arange(num)))
-    grid = pictures.load(target / "grid.png", 3)
+    grid = image_grid.load(target / "grid.png", 3)
     assert grid.shape[0] > 2 * 32 and grid.shape[1] > 10 * 32 and len(np.unique(grid)) > 50
     settings = json.loads((target / "settings.json").read_text())
     assert settings["checkpoint_step"] == 24 and settings["weights"] == "raw"
@@ -394,7 +406,7 @@ def test_what_is_damaged_is_made_again_and_the_rest_is_not(workdir, monkeypatch)
     for kept in (None, b"", whole["samples.npz"][:-200], b"PK", bytes(500)):
         for i, content in enumerate(damaged):
             (target / f"{i:06d}.png").write_bytes(content)
-        pictures.save(target / "000006.png", np.zeros((9, 8, 1), np.uint8))  # of another size
+        image_grid.save(target / "000006.png", np.zeros((9, 8, 1), np.uint8))  # of another size
         (target / "000007.png").unlink()
         (target / "000007.png").mkdir()
         (target / "000007.png").rmdir()
@@ -412,8 +424,8 @@ def test_what_is_damaged_is_made_again_and_the_rest_is_not(workdir, monkeypatch)
 
 def test_the_same_samples_are_not_drawn_twice_at_a_time_but_others_are(workdir):
     exp, other = tiny.experiment(), tiny.experiment({"sample.seed": 1, "sample.num": 4})
-    step = sample.load_weights(exp, workdir)[0]
-    target = sample.folder(workdir / "samples", sample.settings(exp, step))
+    step = run_record.load_weights(exp, workdir)[0]
+    target = run_record.folder(workdir / "samples", run_record.settings(exp, step))
     with lock.held(target), lock.held(workdir):  # training may go on meanwhile
         with pytest.raises(UserError, match=f"{re.escape(str(target))} is in use by process"):
             sample.run(exp, workdir)
@@ -447,21 +459,21 @@ def test_the_next_batch_is_begun_before_one_is_handed_out():
             begun.append(i)
             yield i
 
-    seen = [(item, list(begun)) for item in sharding.one_ahead(items())]
+    seen = [(item, list(begun)) for item in prefetch(items())]
     assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2, 3]), (3, [0, 1, 2, 3])]
-    assert list(sharding.one_ahead(iter(()))) == []
+    assert list(prefetch(iter(()))) == []
 
 
 def test_an_image_costs_a_head_a_step_for_internal_guidance_and_twice_the_network_within_cfg():
     exp = tiny.experiment()
     given = exp.config.sample.guidances
-    generator = drawing.Generator(exp)
+    generator = Generator(exp)
     once = flops.forward(exp.net, exp.abstract_params, heads=())
     head = flops.forward(exp.net, exp.abstract_params) - once
 
     def cost(**kinds):
         guidances = guidance.only(given, ()) | kinds
-        found = drawing.cost(generator, guidances=guidances)
+        found = sampling_cost.cost(generator, guidances=guidances)
         return found["evaluations"], found["flops"]
 
     assert 0 < head < once / 10
@@ -471,7 +483,7 @@ def test_an_image_costs_a_head_a_step_for_internal_guidance_and_twice_the_networ
     both = cost(ig=Guidance(2.0, 0.5, 1.0), cfg=Guidance(2.0, 0.0, 0.7))
     assert both == (5, 5 * once + 3 * head)  # of 1 alone, and of 2/3 twice
     dopri5 = tiny.experiment({"sample.sampler": {"name": "dopri5", "num_steps": 9}})
-    assert drawing.cost(drawing.Generator(dopri5)) is None
+    assert sampling_cost.cost(Generator(dopri5)) is None
 
 
 DECISIVE = {
@@ -494,7 +506,7 @@ DECISIVE = {
 
 def test_every_setting_that_changes_samples_has_a_folder_of_its_own(trained):
     def folder(changes, step=24):
-        return sample.folder(tiny.ROOT, sample.settings(tiny.experiment(changes), step))
+        return run_record.folder(tiny.ROOT, run_record.settings(tiny.experiment(changes), step))
 
     base = folder({})
     folders = {folder({name: value}) for name, value in DECISIVE.items()}
@@ -505,9 +517,9 @@ def test_every_setting_that_changes_samples_has_a_folder_of_its_own(trained):
 
 
 def test_drawing_samples_sends_nothing_between_devices(trained):
-    generator = drawing.Generator(trained.exp)
+    generator = Generator(trained.exp)
     guidances, s = trained.exp.config.sample.guidances, trained.exp.config.sample
-    chosen = drawing.plan(trained.exp.config, s.sampler, guidances)
+    chosen = sampling_plan.plan(trained.exp.config, s.sampler, guidances)
     scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
     rows = jnp.arange(20, dtype=jnp.int32)
     given = (trained.weights(), None, {}, scales, np.uint32(0), rows, rows % 10)
@@ -519,7 +531,7 @@ def test_drawing_samples_sends_nothing_between_devices(trained):
 def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
     """Scale 1 compiles a program without guidance; it must be the limit of the others."""
     given = trained.exp.config.sample.guidances
-    generator = drawing.Generator(trained.exp, decode=lambda x: x)
+    generator = Generator(trained.exp, decode=lambda x: x)
     weights, indices = trained.weights(), jnp.arange(NUM, dtype=jnp.int32)
 
     def latents(**scales):
@@ -535,4 +547,4 @@ def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
 
 def test_weights_of_a_checkpoint_need_no_matching_optimizer_or_data(trained):
     exp = tiny.experiment({"optim.learning_rate": 1.0, "seed": 5, "train.batch_size": 4})
-    assert sample.load_weights(exp, trained.workdir)[0] == 24
+    assert run_record.load_weights(exp, trained.workdir)[0] == 24

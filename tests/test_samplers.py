@@ -11,6 +11,7 @@ import pytest
 from vectors import quick_jit
 
 from ig_jax import guidance
+from ig_jax.generation import plan
 from ig_jax.guidance import Guidance
 from ig_jax.samplers import SAMPLERS, base
 from ig_jax.samplers.dopri5 import Dopri5
@@ -141,7 +142,7 @@ def test_dopri5_that_needs_more_steps_than_it_may_take_is_not_a_number():
 
 def test_dopri5_holds_every_piece_to_the_field_of_that_piece():
     """Velocity 10 inside an interval and 1 outside: jumps that no step may smooth."""
-    grid, cut = guidance.pieces(1.0, 0.0, {"ig": Guidance(2.0, low=0.2, high=0.71)})
+    grid, cut = guidance.adaptive_segments(1.0, 0.0, {"ig": Guidance(2.0, low=0.2, high=0.71)})
     fields = [(constant(10.0 if s.on else 1.0), s.start, s.stop) for s in cut]
     x = jnp.zeros((1, 1, 1, 1))
     end = jax.jit(lambda x: base.sample(Dopri5(10), grid, fields, x, silent(x)))(x)
@@ -217,28 +218,28 @@ GRID = np.linspace(1, 0, 9)
 
 @pytest.mark.parametrize("shift", [0.1, 0.3, 1.0, 3.0, 10.0])
 def test_shifted_times_keep_their_ends_and_their_order(shift):
-    found = base.shift_times(GRID, shift)
+    found = plan.shift_times(GRID, shift)
     assert (found[0], found[-1]) == (1, 0) and np.all(np.diff(found) < 0)
     assert found.dtype == np.float64
 
 
 def test_a_shift_above_1_moves_times_towards_noise_and_1_changes_nothing():
-    assert np.all(base.shift_times(GRID, 3.0)[1:-1] > GRID[1:-1])
-    assert np.all(base.shift_times(GRID, 0.3)[1:-1] < GRID[1:-1])
-    np.testing.assert_array_equal(base.shift_times(GRID, 1.0), GRID)
-    assert base.shift_times(np.array([0.5]), 3.0) == 0.75
+    assert np.all(plan.shift_times(GRID, 3.0)[1:-1] > GRID[1:-1])
+    assert np.all(plan.shift_times(GRID, 0.3)[1:-1] < GRID[1:-1])
+    np.testing.assert_array_equal(plan.shift_times(GRID, 1.0), GRID)
+    assert plan.shift_times(np.array([0.5]), 3.0) == 0.75
 
 
 @pytest.mark.parametrize("shift", [0.3, 3.0])
 def test_the_shift_by_the_inverse_undoes_a_shift(shift):
-    there = base.shift_times(GRID, shift)
-    np.testing.assert_allclose(base.shift_times(there, 1 / shift), GRID, atol=1e-15)
+    there = plan.shift_times(GRID, shift)
+    np.testing.assert_allclose(plan.shift_times(there, 1 / shift), GRID, atol=1e-15)
 
 
 def test_a_shift_is_that_of_lightningdit_by_its_inverse_in_the_other_direction_of_time():
     shift, theirs = 0.3, 1 - GRID  # 0 is noise there
     shifted = shift * theirs / (1 + (shift - 1) * theirs)
-    np.testing.assert_allclose(base.shift_times(GRID, 1 / shift), 1 - shifted, atol=1e-15)
+    np.testing.assert_allclose(plan.shift_times(GRID, 1 / shift), 1 - shifted, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", FIXED)

@@ -8,9 +8,13 @@ import jax
 import pytest
 import tiny
 
-from ig_jax import build, config, drawing, evaluate, judge, run, sample, search
+from ig_jax import cli, experiment
+from ig_jax.config import run_config
 from ig_jax.errors import UserError
-from ig_jax.halving.space import Candidate
+from ig_jax.evaluation import image_evaluator
+from ig_jax.generation import generator, variants
+from ig_jax.programs import run_record, search
+from ig_jax.search.space import Candidate
 
 SPACE = {"method": "grid", "candidates": 4, "values": {"ig": {"scale": (1.0, 2.0, 3.0)}}}
 
@@ -25,7 +29,7 @@ def settings(changes=MappingProxyType({})):
 def found(tmp_path_factory):
     """The rows of a search in a copy of the tiny run, and its workdir."""
     workdir = tiny.trained().copy(tmp_path_factory.mktemp("search"))
-    return run.run(settings(), workdir=str(workdir), mode="search"), workdir
+    return cli.run(settings(), workdir=str(workdir), mode="search"), workdir
 
 
 def test_rows_are_written_with_a_picture_and_hold_the_config_s_own_setting(found):
@@ -39,10 +43,10 @@ def test_rows_are_written_with_a_picture_and_hold_the_config_s_own_setting(found
 
 def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
     rows, workdir = found
-    exp = build.experiment(config.parse(settings(), jax.device_count()))
+    exp = experiment.experiment(run_config.parse(settings(), jax.device_count()))
     c = exp.config
-    _, params = sample.load_weights(exp, workdir)
-    judging, _ = judge.make_judge(exp)
+    _, params = run_record.load_weights(exp, workdir)
+    judging, _ = image_evaluator.make_evaluator(exp)
     [row] = [row for row in rows if row["candidate"] == {"ig.scale": 3.0}]
     guidances, sampler = search.apply(c.sample, Candidate.of(row["candidate"]))
 
@@ -50,8 +54,8 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
         def update(self, n): ...
 
     for value in row["values"]:
-        images, labels = evaluate.draw(
-            drawing.Generator(exp), params, 20, value["seed"], Bar(), guidances=guidances
+        images, labels = variants.draw(
+            generator.Generator(exp), params, 20, value["seed"], Bar(), guidances=guidances
         )
         found = judging.measure(judging.look(images), labels)
         assert found == {k: v for k, v in value.items() if k != "seed"}
@@ -60,8 +64,8 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
 
 def test_a_finished_search_draws_nothing_again(found, monkeypatch):
     rows, workdir = found
-    monkeypatch.setattr(evaluate, "draw", lambda *a, **k: pytest.fail("drew again"))
-    again = run.run(settings(), workdir=str(workdir), mode="search")
+    monkeypatch.setattr(variants, "draw", lambda *a, **k: pytest.fail("drew again"))
+    again = cli.run(settings(), workdir=str(workdir), mode="search")
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(rows))
 
 
@@ -69,7 +73,7 @@ def test_a_search_with_other_settings_is_refused_and_the_record_kept(found):
     _, workdir = found
     before = (workdir / "search.json").read_bytes()
     with pytest.raises(UserError, match="search.json: was made with other settings .*search.num"):
-        run.run(settings({"search.num": 21}), workdir=str(workdir), mode="search")
+        cli.run(settings({"search.num": 21}), workdir=str(workdir), mode="search")
     assert (workdir / "search.json").read_bytes() == before
 
 
@@ -96,4 +100,4 @@ def test_a_candidate_changes_what_it_names_and_nothing_else():
 def test_a_mistake_is_told_in_one_sentence(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         workdir = tiny.trained().copy(tmp_path / "run")
-        run.run(settings(changes), workdir=str(workdir), mode="search")
+        cli.run(settings(changes), workdir=str(workdir), mode="search")

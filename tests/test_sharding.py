@@ -24,10 +24,12 @@ import pytest
 import tiny
 from jax.sharding import Mesh, PartitionSpec
 
-from ig_jax import sharding, train, tree
-from ig_jax.config import ConfigError
+from ig_jax import pytree
+from ig_jax.config.run_config import ConfigError
 from ig_jax.errors import UserError
-from ig_jax.sharding import collectives, placement
+from ig_jax.parallel import collectives, partitioning
+from ig_jax.parallel.mesh import AXES, make_mesh
+from ig_jax.training import step
 
 ONE = (1, 1, 1)
 DEPTH = meshes.COMMON["model.depth"]
@@ -235,7 +237,7 @@ def sent(program: str, loops: int, operation: str) -> Counter:
 def matrices() -> dict[str, int]:
     """Elements of every matrix of one block of the SiT of meshes.py, by name."""
     exp = tiny.experiment({**meshes.SIT, **meshes.COMMON})
-    blocks = tree.flatten(exp.abstract_params["blocks"])
+    blocks = pytree.flatten(exp.abstract_params["blocks"])
     return {p: prod(x.shape) // DEPTH for p, x in blocks.items() if p.endswith("kernel")}
 
 
@@ -288,7 +290,7 @@ def test_muon_iterates_on_an_eighth_of_the_stacks_on_each_of_eight_devices(few):
 
 
 def lightningdit_matrices() -> list[str]:
-    blocks = tree.flatten(tiny.experiment(meshes.lightningdit()).abstract_params["blocks"])
+    blocks = pytree.flatten(tiny.experiment(meshes.lightningdit()).abstract_params["blocks"])
     return [path for path in blocks if path.endswith("kernel")]
 
 
@@ -320,7 +322,7 @@ def test_a_run_goes_on_elsewhere_with_the_next_batch_as_if_it_had_not_moved(few)
 
 def mesh(*shape: int) -> Mesh:
     """One of any size: nothing is put on it, so that one device may stand for all."""
-    return Mesh(np.full(shape, jax.devices()[0]), sharding.AXES)
+    return Mesh(np.full(shape, jax.devices()[0]), AXES)
 
 
 F, T = ("fsdp", "data"), "tensor"
@@ -353,7 +355,7 @@ F, T = ("fsdp", "data"), "tensor"
     ],
 )
 def test_a_leaf_is_split_by_the_end_of_its_name(path, shape, spec):
-    placed = placement.place(mesh(2, 2, 2), path, shape)
+    placed = partitioning.place(mesh(2, 2, 2), path, shape)
     assert placed.spec(len(shape)) == PartitionSpec(*spec)
 
 
@@ -370,14 +372,14 @@ def test_a_leaf_is_split_by_the_end_of_its_name(path, shape, spec):
     ],
 )
 def test_fsdp_always_splits_and_data_where_it_divides(shape, length, over):
-    placed = placement.place(mesh(*shape), "final_layer.linear.kernel", (length, 16))
+    placed = partitioning.place(mesh(*shape), "final_layer.linear.kernel", (length, 16))
     assert (placed.axis, placed.over) == (0 if over else None, over)
 
 
 def test_every_leaf_of_a_state_is_placed_as_its_parameter_is():
     exp = tiny.experiment({"model.remat": "dots", "mesh": {"data": 1, "fsdp": 2, "tensor": 1}})
     state = exp.abstract_state
-    specs = tree.flatten(jax.tree.map(lambda x: x.sharding.spec, state.params))
+    specs = pytree.flatten(jax.tree.map(lambda x: x.sharding.spec, state.params))
     named = jax.tree_util.tree_leaves_with_path((state.opt_state, state.ema))
     of_parameters = 0
     for path, leaf in named:
@@ -406,7 +408,7 @@ def test_every_leaf_of_a_state_is_placed_as_its_parameter_is():
 )
 def test_a_mesh_that_cannot_be_is_one_sentence(sizes, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        tiny.experiment({"mesh": dict(zip(sharding.AXES, sizes, strict=True))})
+        tiny.experiment({"mesh": dict(zip(AXES, sizes, strict=True))})
 
 
 def test_a_batch_that_does_not_divide_is_told_the_next_that_does():
@@ -419,23 +421,23 @@ def test_a_leaf_that_the_mesh_does_not_divide_is_named_before_anything_is_made()
     exp = tiny.experiment({"model.num_heads": 1, "mesh": {"data": 1, "fsdp": 1, "tensor": 2}})
     named = r"mesh\.tensor = 2: does not divide axis 1 of .*attn\.proj\.kernel \[2, 1, 16, 16\]"
     with pytest.raises(UserError, match=f"{named}; choose a divisor of 1"):
-        train.init_state(exp)
+        step.init_state(exp)
     sentence = r"mesh\.fsdp = 8: does not divide axis 1 of blocks\.modulation\.kernel \[2, 12, 72\]"
     with pytest.raises(UserError, match=f"{sentence}; choose a divisor of 12"):
-        placement.place(mesh(1, 8, 1), "blocks.modulation.kernel", (2, 12, 72))
+        partitioning.place(mesh(1, 8, 1), "blocks.modulation.kernel", (2, 12, 72))
 
 
 def test_a_parameter_without_a_rule_is_named():
     with pytest.raises(UserError, match="no rule says .* blocks.attn.gate.weight .* RULES"):
-        placement.place(mesh(8, 1, 1), "blocks.attn.gate.weight", (2, 16, 16))
+        partitioning.place(mesh(8, 1, 1), "blocks.attn.gate.weight", (2, 16, 16))
 
 
 def test_a_rule_that_matches_nothing_is_named(monkeypatch):
     exp = tiny.experiment()
-    assert placement.placements(exp.mesh, exp.abstract_params)
-    monkeypatch.setitem(placement.RULES, r"attn\.gate\.weight", (0, None))
+    assert partitioning.placements(exp.mesh, exp.abstract_params)
+    monkeypatch.setitem(partitioning.RULES, r"attn\.gate\.weight", (0, None))
     with pytest.raises(UserError, match=r"rule .*attn.*gate.*weight' .* matches no parameter"):
-        placement.placements(exp.mesh, exp.abstract_params)
+        partitioning.placements(exp.mesh, exp.abstract_params)
 
 
 def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
@@ -453,7 +455,7 @@ def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
 def test_weights_converted_once_change_no_bit_of_the_prediction_or_of_the_gradient():
     net = lively.make(dtype="bfloat16", qk_norm=True)
     params = lively.parameters(net)
-    gather = collectives.gather(sharding.make_mesh(jax.devices()[:1]), params, jnp.bfloat16)
+    gather = collectives.gather(make_mesh(jax.devices()[:1]), params, jnp.bfloat16)
     losses = [
         functools.partial(lively.weighted_sum, n)
         for n in (net, dataclasses.replace(net, gather=gather))
@@ -461,7 +463,7 @@ def test_weights_converted_once_change_no_bit_of_the_prediction_or_of_the_gradie
     plain, once = (jax.jit(jax.value_and_grad(loss))(params) for loss in losses)
     jax.tree.map(np.testing.assert_array_equal, plain, once)
     converted = collectives.as_computed(params, jnp.bfloat16)
-    types = {path: leaf.dtype for path, leaf in tree.flatten(converted).items()}
+    types = {path: leaf.dtype for path, leaf in pytree.flatten(converted).items()}
     assert {path for path, dtype in types.items() if dtype == jnp.bfloat16} == {
         path for path in types if path.startswith("blocks.") and path.endswith("kernel")
     }

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from test_torch_file import tensor, write
 
 from ig_jax.errors import UserError
-from ig_jax.formats import state_dict, torch_writer, weights_part
+from ig_jax.io import state_dict, weights_part
+from ig_jax.io.torch import writer as torch_writer
 
 FIELD = "--checkpoint"
 

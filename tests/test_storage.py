@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import chatter, evaluate, logs, reference, run, sample, storage, train
+from ig_jax import cli
 from ig_jax.errors import UserError
-from ig_jax.formats import files
-from ig_jax.formats.row_store import Row, RowStore
+from ig_jax.io import disk_errors, files
+from ig_jax.io.row_store import Row, RowStore
+from ig_jax.monitoring import library_logs, metric_writer
+from ig_jax.programs import evaluate, reference, sample
+from ig_jax.training import trainer
 
 DISK_ERRORS = {
     errno.EROFS: "Read-only file system; mount it for writing",
@@ -27,29 +30,29 @@ DISK_ERRORS = {
 def test_the_number_is_found_wherever_it_is():
     plain = OSError(errno.EROFS, "Read-only file system")
     text = ValueError("NOT_FOUND: Error opening [source: x] os_error_code='5'")
-    assert storage.number(plain) == errno.EROFS and storage.number(text) == errno.EIO
+    assert disk_errors.number(plain) == errno.EROFS and disk_errors.number(text) == errno.EIO
     try:
         try:
             raise plain
         except OSError:
             raise RuntimeError("cannot schedule new futures after shutdown")  # noqa: B904
     except RuntimeError as error:
-        assert storage.number(error) == errno.EROFS
-    assert storage.number(KeyError("x")) is None
-    assert storage.number(ConnectionResetError(errno.ECONNRESET, "reset")) is None
+        assert disk_errors.number(error) == errno.EROFS
+    assert disk_errors.number(KeyError("x")) is None
+    assert disk_errors.number(ConnectionResetError(errno.ECONNRESET, "reset")) is None
 
 
 def test_an_absent_file_counts_only_where_it_is_what_went_wrong():
     """Looking for a file that need not be there is usual; a fault after it is another's."""
     absent = FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
-    assert storage.number(absent) == errno.ENOENT
+    assert disk_errors.number(absent) == errno.ENOENT
     try:
         try:
             raise absent
         except OSError:
             raise TypeError("a mistake of ours")  # noqa: B904
     except TypeError as error:
-        assert storage.number(error) is None
+        assert disk_errors.number(error) is None
 
 
 @pytest.mark.parametrize("number", DISK_ERRORS)
@@ -57,14 +60,14 @@ def test_an_error_of_a_disk_is_one_sentence_and_any_other_is_raised(tmp_path, nu
     with pytest.raises(
         UserError, match=f"{tmp_path}: {DISK_ERRORS[number]}.* what is done is kept"
     ):
-        with storage.errors_told(tmp_path):
+        with disk_errors.reported(tmp_path):
             raise OSError(number, os.strerror(number))
     with pytest.raises(UserError, match=f"^a file: {DISK_ERRORS[number]}"):
-        with storage.errors_told(tmp_path):
+        with disk_errors.reported(tmp_path):
             raise OSError(number, os.strerror(number), "a file")
-    with pytest.raises(KeyError), storage.errors_told(tmp_path):
+    with pytest.raises(KeyError), disk_errors.reported(tmp_path):
         raise KeyError
-    with pytest.raises(UserError, match="^as it is$"), storage.errors_told(tmp_path):
+    with pytest.raises(UserError, match="^as it is$"), disk_errors.reported(tmp_path):
         raise UserError("as it is")
 
 
@@ -72,7 +75,7 @@ def test_whatever_is_raised_when_the_folder_is_gone_that_is_what_is_told(tmp_pat
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(UserError, match=f"{folder}: was removed while a program worked in it"):
-        with storage.errors_told(folder):
+        with disk_errors.reported(folder):
             folder.rmdir()
             raise RuntimeError("cannot schedule new futures after shutdown")
 
@@ -94,20 +97,21 @@ def workdir(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EIO])
 def test_training_ends_in_a_sentence_when_its_disk_fails(workdir, number, monkeypatch):
-    trained = train.Trainer._advance
+    trained = trainer.Trainer._advance
 
     def fails_then(self, steps, bar):
-        monkeypatch.setattr(logs, "open", failing(number), raising=False)  # of metrics.jsonl
+        # Of metrics.jsonl.
+        monkeypatch.setattr(metric_writer, "open", failing(number), raising=False)
         return trained(self, steps, bar)
 
-    monkeypatch.setattr(train.Trainer, "_advance", fails_then)
+    monkeypatch.setattr(trainer.Trainer, "_advance", fails_then)
     with pytest.raises(UserError, match=DISK_ERRORS[number]):
-        train.run(tiny.experiment(), workdir)
+        trainer.run(tiny.experiment(), workdir)
 
 
 @pytest.mark.parametrize("left", ["nothing", "another run's lock"])
 def test_training_ends_in_a_sentence_when_its_workdir_is_removed(workdir, left, monkeypatch):
-    advance = train.Trainer._advance
+    advance = trainer.Trainer._advance
 
     def removed(self, steps, bar):
         advance(self, steps, bar)
@@ -116,9 +120,9 @@ def test_training_ends_in_a_sentence_when_its_workdir_is_removed(workdir, left, 
             workdir.mkdir(exist_ok=True)
             (workdir / ".lock").write_text("")
 
-    monkeypatch.setattr(train.Trainer, "_advance", removed)
+    monkeypatch.setattr(trainer.Trainer, "_advance", removed)
     with pytest.raises(UserError, match=f"{workdir}: was removed"):
-        train.run(tiny.experiment(), workdir)
+        trainer.run(tiny.experiment(), workdir)
     kept = [".lock"] if left != "nothing" else []
     assert (os.listdir(workdir) if workdir.exists() else []) == kept
 
@@ -139,13 +143,13 @@ def test_sampling_judging_and_statistics_end_in_a_sentence(tmp_path, number, mon
 
 def test_samples_whose_folder_is_removed_end_in_a_sentence(tmp_path, monkeypatch):
     workdir = tiny.trained().copy(tmp_path / "run")
-    write = sample.SampleFiles.write
+    write = sample.SampleWriter.write
 
     def removed(self, *args):
         shutil.rmtree(workdir / "samples")
         write(self, *args)
 
-    monkeypatch.setattr(sample.SampleFiles, "write", removed)
+    monkeypatch.setattr(sample.SampleWriter, "write", removed)
     with pytest.raises(UserError, match="samples/.*: was removed while a program worked in it"):
         sample.run(tiny.experiment(), workdir)
 
@@ -154,20 +158,20 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=f"{place}: cannot be written to"):
-            run.run(tiny.settings(), workdir=place)
+            cli.run(tiny.settings(), workdir=place)
 
 
 def test_a_partly_written_piece_of_metrics_is_undone_where_that_is_possible(tmp_path, monkeypatch):
-    file = logs.Appended(tmp_path / "lines")
+    file = metric_writer.Appended(tmp_path / "lines")
     file.add(b"one\n")
     monkeypatch.setattr(os, "truncate", failing(errno.EIO))
-    monkeypatch.setattr(logs, "open", failing(errno.EROFS), raising=False)
+    monkeypatch.setattr(metric_writer, "open", failing(errno.EROFS), raising=False)
     with pytest.raises(OSError, match="Read-only"):
         file.add(b"two\n")
     monkeypatch.undo()
     file.close()
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\n"
-    logs.Appended(tmp_path / "none").close()
+    metric_writer.Appended(tmp_path / "none").close()
     assert not (tmp_path / "none").exists()
 
 
@@ -175,7 +179,7 @@ def test_a_failing_disk_s_echo_in_threads_and_coroutines_is_dropped_and_nothing_
     heard = []
     monkeypatch.setattr(sys, "unraisablehook", lambda u: heard.append(u.exc_value))
     monkeypatch.setattr(threading, "excepthook", lambda u: heard.append(u.exc_value))
-    chatter.off.__wrapped__()
+    library_logs.silence.__wrapped__()
     other = ValueError("a mistake")
     errors = [
         OSError(errno.ENOSPC, "No space left on device"),

@@ -12,8 +12,9 @@ from sources import refuses, use
 from test_array_record import CLASSES, LABELS, MOMENTS, arrays, examples, source_of, write
 from test_picture_sources import IMAGENET, expected_pictures, tfds_source, write_tfds
 
-from ig_jax.data import tfds_files, tfds_info
-from ig_jax.data.tfds_images import TfdsImages
+from ig_jax.data.sources.tfds_images import TfdsImages
+from ig_jax.data.tfds import format as tfds_format
+from ig_jax.data.tfds import info as tfds_info
 from ig_jax.errors import BadExample
 
 PACKAGE = "tensorflow_datasets.core.features."
@@ -23,7 +24,7 @@ FOREIGN = "tfds_payload.Feature"  # a module in the folder from which Python imp
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds") / "toy"
-    return write(folder, examples(MOMENTS), tfds_files.features_of(MOMENTS, CLASSES))
+    return write(folder, examples(MOMENTS), tfds_format.features_of(MOMENTS, CLASSES))
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ def test_a_record_that_unpacks_to_more_than_declared_is_a_bad_example(latents, m
 
 
 def test_examples_without_labels_are_of_class_0_where_there_is_one(tmp_path):
-    kinds = tfds_files.features_of(MOMENTS, CLASSES)
+    kinds = tfds_format.features_of(MOMENTS, CLASSES)
     kinds = tfds.features.FeaturesDict({"moments": kinds["moments"]})
     rows = [{"moments": row["moments"]} for row in examples(MOMENTS)]
     folder = write(tmp_path / "toy", rows, kinds)

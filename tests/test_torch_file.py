@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from ig_jax.errors import UserError
-from ig_jax.formats import torch_file
+from ig_jax.io.torch import file as torch_file
 
 STORAGE_OF = {
     np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
@@ -495,7 +495,7 @@ def test_a_pickle_that_would_run_something_is_refused_by_name_and_runs_nothing(
         "torch.storage _load_from_bytes",
         "torch load",
         "numpy.core.multiarray _reconstruct",
-        "ig_jax.formats.plain_pickle Record",
+        "ig_jax.io.torch.unpickler Record",
         "collections defaultdict",
     ],
 )

@@ -28,7 +28,7 @@ from test_torch_file import (
     training_file,
 )
 
-from ig_jax.formats import torch_file
+from ig_jax.io.torch import file as torch_file
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 SYSTEM = {

@@ -11,9 +11,12 @@ import tiny
 from PIL import Image
 from vectors import quick_jit
 
-from ig_jax import checkpoint, preview, sharding, train
+from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.data import loader
-from ig_jax.objectives.base import BY_TIME
+from ig_jax.objectives.metrics import BY_TIME
+from ig_jax.parallel.mesh import replicate_locally, to_global
+from ig_jax.training import preview, step
+from ig_jax.training import trainer as train
 
 RATES = {
     *("steps_per_second", "images_per_second", "model_tflops_per_device", "memory_gib"),
@@ -54,10 +57,10 @@ def four_steps(changes=None, devices=None, done=0):
     data = loader.batches(c.data.source, c.train.batch_size, c.seed)
     rows = [next(data) for _ in range(4)]
     stacked = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
-    batches = sharding.to_global(stacked, exp.mesh, c.train.batch_size, axis=1)
-    state = train.init_state(exp)
+    batches = to_global(stacked, exp.mesh, c.train.batch_size, axis=1)
+    state = step.init_state(exp)
     state = state.replace(step=state.step + done)
-    state, found = train.make_dispatch(exp)(state, batches, {})
+    state, found = step.make_dispatch(exp)(state, batches, {})
     return state, jax.tree.map(np.asarray, found)
 
 
@@ -176,10 +179,10 @@ def test_the_first_average_is_the_teacher_of_the_accelerated_term(unbroken):
     x0 = exp.config.data.codec.latent(jnp.asarray(data["stored"]), jax.random.key(0))
     labels = jnp.asarray(data["label"])
     draws = objective.draw(jax.random.key(0), x0)
-    gradients = partial(train.gradients, objective=objective, parts=2)
+    gradients = partial(step.gradients, objective=objective, parts=2)
     settings = {"optimizer": exp.optimizer, "decays": exp.config.train.ema_decays}
-    update = quick_jit(partial(train.update, gradients=gradients, **settings))
-    _, found = update(state, train.Noised(x0, labels, draws))
+    update = quick_jit(partial(step.update, gradients=gradients, **settings))
+    _, found = update(state, step.Noised(x0, labels, draws))
     loss = quick_jit(lambda teacher: objective(state.params, x0, labels, draws, teacher)[0])
     losses = [float(loss(w)) for w in (state.ema["0.9"], state.ema["0.8"], state.params)]
     assert exp.config.train.ema_decays == (0.9, 0.8) and len(set(losses)) == 3
@@ -213,7 +216,7 @@ def test_stopping_and_going_on_gives_the_bits_of_an_unbroken_run(unbroken, resum
 
 def test_what_is_on_disk_after_going_on_has_the_bits_of_an_unbroken_run(unbroken, resumed):
     workdir, _, _ = resumed
-    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints = checkpoint_manager.Checkpoints(workdir)
     restored = checkpoints.restore(24, unbroken.exp.abstract_state)
     assert checkpoints.meta(24)["data"]["next_index"] == 24
     checkpoints.close()
@@ -243,7 +246,7 @@ def test_previews_show_both_ways_of_sampling_and_change_from_step_to_step(resume
 
 def test_previews_are_drawn_with_the_first_average(resumed, tmp_path):
     workdir, outcome, trainer = resumed
-    weights = sharding.whole_on(trainer.exp.mesh, outcome.state.ema["0.9"])
+    weights = replicate_locally(trainer.exp.mesh, outcome.state.ema["0.9"])
     drawn = preview.Preview(trainer.exp, tmp_path).draw(weights, 24)
     written = Image.open(workdir / "previews" / "step_00000024.png")
     np.testing.assert_array_equal(drawn, np.asarray(written))

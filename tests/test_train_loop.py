@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import evaluate, lock, logs, run, train
+from ig_jax import cli
 from ig_jax.errors import UserError
-from ig_jax.meters import NonFiniteLoss
-from ig_jax.stopping import SIGNALS, Stopped, StopSignal
+from ig_jax.monitoring import metric_writer
+from ig_jax.monitoring.throughput import NonFiniteLoss
+from ig_jax.parallel import lock
+from ig_jax.parallel.preemption import SIGNALS, Stopped, StopSignal
+from ig_jax.programs import evaluate
+from ig_jax.training import step as training_step
+from ig_jax.training import trainer as train
 
 
 def boundaries(start: int, per_dispatch: int, every: list[int], total: int) -> list[int]:
@@ -155,10 +160,10 @@ def test_a_script_that_runs_several_programs_learns_that_one_was_asked_to_stop(
     outcome = replace(tiny.trained().outcome, finished=finished, stopped_by="SIGTERM")
     monkeypatch.setattr(train, "run", lambda exp, workdir: outcome)
     with pytest.raises(Stopped, match="SIGTERM"):
-        run.run(tiny.settings(), workdir=str(tmp_path))
+        cli.run(tiny.settings(), workdir=str(tmp_path))
     assert issubclass(Stopped, KeyboardInterrupt)
     monkeypatch.setattr(train, "run", lambda exp, workdir: tiny.trained().outcome)
-    assert run.run(tiny.settings(), workdir=str(tmp_path)) is tiny.trained().outcome
+    assert cli.run(tiny.settings(), workdir=str(tmp_path)) is tiny.trained().outcome
 
 
 def test_a_second_run_in_the_same_workdir_is_refused_and_disturbs_nothing(workdir):
@@ -166,12 +171,12 @@ def test_a_second_run_in_the_same_workdir_is_refused_and_disturbs_nothing(workdi
     with lock.held(workdir):
         for mode in ("train", "demo", "prepare", "reference"):
             with pytest.raises(UserError, match=f"{workdir} is in use by process {os.getpid()} "):
-                run.run(tiny.settings(), workdir=workdir, mode=mode)
+                cli.run(tiny.settings(), workdir=workdir, mode=mode)
     assert sorted(workdir.rglob("*")) == before
 
 
 def test_a_stopped_run_saves_its_step_and_says_how_to_go_on(workdir, capsys, monkeypatch):
-    make_dispatch = train.make_dispatch
+    make_dispatch = training_step.make_dispatch
 
     def interrupted(exp):
         dispatch = make_dispatch(exp)
@@ -191,21 +196,21 @@ def test_a_stopped_run_saves_its_step_and_says_how_to_go_on(workdir, capsys, mon
 
 
 def test_lines_of_steps_that_are_run_again_are_dropped(tmp_path):
-    writer = logs.MetricWriter(tmp_path, resumed_at=0)
+    writer = metric_writer.MetricWriter(tmp_path, resumed_at=0)
     for step in (6, 12, 18):
         writer.scalars(step, {"loss": 1.0})
     writer.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 24, "lo')  # a kill in the middle of a line
-    logs.MetricWriter(tmp_path, resumed_at=12).close()
-    assert [m["step"] for m in logs.read_metrics(tmp_path)] == [6, 12]
+    metric_writer.MetricWriter(tmp_path, resumed_at=12).close()
+    assert [m["step"] for m in metric_writer.read_metrics(tmp_path)] == [6, 12]
     assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
 
 
 def test_samples_are_judged_while_training_as_evaluation_judges_them(tmp_path):
     changes = {"evaluate.while_training": {"every_steps": 12, "num": 20}, "evaluate.seeds": (0,)}
     train.run(tiny.experiment(changes), tmp_path)
-    lines = {m["step"]: m for m in logs.read_metrics(tmp_path) if "eval/fd" in m}
+    lines = {m["step"]: m for m in metric_writer.read_metrics(tmp_path) if "eval/fd" in m}
     assert list(lines) == [12, 24] and lines[12]["eval/fd"] != lines[24]["eval/fd"]
     [verdict] = evaluate.run(tiny.experiment(changes), tmp_path)["each"]
     assert {f"eval/{name}": pytest.approx(v, rel=1e-6) for name, v in verdict.items()} == {

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import tree as tree_config
-from ig_jax import panel, run
-from ig_jax.data.tree import THRESHOLD_POINTS, Branch, Tree
-from ig_jax.density import DensityJudge
+from ig_jax import cli
+from ig_jax.data.sources.tree_density import THRESHOLD_POINTS, Branch, Tree
+from ig_jax.evaluation.density_evaluator import DensityEvaluator
+from ig_jax.plots import density_panels
 from ig_jax.types import Source
 
 TREE = Tree("train")
@@ -202,7 +203,7 @@ def picture(tmp_path_factory) -> np.ndarray:
     path = tmp_path_factory.mktemp("panel") / "toy.png"
     clean, stray = samples_without_outliers(500), strays(500)
     named = {"a": clean, "b": stray, "c": clean, "d": stray}
-    panel.draw(path, TREE, named, dict.fromkeys(named, 0.0))
+    density_panels.draw(path, TREE, named, dict.fromkeys(named, 0.0))
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
@@ -230,7 +231,7 @@ def test_the_picture_is_twice_as_wide_as_a_readme_and_has_a_row_for_three_panels
 
 
 def test_outliers_have_their_colour_in_their_panel_only(picture):
-    counts = [near(cell, panel.OUTLIER) for cell in cells(picture)]
+    counts = [near(cell, density_panels.OUTLIER) for cell in cells(picture)]
     assert [count > 200 for count in counts] == [False, True, False, True, False, False]
     assert counts[0] == counts[2] == 0
 
@@ -253,13 +254,13 @@ def test_each_panel_is_titled_with_its_name_and_its_outlier_rate(monkeypatch, tm
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
     named = {"data": samples_without_outliers(10), "IG 1.5": strays(10)}
-    panel.draw(tmp_path / "a.png", TREE, named, {"IG 1.5": 0.0932, "data": 0.01})
+    density_panels.draw(tmp_path / "a.png", TREE, named, {"IG 1.5": 0.0932, "data": 0.01})
     titles = [axes.get_title() for axes in figures[0].axes]
     assert titles == ["data: 1.0 % outliers", "IG 1.5: 9.3 % outliers", ""]
 
 
 def test_the_judge_of_a_density_finds_exact_samples_faultless_and_noise_not():
-    judge = DensityJudge(TREE, TREE.held_out())
+    judge = DensityEvaluator(TREE, TREE.held_out())
     points, labels = TREE.sample(4000, seed=9)
     samples = points.reshape(-1, 1, 1, 2).astype(np.float32)
     good = judge.measure(judge.look(samples), labels)
@@ -274,7 +275,7 @@ def test_the_toy_s_demo_draws_a_panel_with_the_readout_alone_and_a_rate_for_each
     c.model.depth = c.model.unroll = 2
     c.sample.batch_size, c.evaluate.num, c.evaluate.seeds = 200, 200, (0,)
     c.sample.sampler.num_steps = 3
-    results = run.run(c, workdir=str(tmp_path), mode="demo")
+    results = cli.run(c, workdir=str(tmp_path), mode="demo")
     ways = ["floor", "readout", "plain", "ig", "cfg", "ig_cfg"]
     assert [name for name in results if name in ways] == ways
     assert all(0 <= results[way]["outliers"]["mean"] <= 1 for way in ways)

@@ -11,7 +11,7 @@ import lively
 import numpy as np
 import pytest
 
-from ig_jax import tree
+from ig_jax import pytree
 from ig_jax.models import trunk
 
 
@@ -50,7 +50,7 @@ def test_unrolling_and_recomputing_change_neither_output_nor_gradient(changes, p
 def test_recomputing_more_keeps_less_for_the_backward_pass(params):
     def kept(remat: str) -> int:
         loss = functools.partial(lively.weighted_sum, lively.make(remat=remat))
-        return tree.num_bytes(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params))
+        return pytree.num_bytes(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params))
 
     assert kept("full") < kept("dots") < kept("none")
 
@@ -77,12 +77,12 @@ def test_the_gradient_is_the_slope_of_the_output_along_every_parameter(params, p
     """Central differences; outputs of readouts and of the last block all enter."""
     loss = lively.compile_quickly(functools.partial(lively.weighted_sum, lively.make()))
     rng, step = np.random.default_rng(3), 0.01
-    leaves, slopes = tree.flatten(params), tree.flatten(plain[1])
+    leaves, slopes = pytree.flatten(params), pytree.flatten(plain[1])
     for name, leaf in leaves.items():
         way = rng.standard_normal(leaf.shape).astype(np.float32)
         way /= np.linalg.norm(way)
         there, back = (
-            loss(tree.unflatten({**leaves, name: leaf + sign * step * way})) for sign in (1, -1)
+            loss(pytree.unflatten({**leaves, name: leaf + sign * step * way})) for sign in (1, -1)
         )
         slope = (float(there) - float(back)) / (2 * step)
         assert float(np.sum(way * slopes[name])) == pytest.approx(slope, abs=0.01), name

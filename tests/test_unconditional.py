@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from test_readme import example
 
-from ig_jax import compatible, run
+from ig_jax import cli
+from ig_jax.checkpoint import compatibility
 from ig_jax.metrics import FEATURES
 
 
@@ -28,20 +29,20 @@ def settings(flat, **changes):
 
 
 def test_a_dry_run_tells_what_the_data_set_holds(flat, capsys):
-    run.run(settings(flat), workdir="unused", dry_run=True)
+    cli.run(settings(flat), workdir="unused", dry_run=True)
     told = capsys.readouterr().out.splitlines()
     assert told.count(f"data: 16 pictures, no classes, in {flat}") == 1
 
 
-@pytest.mark.parametrize("sections", [compatible.CONTINUES, compatible.SAMPLES])
+@pytest.mark.parametrize("sections", [compatibility.CONTINUES, compatibility.SAMPLES])
 def test_whether_there_may_be_fewer_classes_parts_no_runs(flat, sections):
     older = settings(flat).to_dict()
     for value in (False, True):
         newer = settings(flat, fewer_classes=value).to_dict()
-        assert compatible.mismatches(older, newer, sections) == []
-        assert compatible.mismatches(newer, older, sections) == []
+        assert compatibility.mismatches(older, newer, sections) == []
+        assert compatibility.mismatches(newer, older, sections) == []
     other = settings(flat, size=16).to_dict()
-    assert compatible.mismatches(older, other, compatible.CONTINUES)
+    assert compatibility.mismatches(older, other, compatibility.CONTINUES)
 
 
 @pytest.mark.slow
@@ -52,15 +53,15 @@ def test_it_trains_samples_and_is_judged_without_classes(flat, tmp_path, monkeyp
     c.update({"train": {"steps": 6, "batch_size": 8}, "sample": {"num": 12, "batch_size": 12}})
     c.evaluate.update(ConfigDict({"num": 12, "seeds": (0,)}))
     workdir = str(tmp_path / "run")
-    run.run(c, workdir=workdir)
+    cli.run(c, workdir=workdir)
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("data: ")] == [
         f"data: 16 pictures, no classes, in {flat}"
     ]
-    target = run.run(c, workdir=workdir, mode="sample")
+    target = cli.run(c, workdir=workdir, mode="sample")
     with np.load(target / "samples.npz") as drawn:
         assert drawn["arr_0"].shape == (12, 8, 8, 3) and not drawn["arr_1"].any()
-    run.run(c, workdir=str(tmp_path / "reference"), mode="reference")
+    cli.run(c, workdir=str(tmp_path / "reference"), mode="reference")
     c.evaluate.reference = str(tmp_path / "reference" / "reference.npz")
-    record = run.run(c, workdir=workdir, mode="evaluate")
+    record = cli.run(c, workdir=workdir, mode="evaluate")
     assert record["measures"]["fd"]["mean"] > 0 and json.dumps(record)

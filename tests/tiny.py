@@ -20,8 +20,12 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import digits
-from ig_jax import build, config, run, sharding, train
-from ig_jax.build import Experiment
+from ig_jax import cli
+from ig_jax import experiment as build
+from ig_jax.config import run_config
+from ig_jax.experiment import Experiment
+from ig_jax.parallel.mesh import replicate_locally
+from ig_jax.training import trainer
 from ig_jax.types import Params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +83,7 @@ def experiment(
 ) -> Experiment:
     """The tiny experiment with changes, on all devices or on the given ones."""
     devices = jax.devices() if devices is None else devices
-    return build.experiment(config.parse(settings(changes), devices=len(devices)), devices)
+    return build.experiment(run_config.parse(settings(changes), devices=len(devices)), devices)
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,12 @@ class Trained:
 
     exp: Experiment
     workdir: Path
-    outcome: train.Outcome
+    outcome: trainer.Outcome
 
     def weights(self, decay: str | None = None) -> Params:
         """The raw weights, or an average, whole on every device, as sampling wants them."""
         state = self.outcome.state
-        return sharding.whole_on(self.exp.mesh, state.ema[decay] if decay else state.params)
+        return replicate_locally(self.exp.mesh, state.ema[decay] if decay else state.params)
 
     def copy(self, workdir: Path) -> Path:
         return Path(shutil.copytree(self.workdir, workdir, dirs_exist_ok=True))
@@ -104,4 +108,4 @@ def trained() -> Trained:
     """The tiny run, trained to its end, once a session."""
     workdir = Path(tempfile.mkdtemp(prefix="ig_jax_trained_"))
     atexit.register(shutil.rmtree, workdir, ignore_errors=True)
-    return Trained(experiment(), workdir, run.run(settings(), workdir=str(workdir)))
+    return Trained(experiment(), workdir, cli.run(settings(), workdir=str(workdir)))

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ig_jax import tree
-from ig_jax.interop import names
+from ig_jax import pytree
+from ig_jax.interop import parameter_names
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.sit import SiT, SiTSettings
 from ig_jax.models.transformer import Transformer
@@ -162,7 +162,7 @@ def _shapes(net: Transformer) -> Params:
 
 def from_published(net: Transformer, state: Mapping[str, np.ndarray]) -> Params:
     """A state dict of the reference as our parameters, or anything else under the same names."""
-    return jax.tree.map(jnp.asarray, names.from_published(state, _shapes(net)))
+    return jax.tree.map(jnp.asarray, parameter_names.from_published(state, _shapes(net)))
 
 
 def objective(
@@ -188,6 +188,6 @@ def quick_jit(function: Callable) -> Callable:
 
 def assert_trees_within(what: str, ours: Params, reference: Params, bound: float) -> None:
     """`assert_within` for every leaf of the reference, by name."""
-    leaves = tree.flatten(ours)
-    for name, leaf in tree.flatten(reference).items():
+    leaves = pytree.flatten(ours)
+    for name, leaf in pytree.flatten(reference).items():
         assert_within(f"{what} {name}", leaves[name], leaf, bound)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from jaxtyping import Array
 
-from ig_jax.codecs import pixels
+from ig_jax.codecs import to_uint8
 from ig_jax.codecs.base import WithoutWeights
 from ig_jax.types import NONE, Images, Key, Latents, Params
 
@@ -25,4 +25,4 @@ class AsStored(WithoutWeights):
         return stored
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
-        return pixels.false_colours(x)
+        return to_uint8.false_colours(x)

@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from ig_jax.codecs import pixels, sd_vae, va_vae
+from ig_jax.codecs import sd_vae, to_uint8, va_vae
 from ig_jax.errors import UserError, shown
-from ig_jax.formats import state_dict, torch_file
-from ig_jax.paths import Location
+from ig_jax.io import state_dict
+from ig_jax.io.paths import Location
+from ig_jax.io.torch import file as torch_file
 from ig_jax.types import DTYPES, NONE, Images, Key, Latents, Params
 
 INPUT_RANGE = (-1.0, 1.0)  # of pixels, as both autoencoders see them
@@ -59,7 +60,7 @@ class Autoencoder(ABC):
 
     weights: Location  # published file; '': latents must be stored, pictures are in false colours
     dtype: str = "float32"  # of convolutions and matrix products: float32, bfloat16
-    rounding: str = pixels.TRUNCATED  # from decoded pictures to 8 bits: a rule of `pixels.RULES`
+    rounding: str = to_uint8.TRUNCATED  # from decoded pictures to 8 bits: a rule of `pixels.RULES`
 
     name: ClassVar[str]
     factor: ClassVar[int]  # pixels of a picture per latent pixel, along a side
@@ -67,8 +68,8 @@ class Autoencoder(ABC):
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype = {shown(self.dtype)}: must be one of {', '.join(DTYPES)}")
-        if self.rounding not in pixels.RULES:
-            known = " or ".join(map(repr, pixels.RULES))
+        if self.rounding not in to_uint8.RULES:
+            known = " or ".join(map(repr, to_uint8.RULES))
             raise ValueError(f"rounding = {shown(self.rounding)}: must be {known}")
 
     @property
@@ -159,9 +160,9 @@ class SdVae(Autoencoder):
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
-            return pixels.false_colours(x)
+            return to_uint8.false_colours(x)
         out = sd_vae.decode(weights, x / sd_vae.SCALE, dtype=DTYPES[self.dtype])
-        return pixels.RULES[self.rounding](out)
+        return to_uint8.RULES[self.rounding](out)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class VaVae(Autoencoder):
     Its published file is vavae-imagenet256-f16d32-dinov2.pt.
     """
 
-    rounding: str = pixels.ROUNDED
+    rounding: str = to_uint8.ROUNDED
     # latents_stats.pt: mean and std of every channel; '': not known, as before latents are made
     statistics: Location = ""
 
@@ -261,7 +262,7 @@ class VaVae(Autoencoder):
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
-            return pixels.false_colours(x)
+            return to_uint8.false_colours(x)
         mean, std = self._statistics
         out = va_vae.decode(weights, x * std + mean, dtype=DTYPES[self.dtype])
-        return pixels.RULES[self.rounding](out)
+        return to_uint8.RULES[self.rounding](out)

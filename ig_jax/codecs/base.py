@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ig_jax import tree
+from ig_jax import pytree
 from ig_jax.types import Params
 
 
@@ -32,5 +32,5 @@ def in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, most: int
     if parts == 1:
         return function(x)
     padded = jnp.pad(x, [(0, -rows % parts)] + [(0, 0)] * (x.ndim - 1))
-    out = lax.map(function, tree.cut(padded, parts))
-    return tree.joined(out)[:rows]
+    out = lax.map(function, pytree.cut(padded, parts))
+    return pytree.joined(out)[:rows]

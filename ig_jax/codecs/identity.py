@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ig_jax.codecs import pixels
+from ig_jax.codecs import to_uint8
 from ig_jax.codecs.base import WithoutWeights
 from ig_jax.types import NONE, Images, Key, Latents, Params
 
@@ -17,7 +17,7 @@ from ig_jax.types import NONE, Images, Key, Latents, Params
 class Identity(WithoutWeights):
     """Stored uint8 [b, h, w, c] <-> latents x / 127.5 - 1 of the same shape."""
 
-    rounding: ClassVar[str] = pixels.ROUNDED
+    rounding: ClassVar[str] = to_uint8.ROUNDED
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return stored_shape
@@ -27,4 +27,4 @@ class Identity(WithoutWeights):
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         """Clamped and rounded half up, the inverse of `latent` on 8-bit images."""
-        return pixels.to_uint8_rounded(x)
+        return to_uint8.to_uint8_rounded(x)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ig_jax import tree
+from ig_jax import pytree
 
 Shape = tuple[int, ...]
 State = Mapping[str, np.ndarray]
@@ -153,7 +153,7 @@ def fill(state: State, sizes: Sizes, published: Callable[[str], tuple[str, ...]]
       ValueError: lists every name that is missing, left over, or of another shape.
     """
     params, used, missing, misshapen = {}, set(), [], []
-    for ours, shape in tree.flatten(shapes(sizes)).items():
+    for ours, shape in pytree.flatten(shapes(sizes)).items():
         names = published(ours)
         found = next((name for name in names if name in state), None)
         if found is None:
@@ -164,7 +164,7 @@ def fill(state: State, sizes: Sizes, published: Callable[[str], tuple[str, ...]]
         if params[ours].shape != shape:
             misshapen.append(f"{found} {state[found].shape}")
     _refuse(missing=missing, left_over=sorted(set(state) - used), misshapen=misshapen)
-    return tree.unflatten(params)
+    return pytree.unflatten(params)
 
 
 def _refuse(**wrong: list[str]) -> None:

@@ -1,13 +1,13 @@
 """Sources of training examples. A new one: a file with a `types.Source`, and a row here."""
 
-from ig_jax.data.array_record import ArrayRecord
-from ig_jax.data.digits import Digits
-from ig_jax.data.image_folder import ImageFolder
-from ig_jax.data.npy_folder import NpyFolder
-from ig_jax.data.safetensors_shards import SafetensorsShards
-from ig_jax.data.synthetic import Synthetic
-from ig_jax.data.tfds_images import TfdsImages
-from ig_jax.data.tree import Tree
+from ig_jax.data.sources.array_record import ArrayRecord
+from ig_jax.data.sources.digits import Digits
+from ig_jax.data.sources.image_folder import ImageFolder
+from ig_jax.data.sources.npy_folder import NpyFolder
+from ig_jax.data.sources.safetensors_shards import SafetensorsShards
+from ig_jax.data.sources.synthetic import Synthetic
+from ig_jax.data.sources.tfds_images import TfdsImages
+from ig_jax.data.sources.tree_density import Tree
 
 SOURCES = {
     "array_record": ArrayRecord,

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ig_jax.errors import BadExample
-from ig_jax.formats import images
+from ig_jax.io import images
 
 NAME = "center-crop-dhariwal"  # in records of what made latents
 LARGEST = 2**16  # side of a cropped picture

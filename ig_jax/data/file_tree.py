@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ig_jax.errors import UserError
-from ig_jax.formats import files
-from ig_jax.formats.mapped_zip import MappedZip
+from ig_jax.io import files
+from ig_jax.io.mapped_zip import MappedZip
 
 NAMED = 3  # files that a complaint about many lists
 LARGEST = 2**30  # bytes of one file; there are many, so each is small

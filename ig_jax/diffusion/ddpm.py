@@ -27,7 +27,7 @@ from numpy.polynomial import Polynomial
 
 from ig_jax.diffusion import process
 from ig_jax.diffusion.process import Coefficients
-from ig_jax.diffusion.times import TIMES
+from ig_jax.diffusion.training_times import TIMES
 from ig_jax.types import Key, Latents, Times
 
 STEPS = 1000

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from ig_jax.diffusion import process
 from ig_jax.diffusion.process import Coefficients
-from ig_jax.diffusion.times import TIMES
+from ig_jax.diffusion.training_times import TIMES
 from ig_jax.errors import shown
 from ig_jax.types import Key, Latents, Times
 

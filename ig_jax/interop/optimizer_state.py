@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ig_jax import optim, tree
-from ig_jax.interop import names
+from ig_jax import optim, pytree
+from ig_jax.interop import parameter_names
 from ig_jax.interop.published_file import TRAINING_ONLY
 from ig_jax.optim.muon import MuonState
 
@@ -89,11 +89,11 @@ def fill(
     """
 
     def moment(which: str, params: dict[str, Any]) -> dict[str, Any]:
-        flat = tree.flatten(params)
+        flat = pytree.flatten(params)
         # Where another part of the optimizer is at work, optax leaves holes.
         held = {p: leaf for p, leaf in flat.items() if not isinstance(leaf, optax.MaskedNode)}
-        filled = lay_out(which, found.moments[which], tree.unflatten(held))
-        return tree.unflatten(flat | tree.flatten(filled))
+        filled = lay_out(which, found.moments[which], pytree.unflatten(held))
+        return pytree.unflatten(flat | pytree.flatten(filled))
 
     def part(node: Any) -> Any:
         if isinstance(node, MuonState):
@@ -116,7 +116,7 @@ def _described(
     groups: Sequence[Mapping[str, Any]], parameters: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Any], list[list[str]]]:
     """The settings that the groups tell, and the names of the parameters of each, in its order."""
-    ordered = [name for name in parameters if name not in names.DERIVED]
+    ordered = [name for name in parameters if name not in parameter_names.DERIVED]
     try:
         match groups:
             case [{"use_muon": True} as matrices, {"use_muon": False} as vectors]:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ig_jax.errors import UserError
-from ig_jax.formats import state_dict
-from ig_jax.interop import names, told
+from ig_jax.interop import declared, parameter_names
+from ig_jax.interop.declared import Declared
+from ig_jax.interop.detect import Detected, detect
 from ig_jax.interop.published_file import LABELS
-from ig_jax.interop.recognise import Recognised, recognise
-from ig_jax.interop.told import Told
+from ig_jax.io import state_dict
 
 NAME = "imported.safetensors"  # in the workdir
 
@@ -28,7 +28,7 @@ class Original(NamedTuple):
     """Arrays of a published file that its network here does not have as they are."""
 
     arrays: dict[str, np.ndarray]
-    told: Told  # what the file does not say by itself
+    told: Declared  # what the file does not say by itself
 
     @property
     def has_null_class(self) -> bool:
@@ -38,26 +38,26 @@ class Original(NamedTuple):
         """The published file whose network has the state dict `state`; None if it is another's."""
         whole = {**state, **self.arrays}
         try:
-            found = recognise(whole, self.told).state
+            found = detect(whole, self.told).state
         except UserError:
             return None
-        computed = {n: a for n, a in found.items() if n not in names.DERIVED}
-        own = {n: a for n, a in state.items() if n not in names.DERIVED}
+        computed = {n: a for n, a in found.items() if n not in parameter_names.DERIVED}
+        own = {n: a for n, a in state.items() if n not in parameter_names.DERIVED}
         same = computed.keys() == own.keys() and all(
             np.array_equal(array, own[n]) for n, array in computed.items()
         )
         return whole if same else None
 
 
-def of(state: State, found: Recognised) -> Original:
+def of(state: State, found: Detected) -> Original:
     """What of a file's `state` is not in what it was recognised as; tables are kept, too."""
     changed = {n: a for n, a in state.items() if found.state.get(n) is not a}
-    changed |= {n: state[n] for n in names.DERIVED if n in state}
+    changed |= {n: state[n] for n in parameter_names.DERIVED if n in state}
     return Original({n: np.array(a, np.float32) for n, a in changed.items()}, found.told)
 
 
 def save(workdir: Path, original: Original) -> None:
-    metadata = told.to_metadata(original.told)
+    metadata = declared.to_metadata(original.told)
     state_dict.write_safetensors(workdir / NAME, original.arrays, metadata)
 
 
@@ -68,4 +68,4 @@ def read(workdir: Path) -> Original:
       UserError: it is not there, or damaged.
     """
     found = state_dict.read_safetensors(workdir / NAME)
-    return Original(found.state, told.of_metadata(found.metadata))
+    return Original(found.state, declared.of_metadata(found.metadata))

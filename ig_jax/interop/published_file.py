@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ig_jax.errors import UserError, shown
-from ig_jax.interop import names
+from ig_jax.interop import parameter_names
+from ig_jax.interop.declared import ONLY, Declared
 from ig_jax.interop.time_direction import TIME_LAYER
-from ig_jax.interop.told import ONLY, Told
 from ig_jax.models import embed
 
 LABELS = "y_embedder.embedding_table.weight"
@@ -53,7 +53,7 @@ class File:
 
     state: Mapping[str, np.ndarray]  # without what only training needs
     dropped: frozenset[str]  # the first components of that
-    told: Told
+    told: Declared
     depth: int
     width: int
     channels: int
@@ -77,7 +77,7 @@ class File:
         return math.isqrt(self.state["pos_embed"].shape[1])
 
 
-def look(state: Mapping[str, np.ndarray], told: Told) -> File:
+def look(state: Mapping[str, np.ndarray], told: Declared) -> File:
     """The file, if all its layers are there and have the shapes of layers.
 
     Raises:
@@ -174,8 +174,8 @@ def _expected(state: Collection[str], inner: dict[int, set[str]]) -> dict[str, N
     if seen & set(NORMS) or any(name in state for name in FINAL_NORMS):
         of_block += NORMS
         expected += [n for n in FINAL_NORMS if n.replace("norm_final", "linear") in expected]
-    if any(name in state for name in names.DERIVED):
-        expected += names.DERIVED
+    if any(name in state for name in parameter_names.DERIVED):
+        expected += parameter_names.DERIVED
     expected += [f"blocks.{i}.{name}" for i in sorted(inner) for name in of_block]
     return dict.fromkeys(expected)
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ig_jax.interop.told import DATA_TO_NOISE, NOISE_TO_DATA
+from ig_jax.interop.declared import DATA_TO_NOISE, NOISE_TO_DATA
 from ig_jax.models import embed
 
 State = Mapping[str, np.ndarray]

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from ig_jax.errors import UserError, shown
-from ig_jax.metrics.spaces import Features
+from ig_jax.metrics.feature_space import Features
 from ig_jax.types import Params
 
 # One layer, so that features still tell fine strokes: behind a second layer, digits of one class

@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ig_jax.errors import UserError, shown
-from ig_jax.formats import state_dict
+from ig_jax.io import state_dict
+from ig_jax.io.paths import Location
 from ig_jax.metrics import inception_network, inception_weights
-from ig_jax.metrics.spaces import Features, Pictures, Training
-from ig_jax.paths import Location
+from ig_jax.metrics.feature_space import Features, Pictures, Training
 from ig_jax.types import Params
 
 FIELD = "evaluate.features.weights"

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ig_jax.metrics.spaces import Features
+from ig_jax.metrics.feature_space import Features
 from ig_jax.types import Params
 
 Maps = Float[Array, "b _ _ _"]  # [batch, height, width, channels]

@@ -10,7 +10,7 @@ take the Inception logits *without* the classifier bias.
 import numpy as np
 from jaxtyping import Float64
 
-from ig_jax.metrics.rows import as_rows, row_blocks
+from ig_jax.metrics.checked_rows import as_rows, row_blocks
 
 TORCH_FIDELITY_SEED = 2020
 TORCH_FIDELITY_SPLITS = 10

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ig_jax import tree
+from ig_jax import pytree
 from ig_jax.metrics import inception_network
 
 EPSILON = 1e-3
@@ -45,7 +45,7 @@ def from_published(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     _refuse_others(state)
     folded = {conv.name: _folded(state, conv.name) for conv in inception_network.convolutions()}
     head = {"kernel": np.array(state["fc.weight"].T, np.float32)}
-    return tree.unflatten({**folded, "fc": head})
+    return pytree.unflatten({**folded, "fc": head})
 
 
 def _folded(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from ig_jax.metrics.rows import BLOCK_ROWS, row_blocks
+from ig_jax.metrics.checked_rows import BLOCK_ROWS, row_blocks
 
 
 class Gaussian(NamedTuple):

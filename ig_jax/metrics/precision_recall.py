@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Float64, Shaped
 
-from ig_jax.metrics.rows import BLOCK_ROWS, row_blocks
+from ig_jax.metrics.checked_rows import BLOCK_ROWS, row_blocks
 
 BLOCK_DISTANCES = 2**25  # at once on a device; 128 MiB: large enough for the matrix units
 ROWS, WHOLE = PartitionSpec("rows"), PartitionSpec()

@@ -25,17 +25,7 @@ from jaxtyping import Array
 from ig_jax.bounds import at_most
 from ig_jax.errors import shown
 from ig_jax.models import embed, layers, trunk
-from ig_jax.types import (
-    DTYPES,
-    Gather,
-    Key,
-    Labels,
-    Latents,
-    NetOutput,
-    Params,
-    Tokens,
-    Whole,
-)
+from ig_jax.types import DTYPES, Gather, Key, Labels, Latents, NetOutput, Params, Tokens, Whole
 
 # Beyond these, tracing a network or its position table takes minutes, and no machine trains it.
 WIDEST, MOST_READOUTS, POSITIONS = 2**20, 64, 2**27

@@ -25,7 +25,7 @@ from jax import lax
 
 from ig_jax.bounds import below_one
 from ig_jax.errors import shown
-from ig_jax.objectives.base import Pass, require_weight, squared_error
+from ig_jax.objectives.base import NoisedBatch, require_weight, squared_error
 from ig_jax.types import PerExample
 
 BIASES = ("network", "ema")
@@ -61,7 +61,7 @@ class AcceleratedFlow:
                 f"readout = {self.readout}: must be one of model.readouts = {shown(readouts)}"
             )
 
-    def __call__(self, p: Pass) -> PerExample:
+    def __call__(self, p: NoisedBatch) -> PerExample:
         out = p.out if self.bias == "network" else p.teacher(p.x_t, p.t, p.y)
         early = out.heads[self.readout or next(iter(out.heads))]
         bias = lax.stop_gradient(out.pred - early)

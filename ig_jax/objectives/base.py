@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from ig_jax.objectives.metrics import BY_TIME, sum_by_time
 from ig_jax.types import (
     Abstract,
     Key,
@@ -29,10 +30,6 @@ from ig_jax.types import (
     Scalar,
     Times,
 )
-
-# Losses are logged by time as well: a mean hides that most of it comes from one end.
-TIME_BUCKETS = 10
-BY_TIME = "by_time/"
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +47,7 @@ Predict = Callable[[Latents, Times, Labels], NetOutput]
 
 
 @dataclass(frozen=True)
-class Pass:
+class NoisedBatch:
     """One noised batch and what the network made of it, as every term sees them."""
 
     x0: Latents
@@ -73,7 +70,7 @@ class Term(Protocol):
         """Raises ValueError where the network lacks what the term reads."""
         ...
 
-    def __call__(self, p: Pass) -> PerExample: ...
+    def __call__(self, p: NoisedBatch) -> PerExample: ...
 
 
 @dataclass(frozen=True)
@@ -109,12 +106,12 @@ class Objective:
         labels: Labels,
         draws: Draws,
         teacher: Params | None = None,
-    ) -> Pass:
+    ) -> NoisedBatch:
         t = self.process.time(draws.time)
         y = jnp.where(draws.drop < self.label_drop, self.null_class, labels)
         x_t = self.process.perturb(x0, draws.noise, t)
         frozen = jax.lax.stop_gradient(teacher)
-        return Pass(
+        return NoisedBatch(
             x0=x0,
             noise=draws.noise,
             t=t,
@@ -153,28 +150,6 @@ class Objective:
         metrics = {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
         by_time = {"examples": jnp.ones_like(p.t), **each}
         return total, metrics | {f"{BY_TIME}{n}": sum_by_time(v, p.t) for n, v in by_time.items()}
-
-
-def sum_by_time(values: PerExample, t: Times) -> Float[Array, "k"]:
-    """Sums of `values` over the examples with t in [i, i + 1) / TIME_BUCKETS; t = 1 in the last."""
-    bucket = jnp.clip((t * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
-    return jnp.zeros(TIME_BUCKETS, values.dtype).at[bucket].add(jax.lax.stop_gradient(values))
-
-
-def mean_by_time(sums: Mapping[str, Any]) -> dict[str, float]:
-    """{'loss_by_time/<term>/0.3': mean loss at t in [0.3, 0.4), ...} without the empty buckets.
-
-    Args:
-      sums: the 'by_time/...' metrics, summed over any number of steps.
-    """
-    examples = sums[f"{BY_TIME}examples"]
-    return {
-        f"loss_by_time/{name.removeprefix(BY_TIME)}/{i / TIME_BUCKETS:.1f}": float(total / count)
-        for name, totals in sums.items()
-        if name != f"{BY_TIME}examples"
-        for i, (total, count) in enumerate(zip(totals, examples, strict=True))
-        if count
-    }
 
 
 def require_weight(weight: float) -> None:

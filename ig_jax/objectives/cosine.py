@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from ig_jax.objectives.base import Pass, require_weight
+from ig_jax.objectives.base import NoisedBatch, require_weight
 from ig_jax.types import PerExample
 
 SMALLEST_NORM = 1e-8  # as published; a prediction that starts at zero then has a huge gradient,
@@ -26,7 +26,7 @@ class Cosine:
     def check(self, readouts: tuple[int, ...]) -> None:
         pass  # reads only the final prediction, which every network has
 
-    def __call__(self, p: Pass) -> PerExample:
+    def __call__(self, p: NoisedBatch) -> PerExample:
         dot = jnp.sum(p.out.pred * p.target, axis=-1)
         # Bounded before the root: at zero the gradient of a norm is not a number.
         squares = [jnp.sum(x**2, axis=-1) for x in (p.out.pred, p.target)]

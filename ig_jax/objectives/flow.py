@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ig_jax.objectives.base import Pass, require_weight, squared_error
+from ig_jax.objectives.base import NoisedBatch, require_weight, squared_error
 from ig_jax.types import PerExample
 
 
@@ -18,5 +18,5 @@ class FlowMatching:
     def check(self, readouts: tuple[int, ...]) -> None:
         pass  # reads only the final prediction, which every network has
 
-    def __call__(self, p: Pass) -> PerExample:
+    def __call__(self, p: NoisedBatch) -> PerExample:
         return squared_error(p.out.pred, p.target)

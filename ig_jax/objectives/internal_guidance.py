@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ig_jax.objectives.base import Pass, require_weight, squared_error
+from ig_jax.objectives.base import NoisedBatch, require_weight, squared_error
 from ig_jax.types import PerExample
 
 
@@ -27,5 +27,5 @@ class InternalGuidance:
                 "name a depth there, or remove this term"
             )
 
-    def __call__(self, p: Pass) -> PerExample:
+    def __call__(self, p: NoisedBatch) -> PerExample:
         return sum(squared_error(early, p.target) for early in p.out.heads.values())

@@ -1,11 +1,11 @@
 """Optimizers. A new one: a file with its settings and what builds it, and a row here."""
 
 from ig_jax.optim.adamw import AdamWSettings, adamw
-from ig_jax.optim.assembly import gradient_norm
-from ig_jax.optim.leaves import is_fixed
+from ig_jax.optim.matrix_axes import is_fixed
 from ig_jax.optim.muon import MuonSettings, muon
 from ig_jax.optim.schedules import SCHEDULES, learning_rate
 from ig_jax.optim.spikes import SpikeState, skip_spikes
+from ig_jax.optim.trainable import gradient_norm
 
 __all__ = [
     "OPTIMIZERS",

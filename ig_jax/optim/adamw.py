@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import optax
 
-from ig_jax.optim import assembly, schedules
-from ig_jax.optim.assembly import Share, alone
+from ig_jax.optim import schedules, trainable
+from ig_jax.optim.trainable import Share, alone
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ def adamw(s: AdamWSettings, total_steps: int, share: Share = alone) -> optax.Gra
         eps=s.eps,
         weight_decay=s.weight_decay,
     )
-    return assembly.trained_only(optimizer, s.clip_norm)
+    return trainable.trained_only(optimizer, s.clip_norm)

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ig_jax import tree
+from ig_jax import pytree
 from ig_jax.bounds import BELOW_ONE, at_most, below_one
-from ig_jax.optim import assembly, leaves, schedules
-from ig_jax.optim.assembly import Share, alone
+from ig_jax.optim import matrix_axes, schedules, trainable
+from ig_jax.optim.trainable import Share, alone
 from ig_jax.types import Params
 
 NS_DTYPES = ("bfloat16", "float32")
@@ -97,8 +97,8 @@ def newton_schulz_flops(params: Params, ns_steps: int) -> int:
     what forward and backward of about 25 images of 256 tokens cost.
     """
     total = 0
-    for path, leaf in tree.flatten(params).items():
-        matrix = leaves.matrix_of(path, leaf.shape)
+    for path, leaf in pytree.flatten(params).items():
+        matrix = matrix_axes.matrix_of(path, leaf.shape)
         if matrix:
             m, n = sorted((matrix.rows, matrix.cols))
             total += prod(matrix.batch) * ns_steps * (4 * m**2 * n + 2 * m**3)
@@ -122,10 +122,10 @@ def scale_by_muon(
 
     def direction(path: str, leaf: Array) -> Array:
         def of_whole(leaf: Array) -> Array:
-            matrix = leaves.matrix_of(path, leaf.shape)
+            matrix = matrix_axes.matrix_of(path, leaf.shape)
             return matrix.restore(newton_schulz(matrix.flatten(leaf), ns_steps, ns_dtype))
 
-        matrix = leaves.matrix_of(path, leaf.shape)
+        matrix = matrix_axes.matrix_of(path, leaf.shape)
         scale = RMS * sqrt(max(matrix.published) * max(1, matrix.rows / matrix.cols))
         # Sent in the type of the iteration, to which it rounds anyway.
         return scale * share(path, leaf.astype(ns_dtype), of_whole).astype(leaf.dtype)
@@ -133,7 +133,7 @@ def scale_by_muon(
     def update(grads: Params, state: MuonState, params: Params | None = None):
         average = mix(state.momentum, grads)
         # Nesterov's look-ahead: the same mix once more.
-        return tree.map_named(direction, mix(average, grads)), MuonState(average)
+        return pytree.map_named(direction, mix(average, grads)), MuonState(average)
 
     return optax.GradientTransformation(init, update)
 
@@ -170,8 +170,9 @@ def muon(s: MuonSettings, total_steps: int, share: Share = alone) -> optax.Gradi
     }
 
     def labels(params: Params) -> Params:
-        return tree.map_named(
-            lambda path, leaf: "muon" if leaves.matrix_of(path, leaf.shape) else "adamw", params
+        return pytree.map_named(
+            lambda path, leaf: "muon" if matrix_axes.matrix_of(path, leaf.shape) else "adamw",
+            params,
         )
 
-    return assembly.trained_only(optax.partition(groups, labels), s.clip_norm)
+    return trainable.trained_only(optax.partition(groups, labels), s.clip_norm)

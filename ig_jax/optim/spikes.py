@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from ig_jax.optim import assembly
+from ig_jax.optim import trainable
 from ig_jax.types import Params, Scalar
 
 
@@ -64,7 +64,7 @@ def skip_spikes(
         return SpikeState(inner, jnp.zeros(window, jnp.float32), jnp.int32(0), jnp.int32(0))
 
     def update(grads: Params, state: SpikeState, params: Params | None = None):
-        norm = assembly.gradient_norm(grads).astype(jnp.float32)
+        norm = trainable.gradient_norm(grads).astype(jnp.float32)
         finite = jnp.isfinite(norm)
         spike = (state.seen >= least) & (norm > factor * _median(state.norms, state.seen))
         skip = spike | ~finite

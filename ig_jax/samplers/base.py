@@ -89,16 +89,6 @@ class FixedGrid:
         return x + (t_next - t) * field.velocity(x, t)
 
 
-def shift_times(grid: np.ndarray, shift: float) -> np.ndarray:
-    """t -> s t / (1 + (s - 1) t): above 1, more of the steps at high noise; 1 changes nothing.
-
-    As in SD3 (arXiv 2403.03206, section 5.3.2). LightningDiT's `timestep_shift` counts time from
-    noise to data: its 0.3 is 1 / 0.3 here.
-    """
-    # Written so that 1 stays exactly 1, which is inside an interval that ends there.
-    return grid / (grid + (1 - grid) / shift)
-
-
 def sample(
     sampler: Sampler,
     grid: np.ndarray,

@@ -1,0 +1,1 @@
+"""Run configs: parsed once, validated, frozen."""

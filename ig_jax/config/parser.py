@@ -1,0 +1,167 @@
+"""From nested dicts to frozen dataclasses, with every complaint in one sentence.
+
+A section with a `name` (model, source, sampler, ...) becomes an instance of the class which that
+name has in its table; its other keys are the fields of that class.
+
+Every value is held to bounds of its type, whatever else its field asks for: what is larger, longer
+or no number could only fail later, after minutes or in a stack trace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from typing import Any
+
+import numpy as np
+
+from ig_jax import pytree
+from ig_jax.bounds import CHARACTERS, ENTRIES, LARGE, NESTED, SMALL, WHOLE
+from ig_jax.errors import UserError, shown
+from ig_jax.io import paths
+
+
+class ConfigError(UserError, ValueError):
+    """A user's mistake in a config."""
+
+
+def named(table: Mapping[str, Any], default: Any = dataclasses.MISSING) -> Any:
+    """A field whose section picks a class of `table` by its `name`."""
+    return field(default=default, metadata={"table": table})
+
+
+def each_named(table: Mapping[str, Any]) -> Any:
+    """A field whose section maps names of `table` to the settings of each."""
+    return field(metadata={"each": table})
+
+
+def require(holds: bool, name: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} = {shown(value)}: {rule}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """', did you mean x?' for the known name closest to `name`, or the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def plain(value: Any, path: str = "", depth: int = 0) -> Any:
+    """A section, or what it holds, with NumPy's numbers as Python's, as JSON can hold them.
+
+    Raises:
+      ConfigError: sections or tuples in too many others, or the key of one is no name.
+    """
+    if depth > NESTED:
+        raise ConfigError(f"{path[:100]}: lies in more than {NESTED} sections or tuples")
+    if isinstance(value, Mapping):
+        for name in value:
+            if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100):
+                raise ConfigError(f"{path or 'the config'}: {shown(name)} is no name of a field")
+        dot = f"{path}." if path else ""
+        return {name: plain(inner, dot + name, depth + 1) for name, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(inner, path, depth + 1) for inner in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _typed(value: Any, kind: Any, path: str, most: int | None = None) -> Any:
+    """`value` as a field of type `kind` holds it; `most`: see `at_most`."""
+    if kind is paths.Location:
+        text = _typed(value, str, path, most)
+        return text and paths.given(text, path)
+    if typing.get_origin(kind) is tuple:
+        rule = "must be a tuple, such as (1,) or (1, 2)"
+        require(isinstance(value, list | tuple), path, value, rule)
+        require(len(value) <= ENTRIES, path, value, f"must not have more than {ENTRIES} entries")
+        return tuple(_typed(item, typing.get_args(kind)[0], path, most) for item in value)
+    accepted = int | float if kind is float else kind
+    # A truth value is an int to Python.
+    fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    require(fits, path, value, f"must be of type {kind.__name__}")
+    if kind is int:
+        bound = WHOLE if most is None else most
+        require(value <= bound, path, value, f"must be at most {bound}")
+        require(value >= -bound, path, value, f"must be at least {-bound}")
+    if kind is float:
+        require(abs(value) <= LARGE, path, value, f"must be finite, and at most {LARGE:g} in size")
+        near = f"is nearly 0: must be 0 itself, or at least {SMALL:g} in size"
+        require(value == 0 or abs(value) >= SMALL, path, value, near)
+        return float(value)
+    if kind is str:
+        bound = CHARACTERS if most is None else most
+        require(len(value) <= bound, path, value, f"must not have more than {bound} characters")
+        rule = "must be text without control characters"
+        require(not any(unicodedata.category(c) in ("Cc", "Cs") for c in value), path, value, rule)
+    return value
+
+
+def _pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
+    if not (isinstance(name, str) and name in table):
+        known = nearest(name[:100] if isinstance(name, str) else "", table)
+        raise ConfigError(f"{path} = {shown(name)}: no such name; {known}")
+    return table[name]
+
+
+def _section(values: Any, path: str) -> dict[str, Any]:
+    require(isinstance(values, Mapping), path, values, "must be a section (a ConfigDict or dict)")
+    return dict(values)
+
+
+def _lists(value: Any, path: str) -> dict[str, tuple[float, ...]]:
+    """A section of sections of tuples of numbers, by dotted name."""
+    return {
+        name: _typed(listed, tuple[float, ...], f"{path}.{name}")
+        for name, listed in pytree.flatten(_section(value, path)).items()
+    }
+
+
+def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
+    if kind == Mapping[str, tuple[float, ...]]:
+        return _lists(value, path)
+    if "table" in spec.metadata:
+        section = _section(value, path)
+        if "name" not in section:
+            raise ConfigError(f"{path}.name is missing; known: {', '.join(spec.metadata['table'])}")
+        cls = _pick(spec.metadata["table"], section.pop("name"), f"{path}.name")
+        return make(cls, section, path)
+    if "each" in spec.metadata:
+        table = spec.metadata["each"]
+        return types.MappingProxyType(
+            {
+                name: make(_pick(table, name, f"{path}.{name}"), settings, f"{path}.{name}")
+                for name, settings in _section(value, path).items()
+            }
+        )
+    if dataclasses.is_dataclass(kind):
+        return make(kind, value, path)
+    return _typed(value, kind, path, spec.metadata.get("most"))
+
+
+def make(cls: type, values: Any, path: str) -> Any:
+    """An instance of the dataclass `cls` from a section; `path` is its dotted name."""
+    values = _section(values, path)
+    dot = f"{path}." if path else ""
+    specs = {s.name: s for s in dataclasses.fields(cls) if s.name != "raw"}
+    for name in values:
+        if name not in specs:
+            raise ConfigError(f"{dot}{name}: unknown field; {nearest(name, specs)}")
+    for name, spec in specs.items():
+        if name not in values and spec.default is dataclasses.MISSING and spec.init:
+            raise ConfigError(f"{dot}{name}: missing; configs/base.py shows every field")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    arguments = {
+        name: _field(spec, hints[name], values[name], dot + name)
+        for name, spec in specs.items()
+        if name in values
+    }
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ConfigError(f"{dot}{error}") from error

@@ -1,0 +1,225 @@
+"""From a ConfigDict to frozen dataclasses, once, at the door.
+
+The rules of a whole run are here, those of a section in `settings.py`, how a section becomes a
+dataclass in `sections.py`. Every complaint is one sentence: the dotted field, the value, the rule
+and a way out. Below this file nobody sees a ConfigDict. Field documentation lives in
+`configs/base.py`, which also gives every default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from ig_jax.bounds import at_most
+from ig_jax.codecs.autoencoders import INPUT_RANGE
+from ig_jax.config.parser import ConfigError, make, named, plain, require
+from ig_jax.config.schema import (
+    SEED_RULE,
+    SEEDS,
+    CheckpointSettings,
+    Data,
+    Evaluate,
+    Log,
+    MeshSettings,
+    ObjectiveSettings,
+    Prepare,
+    ProfileSettings,
+    Sample,
+    SearchSettings,
+    Train,
+)
+from ig_jax.diffusion import PROCESSES
+from ig_jax.errors import LONGEST, shown
+from ig_jax.models import MODELS
+from ig_jax.optim import OPTIMIZERS, ema
+from ig_jax.types import Encoded, Process
+
+MOST_CLASSES = 2**24  # each has a row in a table
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Sections are described in `configs/base.py`."""
+
+    seed: int = at_most(SEEDS - 1)
+    data: Data
+    objective: ObjectiveSettings
+    train: Train
+    checkpoint: CheckpointSettings
+    log: Log
+    sample: Sample
+    evaluate: Evaluate
+    search: SearchSettings
+    model: Any = named({name: settings for name, (settings, _) in MODELS.items()})
+    process: Process = named(PROCESSES)
+    optim: Any = named({name: settings for name, (settings, _) in OPTIMIZERS.items()})
+    # Configs of runs older than these lack them.
+    prepare: Prepare = Prepare("array_record", 64, 10_000, "stop")
+    mesh: MeshSettings = MeshSettings(-1, 1, 1)
+    profile: ProfileSettings = ProfileSettings(0, 0)
+    # The plain dict this was parsed from: what is written to the workdir and compared on resuming.
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self):
+        require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.data.codec.latent_shape(self.data.source.stored_shape)
+
+    @property
+    def readout(self) -> int | None:
+        """Depth of the head that Internal Guidance extrapolates from; None without one."""
+        readouts = self.model.readouts
+        return self.sample.readout or (readouts[0] if readouts else None)
+
+
+def _check_latents(c: Config) -> None:
+    """Whether the codec is the one that made what the source holds."""
+    source, codec = c.data.source, c.data.codec
+    if not isinstance(source, Encoded) or not source.codec:
+        return
+    name, record = c.raw["data"]["codec"]["name"], source.record()
+    if name != source.codec:
+        raise ConfigError(
+            f"data.codec.name = {name!r}: the latents of data.source were made by "
+            f"{source.codec!r}; choose that codec, or other latents"
+        )
+    if record is None:
+        return
+    if record.input_range not in ((), INPUT_RANGE):
+        raise ConfigError(
+            f"data.source: its autoencoder saw pixels in {list(record.input_range)}, but "
+            f"{name!r} means {list(INPUT_RANGE)}; prepare the latents again"
+        )
+    given = getattr(codec, "statistics_per_channel", None)
+    if given is not None and not _alike(given, (record.mean, record.std)):
+        raise ConfigError(
+            f"data.codec.statistics = {shown(codec.statistics)}: are not those of the latents of "
+            "data.source; name the latents_stats.pt that lies beside them"
+        )
+
+
+def _alike(given: Any, recorded: Any) -> bool:
+    """Whether means and standard deviations could be those of the same latents.
+
+    The published statistics are those of 10,000 random latents, ours of all: they differ by a few
+    hundredths of a standard deviation.
+    """
+    (mean, std), (true_mean, true_std) = np.array(given), np.array(recorded)
+    if mean.shape != true_mean.shape:
+        return False
+    near = np.abs(mean - true_mean) <= 0.25 * true_std
+    return bool(np.all(near) and np.all(np.abs(std / true_std - 1) <= 0.25))
+
+
+def _check_model(c: Config) -> None:
+    try:
+        height, width, channels = c.latent_shape
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from error
+    if height != width:
+        raise ConfigError(f"data: latents are {height} x {width}; this model needs square ones")
+    classes = c.data.source.num_classes
+    rule = f"must be at most {MOST_CLASSES}"
+    require(classes <= MOST_CLASSES, "data.source.num_classes", classes, rule)
+    _, network = MODELS[c.raw["model"]["name"]]
+    try:
+        network(c.model, height, channels, classes)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+    for name, term in c.objective.terms.items():
+        try:
+            term.check(c.model.readouts)
+        except ValueError as error:
+            raise ConfigError(f"objective.terms.{name}: {error}") from error
+
+
+def _check_sampling(c: Config) -> None:
+    readouts, s = c.model.readouts, c.sample
+    for kind, g in s.guidances.items():
+        if g.channels > c.latent_shape[-1]:
+            raise ConfigError(
+                f"sample.{kind}.channels = {g.channels}: latents have {c.latent_shape[-1]}; "
+                "0 guides all of them"
+            )
+    if s.ig.scale != 1 and not readouts:
+        raise ConfigError(
+            f"sample.ig.scale = {s.ig.scale}: needs an intermediate readout; name a depth in "
+            "model.readouts, or set the scale to 1 (off)"
+        )
+    if s.readout and s.readout not in readouts:
+        raise ConfigError(
+            f"sample.readout = {s.readout}: must be one of model.readouts = {shown(readouts)}, "
+            "or 0 for the first of them"
+        )
+    classes = c.data.source.num_classes
+    for label in s.given_labels or []:
+        if label > classes:
+            raise ConfigError(
+                f"sample.labels = {shown(s.labels)}: class {label} does not exist; there are "
+                f"{classes} classes, 0 to {classes - 1}, and {classes} is the null class"
+            )
+    if s.cfg.scale != 1 and c.objective.label_drop == 0:
+        raise ConfigError(
+            f"sample.cfg.scale = {s.cfg.scale}: needs a network trained with dropped labels; set "
+            "objective.label_drop above 0 (the reference uses 0.1), or the scale to 1 (off)"
+        )
+    if s.weights not in ("ema", "raw", *map(ema.name, c.train.ema_decays)):
+        raise ConfigError(
+            f"sample.weights = {shown(s.weights)}: must be ema (the first decay), raw, or one of "
+            f"train.ema_decays = {shown(c.train.ema_decays)}"
+        )
+
+
+def check_devices(c: Config, devices: int) -> None:
+    """Raises ConfigError where the mesh or a batch does not divide over `devices`."""
+    data, fsdp, _ = c.mesh.shape(devices)
+    if fsdp > 1 and c.model.remat == "none":
+        raise ConfigError(
+            f"model.remat = 'none': would keep every weight that mesh.fsdp = {fsdp} devices "
+            "gather until the backward pass; use dots or full"
+        )
+    parts = data * fsdp * c.train.accumulation
+    if c.train.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size = {c.train.batch_size}: must divide over {data * fsdp} devices x "
+            f"{c.train.accumulation} accumulation steps = {parts}; the next that does: "
+            f"{-(-c.train.batch_size // parts) * parts}"
+        )
+    if c.sample.batch_size % devices:
+        raise ConfigError(
+            f"sample.batch_size = {c.sample.batch_size}: must divide over {devices} devices; the "
+            f"next that does: {-(-c.sample.batch_size // devices) * devices}"
+        )
+
+
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    try:
+        return plain(config.to_dict())
+    except ConfigError:
+        raise
+    except Exception as error:  # a value computed from others, a required one without a value, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"the config cannot be read ({reason[:LONGEST]})") from error
+
+
+def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
+    """The validated form of a ConfigDict, for a run on `devices` devices.
+
+    Raises:
+      ConfigError: one sentence naming the field, the value, the rule and a way out.
+    """
+    raw = _plain(config)
+    parsed = dataclasses.replace(make(Config, raw, ""), raw=raw)
+    _check_latents(parsed)
+    _check_model(parsed)
+    _check_sampling(parsed)
+    check_devices(parsed, devices)
+    return parsed

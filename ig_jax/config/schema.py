@@ -1,0 +1,314 @@
+"""The sections of a config as frozen dataclasses, each with the rules that concern it alone.
+
+Documentation of the fields lives in `configs/base.py`, which also gives every default.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ig_jax.bounds import BELOW_ONE, WHOLE, at_most, below_one
+from ig_jax.codecs import CODECS
+from ig_jax.config.parser import ConfigError, each_named, named, require
+from ig_jax.data import SOURCES
+from ig_jax.data.latent_writers import LAYOUTS
+from ig_jax.guidance import KINDS, Guidance, Guidances
+from ig_jax.io.paths import Location
+from ig_jax.metrics import FEATURES
+from ig_jax.metrics.feature_space import FeatureSpace
+from ig_jax.metrics.inception import Inception
+from ig_jax.objectives import TERMS
+from ig_jax.objectives.base import Term
+from ig_jax.samplers import SAMPLERS
+from ig_jax.samplers.base import Sampler
+from ig_jax.search.space import Space
+from ig_jax.types import Codec, Source
+
+LABEL_MODES = ("random", "balanced")
+FILES = ("png", "npz")
+ENOUGH = "must be at least 10 for a covariance to mean much"
+SEEDS = 2**32
+LARGEST_BATCH, MOST_SAMPLES, MOST_AVERAGES = 2**24, 10**7, 32
+SEED_RULE = "must not be negative, and below 2**32"
+
+
+@dataclass(frozen=True)
+class Data:
+    source: Source = named(SOURCES)
+    codec: Codec = named(CODECS)
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    label_drop: float
+    terms: Mapping[str, Term] = each_named(TERMS)
+
+    def __post_init__(self):
+        require(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "must lie in [0, 1]")
+        require(bool(self.terms), "terms", {}, f"needs at least one of {', '.join(TERMS)}")
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """Devices along each axis of the mesh; -1 is what the others leave."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+    def __post_init__(self):
+        for name, size in self._sizes.items():
+            require(size >= 1 or size == -1, name, size, "must be at least 1, or -1 for the rest")
+        if list(self._sizes.values()).count(-1) > 1:
+            raise ConfigError(f"{self._told}: only one of them may be -1 (the rest)")
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+    @property
+    def _told(self) -> str:
+        return ", ".join(f"{name} = {size}" for name, size in self._sizes.items())
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) for so many devices.
+
+        Raises:
+          ConfigError: they do not come out even.
+        """
+        given = math.prod(size for size in self._sizes.values() if size != -1)
+        sizes = tuple(devices // given if size == -1 else size for size in self._sizes.values())
+        if math.prod(sizes) != devices:
+            raise ConfigError(
+                f"mesh: {self._told} cannot be made of {devices} devices; their product must be "
+                f"{devices} (-1 is what the others leave)"
+            )
+        return sizes
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int
+    images: int = at_most(10**15)
+    epochs: float
+    batch_size: int = at_most(LARGEST_BATCH)
+    accumulation: int
+    steps_per_dispatch: int
+    ema_decays: tuple[float, ...]
+    spike_factor: float
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulation", "steps_per_dispatch"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        factor = self.spike_factor
+        rule = "must be above 1, or 0 to skip no update; 10 is careful"
+        require(factor == 0 or factor > 1, "spike_factor", factor, rule)
+        given = {n: getattr(self, n) for n in ("steps", "images", "epochs") if getattr(self, n)}
+        if len(given) != 1 or min(given.values()) < 0:
+            raise ConfigError(
+                f"steps, images, epochs = {self.steps}, {self.images}, {self.epochs}: give exactly "
+                "one of them, above 0, and set the others to 0"
+            )
+        for decay in self.ema_decays:
+            require(below_one(decay), "ema_decays", self.ema_decays, f"each {BELOW_ONE}")
+        require(
+            len(set(self.ema_decays)) == len(self.ema_decays) in range(1, MOST_AVERAGES + 1),
+            "ema_decays",
+            self.ema_decays,
+            f"needs at least one decay, not above {MOST_AVERAGES}, each once; the first samples",
+        )
+
+    def total_steps(self, dataset_size: int) -> int:
+        """Length of the run in optimizer steps, rounded up.
+
+        Raises:
+          ConfigError: more than there are numbers for.
+        """
+        images = self.images or self.epochs * dataset_size
+        steps = self.steps or max(1, -int(-images // self.batch_size))
+        if steps > WHOLE:
+            name = "images" if self.images else "epochs"
+            value = getattr(self, name)
+            rule = f"make {steps:.3g} steps, must not make more than {WHOLE}"
+            raise ConfigError(f"train.{name} = {value}: {rule}")
+        return steps
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every_steps: int
+    keep_last: int
+    keep_every_steps: int
+
+    def __post_init__(self):
+        require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
+        require(self.keep_last >= 1, "keep_last", self.keep_last, "must be at least 1")
+        if self.keep_every_steps % self.every_steps or self.keep_every_steps < 0:
+            raise ConfigError(
+                f"keep_every_steps = {self.keep_every_steps}: must be a multiple of every_steps = "
+                f"{self.every_steps}, or 0 to keep none for good"
+            )
+
+
+@dataclass(frozen=True)
+class Log:
+    every_steps: int
+    samples_every_steps: int
+    peak_tflops: float
+
+    def __post_init__(self):
+        require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
+        require(
+            self.samples_every_steps >= 0,
+            "samples_every_steps",
+            self.samples_every_steps,
+            "must not be negative (0 draws none)",
+        )
+        require(self.peak_tflops >= 0, "peak_tflops", self.peak_tflops, "must not be negative")
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    start: int
+    steps: int
+
+    def __post_init__(self):
+        for name in ("start", "steps"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The run whose network autoguidance extrapolates from."""
+
+    workdir: Location
+    step: int
+    weights: str
+
+    def __post_init__(self):
+        require(self.step >= 0, "step", self.step, "must not be negative (0 is the newest)")
+
+
+@dataclass(frozen=True)
+class Sample:
+    num: int = at_most(MOST_SAMPLES)
+    batch_size: int = at_most(LARGEST_BATCH)
+    seed: int = at_most(SEEDS - 1)
+    labels: str = at_most(2**20)  # characters
+    weights: str
+    time_shift: float
+    readout: int
+    ig: Guidance
+    cfg: Guidance
+    autoguidance: Guidance
+    guide: Guide
+    sampler: Sampler = named(SAMPLERS)
+    files: tuple[str, ...] = FILES  # configs of older runs lack it
+
+    def __post_init__(self):
+        require(self.num >= 1, "num", self.num, "must be at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
+        require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+        rule = f"must be one or both of {', '.join(FILES)}, each once"
+        known = set(self.files) <= set(FILES) and len(set(self.files)) == len(self.files) > 0
+        require(known, "files", self.files, rule)
+        require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
+        if self.time_shift != 1 and self.sampler.adaptive:
+            raise ConfigError(
+                f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this "
+                "sampler chooses its own; set it to 1"
+            )
+        if self.autoguidance.scale != 1 and not self.guide.workdir:
+            raise ConfigError(
+                f"autoguidance.scale = {self.autoguidance.scale}: needs a worse network; name its "
+                "run in guide.workdir, or set the scale to 1 (off)"
+            )
+        require(
+            self.labels in LABEL_MODES or self.given_labels is not None,
+            "labels",
+            self.labels,
+            f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (then repeated)",
+        )
+
+    @property
+    def guidances(self) -> Guidances:
+        """Kind -> settings."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+    @property
+    def given_labels(self) -> list[int] | None:
+        """The class numbers spelt out in `labels`, or None."""
+        numbers = self.labels.split(",")
+        return (
+            [int(n) for n in numbers]
+            if all(re.fullmatch(r"\s*[0-9]{1,9}\s*", n) for n in numbers)
+            else None
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateWhileTraining:
+    every_steps: int
+    num: int = at_most(MOST_SAMPLES)
+
+    def __post_init__(self):
+        rule = "must not be negative (0: only by --mode=evaluate)"
+        require(self.every_steps >= 0, "every_steps", self.every_steps, rule)
+        require(self.num >= 10, "num", self.num, ENOUGH)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    num: int = at_most(MOST_SAMPLES)
+    seeds: tuple[int, ...] = at_most(SEEDS - 1)
+    # Configs of older runs lack the rest.
+    reference: Location = ""
+    samples: Location = ""
+    while_training: EvaluateWhileTraining = EvaluateWhileTraining(0, 10_000)
+    features: FeatureSpace = named(FEATURES, Inception(""))
+
+    def __post_init__(self):
+        require(self.num >= 10, "num", self.num, ENOUGH)
+        require(bool(self.seeds), "seeds", self.seeds, "needs at least one")
+        require(all(0 <= s < SEEDS for s in self.seeds), "seeds", self.seeds, f"each {SEED_RULE}")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    metric: str
+    num: int = at_most(MOST_SAMPLES)
+    rounds: int = at_most(16)  # the last candidates take 2**(rounds - 1) seeds
+    keep: float
+    first_seed: int = at_most(SEEDS - 1)
+    space: Space
+
+    def __post_init__(self):
+        require(self.num >= 10, "num", self.num, ENOUGH)
+        require(self.rounds >= 1, "rounds", self.rounds, "must be at least 1")
+        require(0 < self.keep <= 1, "keep", self.keep, "must lie in (0, 1]; a half is usual")
+        require(0 <= self.first_seed < SEEDS, "first_seed", self.first_seed, SEED_RULE)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """How --mode=prepare writes latents."""
+
+    layout: str
+    batch_size: int = at_most(LARGEST_BATCH)
+    examples_per_file: int
+    bad_examples: str
+
+    def __post_init__(self):
+        known = ", ".join(LAYOUTS)
+        require(self.layout in LAYOUTS, "layout", self.layout, f"must be one of {known}")
+        for name in ("batch_size", "examples_per_file"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(
+            self.bad_examples in ("stop", "skip"),
+            "bad_examples",
+            self.bad_examples,
+            "must be stop (at the first that cannot be read) or skip (and list them)",
+        )

@@ -1,0 +1,1 @@
+"""Sources of training examples, a file each."""

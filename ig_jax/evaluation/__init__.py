@@ -1,0 +1,1 @@
+"""Sample quality: evaluators, feature extraction, reports."""

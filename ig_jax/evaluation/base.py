@@ -1,0 +1,56 @@
+"""The evaluator's protocol, and metrics over runs of one size."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ig_jax.evaluation.feature_extractor import Rows
+from ig_jax.io.row_store import Row
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Pictures or points in, measures out."""
+
+    measures: tuple[str, ...]  # those that a search may go by, and a table shows
+    shows_readout: bool  # whether a demo also shows what the readout alone would draw
+    decode: Any  # from latents to what is judged; None: the codec's pictures
+
+    def look(self, images: np.ndarray) -> Rows: ...
+
+    def rows(self, shape: tuple[int, ...]) -> dict[str, Row]: ...
+
+    def measure(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]: ...
+
+    def record(self) -> dict[str, Any]: ...
+
+
+def compute_in_runs(
+    judge: Evaluator, rows: Rows, labels: np.ndarray | None, size: int
+) -> dict[str, float]:
+    """All measures, the mean over runs of `size` samples in order; a shorter rest is left out.
+
+    Most measures depend on how many samples there are. A Frechet distance falls with them, whatever
+    they are: draws from the training digits' own moments score 1.05 in runs of 355 and 0.22 in runs
+    of 1440. So sets of different sizes are compared in runs of one.
+
+    Args:
+      rows: what `judge.look` gave, of at least `size` samples.
+      labels: [n], or None as for `measure`.
+    """
+    total = len(next(iter(rows.values())))
+    if total < size:
+        raise ValueError(f"size = {size}: there are only {total} samples")
+    each = [
+        judge.measure(
+            {name: array[start : start + size] for name, array in rows.items()},
+            None if labels is None else labels[start : start + size],
+        )
+        for start in range(0, total - size + 1, size)
+    ]
+    return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
+
+
+HeldOut = tuple[Rows, np.ndarray]  # what a judge keeps of real examples that were held out, labels

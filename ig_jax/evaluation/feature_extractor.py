@@ -1,0 +1,69 @@
+"""Pictures through a feature space, on all devices of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from ig_jax.errors import UserError
+from ig_jax.io.row_store import Row
+from ig_jax.metrics.feature_space import FeatureSpace
+from ig_jax.parallel.mesh import BATCH, replicated, to_global, to_host
+from ig_jax.types import Params
+
+Rows = Mapping[str, np.ndarray]  # what is kept of each picture, by name, each [n, ...]
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several parts, one after the other; at least one part."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class FeatureExtractor:
+    """Looks at pictures, a batch of one size at a time: one compiled program a picture size."""
+
+    def __init__(self, space: FeatureSpace, weights: Params, mesh: Mesh, batch_size: int):
+        """
+        Args:
+          space: from pictures to features.
+          weights: of `space`.
+          mesh: of this process's own devices.
+          batch_size: pictures looked at together, divisible by the devices.
+        """
+        self.space, self._mesh, self._size = space, mesh, batch_size
+        self._weights = jax.device_put(weights, replicated(mesh))
+        whole, rows = PartitionSpec(), PartitionSpec(BATCH)
+        # No device needs another's pictures.
+        each = jax.shard_map(space, mesh=mesh, in_specs=(whole, rows), out_specs=rows)
+        self._program = jax.jit(each)
+
+    def __call__(self, pictures: np.ndarray) -> Rows:
+        """Features of uint8 pictures [n, h, w, c], n at least 1: {'pool': [n, d], ...}.
+
+        Raises:
+          UserError: one of them is NaN or infinity.
+        """
+        parts = []
+        for start in range(0, len(pictures), self._size):
+            taken = np.asarray(pictures[start : start + self._size])
+            padded = taken[np.arange(self._size) % len(taken)]
+            batch = to_global({"pictures": padded}, self._mesh, self._size)
+            features = self._program(self._weights, batch["pictures"])
+            host = {n: x for n, x in to_host(features)._asdict().items() if x is not None}
+            for name, x in host.items():
+                if not np.isfinite(x).all():
+                    raise UserError(
+                        f"evaluate.features: {name!r} of some picture is NaN or infinity; its "
+                        "weights are damaged, take the published file"
+                    )
+            parts.append({name: x[: len(taken)] for name, x in host.items()})
+        return joined(parts)
+
+    def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
+        """What it will give of a picture [h, w, c]."""
+        batch = jax.ShapeDtypeStruct((self._size, *shape), np.uint8)
+        features = jax.eval_shape(self._program, self._weights, batch)._asdict()
+        return {n: Row(x.shape[1:], x.dtype) for n, x in features.items() if x is not None}

@@ -1,0 +1,250 @@
+"""Who says how good samples are: features of pictures against those of real ones.
+
+Judging has two halves. `look` keeps a few rows of numbers of each picture, and can be done a batch
+at a time, on many devices, in many runs; `measure` needs all rows, and is done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ig_jax import pytree
+from ig_jax.errors import UserError
+from ig_jax.evaluation.base import Evaluator, HeldOut
+from ig_jax.evaluation.density_evaluator import DensityEvaluator
+from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows
+from ig_jax.experiment import Experiment
+from ig_jax.io.row_store import Row
+from ig_jax.metrics import reference_statistics as statistics
+from ig_jax.metrics.frechet import frechet_distance
+from ig_jax.metrics.inception_score import inception_score, inception_score_torch_fidelity
+from ig_jax.metrics.moments import Gaussian, Moments
+from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
+from ig_jax.plots import image_grid
+from ig_jax.types import Encoded, Source
+
+IS_SPLIT = 5000  # as ADM; one split at the size of the digits
+SHOWN_ROWS = 5
+# Where real pictures' statistics come from, for those who have none.
+PUBLISHED = (
+    "ADM's VIRTUAL_imagenet256_labeled.npz (published with github.com/openai/guided-diffusion), or "
+    "a file that --mode=reference wrote"
+)
+
+
+@dataclass(frozen=True)
+class Real:
+    """What real pictures are like."""
+
+    pool: Gaussian
+    spatial: Gaussian | None  # None: sFID cannot be told
+    # Gives features of single ones, which may take looking at them; None: nor precision and recall.
+    rows: Callable[[], np.ndarray] | None
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageEvaluator:
+    """Features against those of real pictures, by the definitions of the ADM evaluator."""
+
+    features: FeatureExtractor
+    real: Real
+    training: np.ndarray | None  # pictures that a sample may be a copy of; None: too many to ask
+    weights_digest: str  # of the feature space
+
+    decode: ClassVar[None] = None
+    shows_readout: ClassVar[bool] = False
+
+    @cached_property
+    def _training_pixels(self) -> np.ndarray:
+        return _pixels(self.training)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what `measure` gives, but for the second rule of the inception score."""
+        space, real = self.features.space, self.real
+        present = {
+            space.frechet: True,
+            "sfid": real.spatial is not None and "spatial" in space.gives,
+            "accuracy": space.reads_labels,
+            "precision": real.rows is not None,
+            "recall": real.rows is not None,
+            "inception_score": "logits" in space.gives,
+            "nearest": self.training is not None,
+        }
+        return tuple(name for name, there in present.items() if there)
+
+    def look(self, images: np.ndarray) -> Rows:
+        """Of uint8 pictures [n, h, w, c]: features, and the distance to the nearest real one."""
+        rows = dict(self.features(images))
+        if self.training is not None:
+            rows["nearest"] = nearest_distance(_pixels(images), self._training_pixels)
+        return rows
+
+    def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
+        """What `look` will keep of a picture [h, w, c].
+
+        Raises:
+          UserError: the feature space cannot see such pictures, or the real ones' statistics are
+            of other features.
+        """
+        try:
+            rows = self.features.rows(shape)
+        except ValueError as error:
+            raise UserError(f"evaluate.features: {error}") from error
+        for name, known in (("pool", self.real.pool), ("spatial", self.real.spatial)):
+            if known is not None and name in rows and rows[name].shape != known.mean.shape:
+                raise UserError(
+                    f"evaluate.reference = {self.real.record.get('file')!r}: is of features with "
+                    f"{known.mean.size} numbers, but {type(self.features.space).__name__} gives "
+                    f"{rows[name].shape[0]}; choose statistics of the same features"
+                )
+        near = {} if self.training is None else {"nearest": Row((), np.float64)}
+        return rows | near
+
+    def measure(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]:
+        """All measures of pictures that `look` saw, meant to show classes `labels` [n] (or None).
+
+        fid (fd in other feature spaces), sfid: squared Frechet distances to the real pictures.
+        inception_score: mean over runs of 5000 in the given order; also by torch-fidelity's rule.
+        precision, recall: shares, k = 3.
+        accuracy: share that is read as the class asked for.
+        nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training
+          picture; well below the held-out pictures' own value, it means memorised ones.
+        """
+        space, real = self.features.space, self.real
+        found = {space.frechet: frechet_distance(real.pool, _gaussian(rows["pool"]))}
+        if real.spatial is not None and "spatial" in rows:
+            found["sfid"] = frechet_distance(real.spatial, _gaussian(rows["spatial"]))
+        if space.reads_labels and labels is not None:
+            found["accuracy"] = float(np.mean(np.argmax(rows["logits"], axis=1) == labels))
+        if real.rows is not None:
+            found |= precision_recall(real.rows(), rows["pool"])._asdict()
+        if "logits" in rows:
+            found["inception_score"], _ = inception_score(rows["logits"], IS_SPLIT)
+            mean, _ = inception_score_torch_fidelity(rows["logits"])
+            found["inception_score_torch_fidelity"] = mean
+        if "nearest" in rows:
+            found["nearest"] = float(np.median(rows["nearest"]))
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """What the measures hang on, besides the samples."""
+        space = {"name": type(self.features.space).__name__, "weights_sha256": self.weights_digest}
+        return {"features": space, "reference": dict(self.real.record), "k": 3, "split": IS_SPLIT}
+
+    def draw(
+        self,
+        path: Path,
+        drawn: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        results: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """The first samples of every way side by side, a column for each class, as PNG."""
+        columns = min(int(max(labels.max() for _, labels in drawn.values())) + 1, 10)
+        grids = {}
+        for name, (images, labels) in drawn.items():
+            chosen = [np.flatnonzero(labels == c)[:SHOWN_ROWS] for c in range(columns)]
+            rows = min(map(len, chosen))
+            order = np.array([c[:rows] for c in chosen]).T.reshape(-1)
+            grids[name] = image_grid.grid(images[order], columns, least_side=32)
+        image_grid.save(path, image_grid.panels(grids))
+
+
+def _gaussian(features: np.ndarray) -> Gaussian:
+    return Moments.from_features(features).gaussian
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 127.5 - 1
+
+
+def all_of(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What a small source stores, and its labels."""
+    batch = source.batch(np.arange(len(source)))
+    return batch["stored"], batch["label"]
+
+
+def holds_images(source: Source) -> bool:
+    """Whether it holds pictures, not latents or points."""
+    return not isinstance(source, Encoded) and source.stored_dtype == np.uint8
+
+
+def make_feature_extractor(exp: Experiment) -> tuple[FeatureExtractor, str]:
+    """The feature space that the config asks for, ready, and the hash of its weights.
+
+    Raises:
+      UserError: its file is missing, or it cannot be fitted on the config's source.
+    """
+    space, source = exp.config.evaluate.features, exp.config.data.source
+    if space.reads_labels and not holds_images(source):
+        raise UserError(
+            "evaluate.features.name = 'classifier': is fitted on the pictures of data.source, "
+            "which holds latents; use inception"
+        )
+    weights = space.load(partial(all_of, source))
+    return FeatureExtractor(space, weights, exp.own_mesh, exp.samples_here), pytree.digest(weights)
+
+
+def _from_file(exp: Experiment, look: FeatureExtractor, weights_digest: str) -> Real:
+    field, path = "evaluate.reference", Path(exp.config.evaluate.reference)
+    found = statistics.read(path, field)
+    if found.space not in ("", weights_digest):
+        raise UserError(
+            f"{field} = {str(path)!r}: was made with other weights of the feature space than "
+            "evaluate.features has; make it again with --mode=reference"
+        )
+    single = found.pictures if found.rows is None else found.rows
+    record = {
+        "file": str(path),
+        "sha256": found.digest,
+        "pictures_of_precision_and_recall": 0 if single is None else len(single),
+    }
+    # An evaluation that is done already need not look at ten thousand pictures again.
+    seen = cache(partial(look, found.pictures))
+    pool, spatial, rows = found.pool, found.spatial, None
+    if pool is None:  # there are no other statistics than those of these pictures
+        pool = _gaussian(seen()["pool"])
+        spatial = _gaussian(seen()["spatial"]) if "spatial" in seen() else None
+    if single is not None:
+        rows = (lambda: seen()["pool"]) if found.rows is None else (lambda: found.rows)
+    return Real(pool, spatial, rows, record)
+
+
+def make_evaluator(exp: Experiment) -> tuple[Evaluator, HeldOut | None]:
+    """The judge of this data set, and what it saw of its held-out examples (None: it has none).
+
+    Raises:
+      UserError: a file of the feature space or of the real pictures is missing or does not fit.
+    """
+    source = exp.config.data.source
+    held_out = source.held_out()
+    if hasattr(source, "log_density"):
+        judge = DensityEvaluator(source, held_out)
+    else:
+        judge = _by_features(exp)
+    if held_out is None or (isinstance(judge, ImageEvaluator) and not holds_images(held_out)):
+        return judge, None
+    images, labels = all_of(held_out)
+    judge.rows(images.shape[1:])  # raises what does not fit
+    return judge, (judge.look(images), labels)
+
+
+def _by_features(exp: Experiment) -> ImageEvaluator:
+    look, digest = make_feature_extractor(exp)
+    fitted = look.space.reads_labels
+    training = all_of(exp.config.data.source)[0] if fitted else None
+    if exp.config.evaluate.reference:
+        real = _from_file(exp, look, digest)
+    elif fitted:
+        seen = look(training)
+        record = {"source": exp.config.raw["data"]["source"], "pictures": len(training)}
+        real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
+    else:
+        raise UserError(f"evaluate.reference = '': name statistics of real pictures: {PUBLISHED}")
+    return ImageEvaluator(look, real, training, digest)

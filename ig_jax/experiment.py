@@ -1,0 +1,138 @@
+"""From a parsed config to the objects of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ig_jax import prng
+from ig_jax.checkpoint.manager import Checkpoints
+from ig_jax.config.run_config import Config, parse
+from ig_jax.models import MODELS
+from ig_jax.models.transformer import data_of
+from ig_jax.objectives.base import Objective
+from ig_jax.optim import OPTIMIZERS, ema, skip_spikes
+from ig_jax.optim.train_state import TrainState
+from ig_jax.parallel import collectives, partitioning
+from ig_jax.parallel.mesh import local_mesh, make_mesh, replicated
+from ig_jax.types import DTYPES, NetFn, Params
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config and what it builds. Nothing here touches a device until a program does."""
+
+    config: Config
+    mesh: Mesh
+
+    @cached_property
+    def own_mesh(self) -> Mesh:
+        """This process's devices side by side: for what needs no other process."""
+        return local_mesh(self.mesh)
+
+    @property
+    def samples_here(self) -> int:
+        """This process's part of `sample.batch_size`."""
+        return self.config.sample.batch_size * self.own_mesh.size // self.mesh.size
+
+    @cached_property
+    def net(self) -> NetFn:
+        name = self.config.raw["model"]["name"]
+        _, network = MODELS[name]
+        side, _, channels = self.config.latent_shape
+        return network(self.config.model, side, channels, self.num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.data.source.num_classes
+
+    @cached_property
+    def objective(self) -> Objective:
+        """Of the network as it is; inside `collectives.over_devices` use `split_objective`."""
+        return Objective(
+            net=self.net,
+            process=self.config.process,
+            terms=self.config.objective.terms,
+            label_drop=self.config.objective.label_drop,
+            null_class=self.num_classes,
+        )
+
+    @cached_property
+    def split_objective(self) -> Objective:
+        """As `objective`, for parameters that devices share."""
+        dtype = DTYPES[self.config.model.dtype]
+        gather = collectives.gather(self.mesh, self.abstract_params, dtype)
+        return replace(self.objective, net=replace(self.net, gather=gather))
+
+    @cached_property
+    def encoder_weights(self) -> Params:
+        """What the codec needs to encode pictures, on the host; {} where latents are stored."""
+        data = self.config.data
+        return data.codec.encoder_weights(data.source.stored_shape)
+
+    @cached_property
+    def total_steps(self) -> int:
+        return self.config.train.total_steps(len(self.config.data.source))
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        _, build = OPTIMIZERS[self.config.raw["optim"]["name"]]
+        share = collectives.share_out(self.mesh)
+        optimizer = build(self.config.optim, self.total_steps, share)
+        factor = self.config.train.spike_factor
+        return skip_spikes(optimizer, factor) if factor else optimizer
+
+    @cached_property
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the network's parameters."""
+        return jax.eval_shape(self.net.init, jax.random.key(0))
+
+    def fresh_state(self) -> TrainState:
+        """A state of step 0, as a pure function."""
+        params = self.net.init(prng.key(self.config.seed, "init"))
+        averages = ema.init(params, self.config.train.ema_decays)
+        return TrainState(jnp.int32(0), params, self.optimizer.init(params), averages)
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and places of everything that a step changes.
+
+        Raises:
+          UserError: a parameter cannot be split as the mesh asks.
+        """
+        return partitioning.abstract(self.mesh, jax.eval_shape(self.fresh_state))
+
+    @property
+    def weights_here(self) -> Params:
+        """As `abstract_params`, whole on every device of `mesh`: to be read from a checkpoint."""
+        placed = replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), self.abstract_params
+        )
+
+
+def of_checkpoint(checkpoints: Checkpoints, step: int, devices: Any = None) -> Experiment:
+    """The run that made a checkpoint, without its data, which may lie on another machine.
+
+    What the network has to know of the data is read off its parameters.
+    """
+    raw = checkpoints.meta(step)["config"]
+    side, channels, classes = data_of(checkpoints.param_shapes(step))
+    shape = {"side": side, "channels": channels, "num_classes": classes, "size": 1}
+    source = {"name": "synthetic", **shape}
+    data = {"source": source, "codec": {"name": "as_stored"}}
+    raw.pop("mesh", None)  # of the devices that there were
+    return experiment(parse(ConfigDict({**raw, "data": data})), devices)
+
+
+def experiment(config: Config, devices: Any = None) -> Experiment:
+    """The run of `config` on all devices, or on the given ones."""
+    devices = list(jax.devices() if devices is None else devices)
+    return Experiment(config, make_mesh(devices, config.mesh.shape(len(devices))))

@@ -1,0 +1,1 @@
+"""Sampling: plans, compiled generators, batches, sample files."""

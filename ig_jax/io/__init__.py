@@ -1,0 +1,1 @@
+"""Files of every format that is read or written, bounded by their size; none runs code."""

@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, partitioning, collectives, locks, preemption."""

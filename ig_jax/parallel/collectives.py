@@ -1,0 +1,190 @@
+"""What devices send each other in a training step; all of it is written out here.
+
+A step runs on every device's own rows of the batch (`jax.shard_map`). Parameters arrive split as
+`placement.py` says. What only `data` splits is put together once, at the beginning of a forward
+pass; what `fsdp` splits, one block at a time inside the scan over the blocks, again in the backward
+pass. The gradient of putting together is sum and split: so gradients leave as parameters came, and
+the optimizer works on every device's own shards. Blocks' matrices travel in the type that computes
+with them; sums of gradients are float32.
+
+`tensor` is left to the compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from ig_jax import pytree
+from ig_jax.parallel.mesh import BATCH, FSDP, parts_of_batch
+from ig_jax.parallel.partitioning import Placed, place, placements
+from ig_jax.types import Params
+
+
+def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax.Array:
+    """Shards -> the whole along `axis`, as `dtype`; the gradient is summed in float32 and split."""
+
+    def gather(x: jax.Array) -> jax.Array:
+        return lax.all_gather(x.astype(dtype), over, axis=axis, tiled=True)
+
+    def forward(x: jax.Array) -> tuple[jax.Array, None]:
+        return gather(x), None
+
+    def backward(_: None, g: jax.Array) -> tuple[jax.Array]:
+        g = g.astype(jnp.float32)
+        return (lax.psum_scatter(g, over, scatter_dimension=axis, tiled=True),)
+
+    gathered = jax.custom_vjp(gather)
+    gathered.defvjp(forward, backward)
+    return gathered(x)
+
+
+def _type_of(path: str, leaf: jax.Array, dtype: Any) -> Any:
+    matrix = path.startswith("blocks.") and path.endswith("kernel")
+    return dtype if matrix else leaf.dtype
+
+
+def as_computed(params: Params, dtype: Any) -> Params:
+    """The blocks' matrices as `dtype`, in which they are used: the same predictions.
+
+    Every layer would convert its matrix itself, in every evaluation.
+    """
+    return pytree.map_named(lambda path, x: x.astype(_type_of(path, x, dtype)), params)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Puts one network's parameters together, inside a program of `over_devices`."""
+
+    placed: Mapping[str, Placed]
+    dtype: Any  # in which the blocks' matrices are used
+
+    def once(self, params: Params) -> Params:
+        """All that a pass needs whole from its beginning: everything but what FSDP splits of the
+        blocks. Their matrices are converted here, once, and so are stacked gradients, back."""
+
+        def gather(path: str, leaf: jax.Array) -> jax.Array:
+            placed, dtype = self.placed[path], _type_of(path, leaf, self.dtype)
+            over = placed.over
+            if FSDP in over and path.startswith("blocks."):  # put together, and turned, in `block`
+                over, dtype = tuple(a for a in over if a != FSDP), leaf.dtype
+            return _together(leaf, placed.axis, over, dtype) if over else leaf.astype(dtype)
+
+        return pytree.map_named(gather, params)
+
+    def block(self, params: Params) -> Params:
+        """One block's parameters, a slice of those that `once` returned."""
+
+        def gather(path: str, leaf: jax.Array) -> jax.Array:
+            placed = self.placed[f"blocks.{path}"]
+            if FSDP not in placed.over:
+                return leaf
+            dtype = _type_of(f"blocks.{path}", leaf, self.dtype)
+            return _together(leaf, placed.axis - 1, (FSDP,), dtype)  # -1: no depth in a slice
+
+        return pytree.map_named(gather, params)
+
+
+def gather(mesh: Mesh, params: Params, dtype: Any) -> Gather:
+    """For a network with these parameters, which may be abstract."""
+    return Gather(placements(mesh, params), dtype)
+
+
+def over_devices(
+    gradients: Callable[[Params, Any, Params], tuple[Params, Mapping[str, Any]]],
+    mesh: Mesh,
+    *,
+    sums: Callable[[str], bool],
+) -> Callable[[Params, Any, Params], tuple[Params, Mapping[str, Any]]]:
+    """`gradients(params, batch, teacher)` of a mean over rows, computed on each device's own rows.
+
+    Args:
+      gradients: what it returns for a part of the rows: gradients of the mean, and metrics.
+      mesh: over which the batch is split, and parameters are placed.
+      sums: whether the metric of a name is a sum over rows; others are means.
+
+    Returns:
+      A function of global arrays, for use inside `jit`; its gradients are placed as parameters are.
+    """
+    parts = parts_of_batch(mesh)
+    axes = tuple(axis for axis in BATCH if mesh.shape[axis] > 1)
+    if not axes:
+        return gradients
+
+    def run(params: Params, batch: Any, teacher: Params) -> tuple[Params, Mapping[str, Any]]:
+        placed = placements(mesh, params)
+
+        def reduce(path: str, grad: jax.Array) -> jax.Array:
+            """What putting together has not summed yet."""
+            over = tuple(axis for axis in axes if axis not in placed[path].over)
+            return (lax.psum(grad, over) if over else grad) / parts
+
+        def each(*local: Any) -> tuple[Params, Mapping[str, Any]]:
+            grads, metrics = gradients(*local)
+            reduced = {
+                name: lax.psum(value, axes) / (1 if sums(name) else parts)
+                for name, value in metrics.items()
+            }
+            return pytree.map_named(reduce, grads), reduced
+
+        split = pytree.map_named(lambda p, x: placed[p].spec(x.ndim, tensor=False), params)
+        mapped = jax.shard_map(
+            each,
+            mesh=mesh,
+            in_specs=(split, PartitionSpec(axes), split),
+            out_specs=(split, PartitionSpec()),
+            axis_names=set(axes),
+            check_vma=False,  # the sums over devices are ours
+        )
+        return mapped(params, batch, teacher)
+
+    return run
+
+
+def share_out(mesh: Mesh) -> Callable[[str, jax.Array, Callable], jax.Array]:
+    """How the optimizer applies a function to whole matrices without doing all on each device.
+
+    Returns:
+      `apply(path, leaf, fn)`: `fn(leaf)` for a leaf of this name, where `fn` treats a stack
+      [depth, ...] one by one. Each device gets some of the stack's matrices whole, and sends back
+      everybody's shards of the result. A matrix outside a stack is done on each device.
+    """
+
+    def apply(path: str, leaf: jax.Array, fn: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        placed = place(mesh, path, leaf.shape)
+        if not placed.over:
+            return fn(leaf)
+        spec = placed.spec(leaf.ndim, tensor=False)
+        each = _by_depth if pytree.is_stack(path) else _everywhere
+        return jax.shard_map(
+            lambda shard: each(shard, placed, fn),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
+            axis_names=set(placed.over),
+            check_vma=False,
+        )(leaf)
+
+    return apply
+
+
+def _by_depth(shard: jax.Array, placed: Placed, fn: Callable) -> jax.Array:
+    """[depth, ... / n ...] -> [depth / n, ...], fn, and back; zeros fill up the depth."""
+    depth, parts = shard.shape[0], lax.axis_size(placed.over)
+    missing = -depth % parts
+    filled = jnp.pad(shard, [(0, missing)] + [(0, 0)] * (shard.ndim - 1))
+    matrices = lax.all_to_all(filled, placed.over, 0, placed.axis, tiled=True)
+    return lax.all_to_all(fn(matrices), placed.over, placed.axis, 0, tiled=True)[:depth]
+
+
+def _everywhere(shard: jax.Array, placed: Placed, fn: Callable) -> jax.Array:
+    whole = fn(lax.all_gather(shard, placed.over, axis=placed.axis, tiled=True))
+    size = shard.shape[placed.axis]
+    start = lax.axis_index(placed.over) * size
+    return lax.dynamic_slice_in_dim(whole, start, size, placed.axis)

@@ -1,0 +1,22 @@
+"""Loss curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ig_jax.plots.figure import blank
+
+
+def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Every loss term against images seen, as PNG."""
+    figure = blank(7.0, 4.0)
+    axes = figure.subplots()
+    names = {"loss/flow": "final output", "loss/internal_guidance": "intermediate readout"}
+    for key in dict.fromkeys(n for m in metrics for n in m if n.startswith("loss/")):
+        points = [(m["images"], m[key]) for m in metrics if {"images", key} <= m.keys()]
+        axes.plot(*zip(*points, strict=True), label=names.get(key, key.removeprefix("loss/")))
+    axes.set(xlabel="images seen", ylabel="loss, unweighted", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=120)

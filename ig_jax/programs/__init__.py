@@ -1,0 +1,1 @@
+"""The programs behind the modes of main.py, one file each."""

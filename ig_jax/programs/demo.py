@@ -1,0 +1,96 @@
+"""The whole story in one command: train, sample four ways, judge, one table and two pictures."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ig_jax.evaluation import base, image_evaluator
+from ig_jax.evaluation import report as metrics_report
+from ig_jax.evaluation.density_evaluator import FLOOR
+from ig_jax.experiment import Experiment
+from ig_jax.generation import guide_model, variants
+from ig_jax.generation.generator import Generator
+from ig_jax.guidance import Guidances
+from ig_jax.io import disk_errors, files
+from ig_jax.monitoring import console, metric_writer
+from ig_jax.parallel import lock
+from ig_jax.parallel.preemption import Stopped
+from ig_jax.plots.losses import plot_losses
+from ig_jax.programs import run_record
+from ig_jax.training import trainer
+
+NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
+
+
+def title(guidances: Guidances) -> str:
+    """How a variant is called in pictures and tables."""
+    on = [f"{NAMES[kind]} {g.scale:g}" for kind, g in guidances.items() if g.scale != 1]
+    if on == ["IG 0"]:
+        return "readout alone"
+    return " + ".join(on) or "plain"
+
+
+def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, float], Any]:
+    """Results by variant with the floor first, seconds of sample and evaluate, and titles."""
+    c = exp.config
+    step, params = run_record.load_weights(exp, workdir)
+    seconds = {"sample": 0.0, "evaluate": 0.0}
+    started = time.perf_counter()
+    judging, held_out = image_evaluator.make_evaluator(exp)
+    generator = Generator(exp, guide_model.load(exp), judging.decode)
+    # All rows of the table are judged in runs of one size, which their measures depend on.
+    together = min(len(held_out[1]), c.evaluate.num)
+    floor = base.compute_in_runs(judging, *held_out, together)
+    seconds["evaluate"] += time.perf_counter() - started
+    results: dict[str, Any] = {"floor": metrics_report.spread([floor])}
+    titles, drawn = {"floor": FLOOR}, {}
+    ways = variants.variants(exp, readout=judging.shows_readout)
+    total = len(ways) * len(c.evaluate.seeds) * c.evaluate.num
+    with console.progress(total, unit="image", what="sampling") as bar:
+        for name, guidances in ways.items():
+            titles[name] = title(guidances)
+            measured = []
+            for seed in c.evaluate.seeds:
+                started = time.perf_counter()
+                images, labels = variants.draw(
+                    generator, params, c.evaluate.num, seed, bar, guidances=guidances
+                )
+                drawn_at = time.perf_counter()
+                rows = judging.look(images)
+                measured.append(base.compute_in_runs(judging, rows, labels, together))
+                seconds["sample"] += drawn_at - started
+                seconds["evaluate"] += time.perf_counter() - drawn_at
+                drawn.setdefault(titles[name], (images, labels))
+            results[name] = metrics_report.spread(measured)
+    by_title = {titles[name]: stats for name, stats in results.items()}
+    judging.draw(workdir / "samples.png", drawn, by_title)
+    judged = {**c.raw["evaluate"], "judged_together": together}
+    results["settings"] = {**run_record.settings(exp, step), **judged}
+    return results, seconds, titles
+
+
+def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]:
+    """Trains (or goes on training), then judges; writes results.json, samples.png and loss.png.
+
+    Returns:
+      What results.json holds.
+
+    Raises:
+      Stopped: a signal asked the training to stop.
+      UserError: as `train.run`.
+    """
+    with lock.held(workdir) as held, disk_errors.reported(workdir):
+        outcome = trainer.train(exp, workdir, held)
+        if outcome.stopped_by:
+            raise Stopped(outcome.stopped_by)
+        plot_losses(metric_writer.read_metrics(workdir), workdir / "loss.png")
+        results, seconds, titles = _judge(exp, workdir)
+        results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
+        files.write_json(workdir / "results.json", results)
+    corner = f"n = {results['settings']['judged_together']:,}"
+    console.say("\n" + metrics_report.table({titles[n]: results[n] for n in titles}, corner) + "\n")
+    console.say(f"pictures: {workdir / 'samples.png'}, {workdir / 'loss.png'}")
+    console.say(f"numbers:  {workdir / 'results.json'}")
+    return results

@@ -1,0 +1,112 @@
+"""What --dry_run prints: parameters, bytes and the sampling grid, without computing anything."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ig_jax import pytree
+from ig_jax.experiment import Experiment
+from ig_jax.generation import guide_model
+from ig_jax.generation.cost import cost
+from ig_jax.generation.generator import Generator
+from ig_jax.generation.plan import plan
+from ig_jax.monitoring import flops
+from ig_jax.parallel import partitioning
+from ig_jax.parallel.mesh import bytes_each
+from ig_jax.programs import memory_check
+from ig_jax.training import step
+
+MIB = 2**20
+
+
+def _modules(exp: Experiment) -> list[str]:
+    """Parameters and MiB of every module, one line each."""
+    leaves = exp.abstract_params
+    modules: dict[str, object] = {}
+    for name, value in leaves.items():
+        if name in ("blocks", "heads"):
+            modules |= {f"{name}.{part}": module for part, module in value.items()}
+        else:
+            modules[name] = value
+    lines = [f"{'module':<24}{'parameters':>14}{'MiB':>10}"]
+    for name, module in modules.items():
+        lines.append(
+            f"{name:<24}{pytree.count(module):>14,}{pytree.num_bytes(module) / MIB:>10.2f}"
+        )
+    total = pytree.count(leaves)
+    lines.append(f"{'total':<24}{total:>14,}{pytree.num_bytes(leaves) / MIB:>10.2f}")
+    return lines
+
+
+def _training(exp: Experiment) -> list[str]:
+    """Shape-checks a training step; says what its state takes."""
+    c = exp.config
+    state = exp.abstract_state
+    n = c.train.batch_size
+    batches = {
+        "stored": jax.ShapeDtypeStruct(
+            (1, n, *c.data.source.stored_shape), c.data.source.stored_dtype
+        ),
+        "label": jax.ShapeDtypeStruct((1, n), jnp.int32),
+    }
+    _, metrics = jax.eval_shape(step.make_dispatch(exp), state, batches, exp.encoder_weights)
+    size, each = pytree.num_bytes(state) / MIB, bytes_each(state) / MIB
+    mesh = " x ".join(f"{name} {size}" for name, size in exp.mesh.shape.items())
+    lines = [
+        f"training: {exp.total_steps:,} steps of {n} images; parameters, optimizer and averages "
+        f"take {size:,.1f} MiB",
+        f"metrics: {', '.join(name for name in metrics if not step.is_sum(name))}",
+        f"mesh: {mesh}; of the state, each device holds {each:,.1f} MiB",
+    ]
+    if hasattr(c.data.source, "summary"):
+        lines.append(f"data: {c.data.source.summary()}")
+    short = memory_check.shortage(exp, "train")
+    if short:
+        lines.append(f"training does not fit here: {short}")
+    whole = partitioning.kept_whole(exp.mesh, exp.abstract_params)
+    if whole:
+        lines.append(f"not divisible over data, so whole on each device: {', '.join(whole)}")
+    return lines
+
+
+def _sampling(exp: Experiment) -> list[str]:
+    """Shape-checks the sampler; shows every step with the guidance that is on."""
+    s = exp.config.sample
+    n = s.batch_size
+    generator = Generator(exp, guide_model.load(exp))
+    jax.eval_shape(
+        generator,
+        exp.abstract_params,
+        jax.ShapeDtypeStruct((), jnp.uint32),
+        *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
+    )
+    short = memory_check.shortage(exp, "sample")
+    _, grid, cut, _ = plan(exp.config, s.sampler, s.guidances)
+    lines = [
+        f"sampling: {type(s.sampler).__name__}, {_cost(generator)}; t = 1 is noise",
+        *[f"sampling does not fit here: {short}"] * bool(short),
+        f"{'step':>6}{'t':>10}{'t_next':>10}   guidance",
+    ]
+    for stretch in cut:
+        on = [f"{kind} {g.scale:g}" for kind, g in s.guidances.items() if kind in stretch.on]
+        for i in range(stretch.start, stretch.stop):
+            lines.append(f"{i:>6}{grid[i]:>10.4f}{grid[i + 1]:>10.4f}   {', '.join(on) or 'off'}")
+    return lines
+
+
+def _cost(generator: Generator) -> str:
+    """Steps, network evaluations and FLOPs of one sample."""
+    sampler, count = generator.exp.config.sample.sampler, cost(generator)
+    if count is None:
+        return f"at most {sampler.num_steps} steps of its own choice on each line below"
+    others = f" and {count['of_the_guide']} of the guiding network" * (count["of_the_guide"] > 0)
+    return (
+        f"{len(sampler.grid()) - 1} steps, {count['evaluations']} network evaluations a sample"
+        f"{others}, {flops.in_words(count['flops'])}"
+    )
+
+
+def describe(exp: Experiment) -> str:
+    """All of it as text. Raises what building and tracing raise."""
+    return "\n".join([*_modules(exp), "", *_training(exp), "", *_sampling(exp)])

@@ -1,0 +1,296 @@
+"""--mode=evaluate: samples of a checkpoint, or those of a file or folder, judged against real ones.
+
+Samples go straight into features, which are kept in rows on the disk while they come: a run that
+was killed goes on with the samples that are left, and ends with the numbers of one that was not. A
+result is a record of everything that it hangs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ig_jax import pytree
+from ig_jax.checkpoint import compatibility, versions
+from ig_jax.errors import UserError
+from ig_jax.evaluation import report as metrics_report
+from ig_jax.evaluation.base import Evaluator, HeldOut, compute_in_runs
+from ig_jax.evaluation.density_evaluator import FLOOR
+from ig_jax.evaluation.feature_extractor import Rows
+from ig_jax.evaluation.image_evaluator import ImageEvaluator, make_evaluator
+from ig_jax.experiment import Experiment
+from ig_jax.generation import cost as drawing
+from ig_jax.generation import guide_model
+from ig_jax.generation.batches import batches as batches_of
+from ig_jax.generation.batches import labels_of
+from ig_jax.generation.generator import Generator
+from ig_jax.generation.sample_files import SavedSamples
+from ig_jax.io import disk_errors, files
+from ig_jax.io.row_store import RowStore
+from ig_jax.monitoring import console
+from ig_jax.parallel import lock
+from ig_jax.parallel.processes import barrier, from_process_0, process_slice
+from ig_jax.programs import run_record
+
+RESULTS = "results.json"
+STATISTICS = ("mean", "std")
+FEWEST = 10  # samples, for any measure to mean something
+
+
+Seen = tuple[RowStore, np.ndarray | None]  # rows of a set of samples, and its labels
+
+
+class _Evaluation:
+    """One evaluation and its folder, which its settings name."""
+
+    def __init__(self, workdir: Path, judge: Evaluator, settings: dict[str, Any], num: int):
+        self.folder = run_record.folder(workdir / "evaluations", settings)
+        self.judge, self.settings, self.num = judge, settings, num
+
+    @property
+    def file(self) -> Path:
+        return self.folder / RESULTS
+
+    def done(self) -> dict[str, Any] | None:
+        """The record of an evaluation that came to its end; a damaged one is made again."""
+        if not self.file.exists():
+            return None
+        with suppress(UserError):
+            record = files.read_json(self.file)
+            made_of = (self.num, compatibility.plain(self.settings))
+            if _is_record(record) and (record["samples"], record["settings"]) == made_of:
+                return record
+        console.say(f"{self.file}: is damaged; it is made again")
+        return None
+
+    def rows(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        batches: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]],
+        bar: Any,
+    ) -> RowStore:
+        """What the judge keeps of all samples, on the disk; goes on where a run before stopped.
+
+        Args:
+          name: of the set of samples.
+          shape: of one of them.
+          batches: yields (indices, samples) of the indices that it is given.
+        """
+        store = RowStore(self.folder / f".{name}", self.num, self.judge.rows(shape))
+        if jax.process_index() == 0:
+            store.create()
+        barrier(f"{name} begun")
+        own = np.array(process_slice(self.num))
+        missing = own[~store.done(own)]
+        bar.update(len(own) - len(missing))
+        for indices, images in batches(missing):
+            store.write(indices, self.judge.look(images))
+            bar.update(len(indices))
+        barrier(f"{name} seen")
+        return store
+
+    def finish(
+        self, seen: Sequence[Seen], held_out: HeldOut | None = None, **rest: Any
+    ) -> dict[str, Any]:
+        """Measures each set of samples, writes results.json, and clears the rows away.
+
+        `held_out` is judged too, and larger sets of samples also in runs of its size.
+        """
+        measured, in_runs = [], []
+        size = len(held_out[1]) if held_out else 0
+        for store, labels in seen:
+            rows: Rows = {name: store.read(name) for name in store.names}
+            measured.append(self.judge.measure(rows, labels))
+            if 0 < size < self.num:
+                in_runs.append(compute_in_runs(self.judge, rows, labels, size))
+        if held_out:
+            rest["floor"] = metrics_report.spread([self.judge.measure(*held_out)])
+            rest["floor_samples"] = size
+        if in_runs:
+            rest["in_runs_of_the_floor"] = metrics_report.spread(in_runs)
+        record = {
+            "measures": metrics_report.spread(measured),
+            "each": measured,
+            "samples": self.num,
+            **rest,
+            **self.judge.record(),
+            "settings": self.settings,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "versions": versions.versions(),
+        }
+        files.write_json(self.file, record)
+        for store, _ in seen:
+            store.remove()
+        return record
+
+    def run(
+        self, see: Callable[[], tuple[Sequence[Seen], dict[str, Any]]]
+    ) -> dict[str, Any] | None:
+        """The record, in process 0, told; made of what `see` gives unless it is there already.
+
+        `see` gives sets of samples, and what else the record is to hold.
+
+        Raises:
+          UserError: another program makes the same evaluation; the disk is full or gone.
+        """
+        with lock.held(self.folder), disk_errors.reported(self.folder):
+            # Process 0 may be about to write it, so that the others go by what it finds.
+            record = self.done() if jax.process_index() == 0 else None
+            if not from_process_0(record is not None):
+                seen, rest = see()
+                if jax.process_index() == 0:
+                    record = self.finish(seen, **rest)
+                barrier("measured")
+        if jax.process_index() == 0:
+            _say(record, self.file)
+        return record
+
+
+def _is_record(found: Any) -> bool:
+    """Whether this is what `_Evaluation.finish` writes, as far as it is used again."""
+    match found:
+        case {
+            "measures": spread,
+            "each": [_, *_],
+            "samples": int(),
+            "of": str(),
+            "settings": dict(),
+        }:
+            floor = found.get("floor") or spread
+            told = _is_spread(spread) and _is_spread(floor)
+            return told and set(floor) & set(metrics_report.METRICS) <= set(spread)
+    return False
+
+
+def _is_spread(found: Any) -> bool:
+    """Whether this is {'fd': {'mean', 'std'}, ...}, as `measures.spread` gives it."""
+    return (
+        isinstance(found, dict)
+        and len(found) > 0
+        and all(
+            isinstance(stats, dict) and all(type(stats.get(n)) in (int, float) for n in STATISTICS)
+            for stats in found.values()
+        )
+    )
+
+
+def _say(record: Mapping[str, Any], where: Path) -> None:
+    """A table, a line that says how it was made, and where all of it is written."""
+    rows = {f"samples (n = {record['samples']:,})": record["measures"]}
+    if record.get("floor"):
+        n = record.get("floor_samples", 0)  # records of older versions lack it
+        rows = {f"{FLOOR} (n = {n:,})": record["floor"], **rows}
+        if "in_runs_of_the_floor" in record:
+            rows[f"samples (n = {n:,})"] = record["in_runs_of_the_floor"]
+    console.say(metrics_report.table(rows))
+    console.say(metrics_report.summary(record))
+    console.say(f"numbers: {where}")
+
+
+def _how(exp: Experiment, step: int, cost: Mapping[str, int] | None) -> str:
+    """'50,000 samples with random labels of step 400,000 (ema), ...' for the line of a result."""
+    c = exp.config
+    s = c.sample
+    on = [
+        f"{name} {g.scale:g} on [{g.low:g}, {g.high:g}]"
+        for name, g in s.guidances.items()
+        if g.scale != 1
+    ]
+    seeds = f" for each of {len(c.evaluate.seeds)} seeds" if len(c.evaluate.seeds) > 1 else ""
+    calls = f"{cost['evaluations']} evaluations an image" if cost else "adaptive steps"
+    return (
+        f"{c.evaluate.num:,} samples{seeds} with {s.labels} labels of step {step:,} ({s.weights}); "
+        f"{type(s.sampler).__name__} {s.sampler.num_steps}, {', '.join(on) or 'no guidance'}, "
+        f"{calls}"
+    )
+
+
+def _of_checkpoint(
+    exp: Experiment, workdir: Path, judge: Evaluator, held_out: HeldOut | None
+) -> dict[str, Any] | None:
+    c = exp.config
+    step, params = run_record.load_weights(exp, workdir)
+    generator = Generator(exp, guide_model.load(exp), judge.decode)
+    network = {"network_sha256": pytree.digest(params)}
+    decisive = {name: c.raw["evaluate"][name] for name in ("num", "seeds")}
+    settings = {**run_record.settings(exp, step), **judge.record(), **network, "evaluate": decisive}
+    del settings["seed"]  # of --mode=sample; here there may be several
+    job = _Evaluation(workdir, judge, settings, c.evaluate.num)
+
+    def see() -> tuple[list[Seen], dict[str, Any]]:
+        seen, total = [], len(process_slice(job.num)) * len(c.evaluate.seeds)
+        with console.progress(total, unit="image", what="evaluating") as bar:
+            for seed in c.evaluate.seeds:
+
+                def batches(missing: np.ndarray, seed: int = seed) -> Iterator[tuple]:
+                    for drawn in batches_of(generator, params, seed, missing):
+                        yield drawn.indices, drawn.images
+
+                labels = labels_of(exp.config, seed, np.arange(job.num))
+                seen.append((job.rows(f"seed{seed}", generator.shape, batches, bar), labels))
+        cost = drawing.cost(generator)
+        rest = {
+            "of": _how(exp, step, cost),
+            "held_out": held_out,
+            "an_image": cost,
+            "rounding": c.data.codec.rounding,
+            **network,
+        }
+        return seen, rest
+
+    return job.run(see)
+
+
+def _of_files(exp: Experiment, workdir: Path, judge: Evaluator) -> dict[str, Any] | None:
+    field, path = "evaluate.samples", Path(exp.config.evaluate.samples)
+    if not isinstance(judge, ImageEvaluator):
+        raise UserError(f"{field} = {str(path)!r}: points of a known density are not judged so")
+    grey = judge.training is not None and judge.training.shape[-1] == 1
+    found = SavedSamples(path, field, channels=1 if grey else 3)
+    if found.left_out:
+        console.say(found.remark())
+    if len(found) < FEWEST:
+        raise UserError(f"{field} = {str(path)!r}: {len(found)} samples are too few to judge")
+    settings = {
+        "samples": str(found.path),
+        "sha256": found.digest(),
+        **judge.record(),
+    }
+    job = _Evaluation(workdir, judge, settings, len(found))
+    size = exp.config.sample.batch_size
+
+    def batches(missing: np.ndarray) -> Iterator[tuple]:
+        for start in range(0, len(missing), size):
+            indices = missing[start : start + size]
+            yield indices, found.read(indices)
+
+    def see() -> tuple[list[Seen], dict[str, Any]]:
+        with console.progress(len(process_slice(job.num)), unit="image", what="evaluating") as bar:
+            rows = job.rows("samples", found.shape, batches, bar)
+        return [(rows, found.labels)], {"of": f"{len(found):,} samples of {found.path}"}
+
+    return job.run(see)
+
+
+def run(exp: Experiment, workdir: Path) -> dict[str, Any] | None:
+    """Judges the newest checkpoint, or `evaluate.samples`; writes results.json.
+
+    It is in evaluations/<settings>/ of the workdir.
+
+    Returns:
+      The record, in process 0.
+
+    Raises:
+      UserError: a checkpoint, the samples, or what judging needs is missing; the disk is full.
+    """
+    with disk_errors.reported(workdir):
+        judge, held_out = make_evaluator(exp)
+        if exp.config.evaluate.samples:
+            return _of_files(exp, workdir, judge)
+        return _of_checkpoint(exp, workdir, judge, held_out)

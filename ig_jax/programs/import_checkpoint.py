@@ -1,0 +1,263 @@
+"""--mode=import: a published checkpoint becomes a run of step 0."""
+
+from __future__ import annotations
+
+import pprint
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from ig_jax import experiment, pytree
+from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.checkpoint.manager import Checkpoints
+from ig_jax.config.run_config import parse
+from ig_jax.errors import UserError
+from ig_jax.experiment import Experiment
+from ig_jax.interop import declared, optimizer_state, original, parameter_names
+from ig_jax.interop.declared import Declared
+from ig_jax.interop.detect import Detected, detect
+from ig_jax.interop.published_file import TRAINING_ONLY
+from ig_jax.io import files, state_dict
+from ig_jax.io.state_dict import Found, Training
+from ig_jax.monitoring import console
+from ig_jax.optim import ema
+from ig_jax.optim.train_state import TrainState
+from ig_jax.parallel.mesh import replicated
+from ig_jax.types import Params
+
+# Channels of the latents -> the published codec that has so many.
+CODEC_OF = {4: "sd_vae", 32: "va_vae"}
+# Their settings; those of the others are none. Each stores twice as many channels.
+CODECS = {
+    "sd_vae": {"weights": "", "dtype": "float32"},
+    "va_vae": {"weights": "", "dtype": "float32", "statistics": ""},
+}
+# Settings of an optimizer that no training file tells.
+UNTOLD = ("clip_norm", "warmup_steps", "schedule")
+
+CONFIG = '''"""A published checkpoint as a run, written by --mode=import; docs/checkpoints.md."""
+
+from ml_collections import ConfigDict
+
+IMPORTED = {file!r}
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {values}
+    )
+'''
+
+
+def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
+    """A complete run of the network that was found, on made-up latents of its shape."""
+    c, told = ConfigDict(bases[found.model["name"]].to_dict()), found.told
+    c.model = ConfigDict(found.model)
+    codec = told.codec or CODEC_OF.get(found.channels, "as_stored")
+    settings = CODECS.get(codec, {})
+    stored = found.channels * (2 if settings else 1)
+    source = {"side": found.side, "channels": stored, "num_classes": found.classes}
+    c.data.source = ConfigDict({"name": "synthetic", "size": 1_281_167, **source})
+    c.data.codec = ConfigDict({"name": codec, **settings})
+    if settings:
+        c.data.codec.rounding = told.rounding
+    c.process = _process(told, bases)
+    if told.label_drop is not None:
+        c.objective.label_drop = told.label_drop
+    if not c.objective.label_drop:
+        c.sample.cfg.scale = 1.0
+    c.sample.cfg.channels = min(c.sample.cfg.channels, found.channels)
+    if not found.model["readouts"]:
+        c.sample.ig.scale = 1.0
+        if "internal_guidance" in c.objective.terms:
+            del c.objective.terms.internal_guidance
+    return c
+
+
+def _process(told: Declared, bases: Mapping[str, ConfigDict]) -> ConfigDict:
+    processes = {base.process.name: base.process.to_dict() for base in bases.values()}
+    settings = {"path": told.path, "prediction": told.prediction}
+    given = {name: value for name, value in settings.items() if value}
+    return ConfigDict(processes[told.process] | given)
+
+
+def import_checkpoint(
+    file: Path,
+    workdir: Path,
+    bases: Mapping[str, ConfigDict],
+    *,
+    part: str = "",
+    training_state: bool = False,
+    **flags: Any,
+) -> Path:
+    """Writes a published network to `workdir` as a checkpoint of step 0, with its config.
+
+    Args:
+      file: see `state_dict.read`.
+      workdir: must hold no run yet.
+      bases: family of networks -> everything that a file does not say.
+      part: which of the networks in the file; '': the averaged one, or the only one.
+      training_state: take the raw weights, all averages and the optimizer's state, to train on.
+      flags: what must be told, see `told.FLAGS`; 0 and '' for what is not.
+
+    Returns:
+      The config file that was written.
+
+    Raises:
+      UserError: the file is not readable, not known, or its parts do not belong together; more
+        must be told, or what is told is wrong; the workdir holds a run.
+    """
+    _check_workdir(workdir)
+    if training_state and part:
+        raise UserError(f"--part={part}: --training_state takes all parts; leave one of them out")
+    training = state_dict.read_training(file, "--checkpoint") if training_state else None
+    read = Found("ema", training.ema) if training else state_dict.read(file, "--checkpoint", part)
+    try:
+        described = declared.of_metadata(read.metadata)
+        found = detect(read.state, declared.together(declared.of_flags(**flags), described))
+        c = config_of(found, bases)
+        notes = [*read.notes, *found.notes]
+        if training:
+            optimizer = _optimizer(training, found)
+            c.optim = ConfigDict({name: c.optim[name] for name in UNTOLD} | optimizer.settings)
+            notes.append(_trained_for(training, optimizer, file))
+        exp = experiment.experiment(parse(c), jax.devices()[:1])
+        kept = original.of(read.state, found)
+        read.state.clear()
+        lay_out = _LayOut(replicated(exp.mesh))
+        params = lay_out(read.key, found.state, exp.abstract_params)
+        if training:
+            imported = _whole_state(training, optimizer, params, exp, lay_out)
+        else:
+            imported = TrainState(np.int32(0), params, opt_state=None, ema=None)
+        lay_out.check()
+    except UserError as error:
+        raise UserError(f"--checkpoint={file}: {error}") from error
+    # The checkpoint last: it is what makes the workdir a run.
+    workdir.mkdir(parents=True, exist_ok=True)
+    original.save(workdir, kept)
+    config = _write_config(c, file, workdir)
+    _save(jax.device_put(imported, lay_out.placed), c, workdir)
+    name = found.model["name"]
+    console.say(f"{file}: {name}, {pytree.count(params):,} parameters, from {read.key!r}")
+    for line in [_sizes(found), *notes]:
+        console.say(line)
+    console.say(f"sample it: {_command(config, workdir)}")
+    return config
+
+
+def _check_workdir(workdir: Path) -> None:
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"--workdir={workdir}: holds a run already; name another")
+    checkpoint_manager.check_folder(workdir)
+    if ":" in str(workdir.absolute()):
+        raise UserError(
+            f"--workdir={workdir}: has a colon in its path, which --config takes for the start of "
+            "a variant's name; choose another"
+        )
+
+
+def _sizes(found: Detected) -> str:
+    return (
+        f"depth {found.model['depth']}, width {found.model['hidden_size']}, "
+        f"heads {found.model['num_heads']}, patch {found.model['patch_size']}, latents "
+        f"{found.side} x {found.side} x {found.channels}, {found.classes} classes, readouts "
+        f"{found.model['readouts']}"
+    )
+
+
+def _write_config(c: ConfigDict, file: Path, workdir: Path) -> Path:
+    """The config file beside the checkpoint. A name in it is only ever a name: all go by repr."""
+    path = workdir / "config.py"
+    values = pprint.pformat(c.to_dict(), indent=1, width=90, sort_dicts=False)
+    files.write_text(path, CONFIG.format(file=file.name, values=values))
+    return path
+
+
+def _command(config: Path, workdir: Path) -> str:
+    """Flags as a shell takes them, from any folder."""
+    flags = (f"--config={config.absolute()}", f"--workdir={workdir.absolute()}", "--mode=sample")
+    return shlex.join(flags)
+
+
+@dataclass(frozen=True)
+class _LayOut:
+    """Lays published arrays out as ours, on the devices, and collects all that does not fit."""
+
+    placed: NamedSharding
+    problems: list[str] = field(default_factory=list)
+
+    def __call__(self, part: str, arrays: dict[str, np.ndarray], like: Params) -> Params:
+        """`arrays` of this part of the file as `like`; empties it, as an XL network is 2.7 GB."""
+        try:
+            leaves = pytree.flatten(parameter_names.from_published(arrays, like))
+        except ValueError as error:
+            self.problems.append(f"{part}: {error}")
+            return like
+        arrays.clear()
+        placed = {}
+        for name in list(leaves):
+            # One by one, forgetting each: small ones are views, which keep the whole file mapped.
+            placed[name] = jax.device_put(np.array(leaves.pop(name), np.float32), self.placed)
+        return pytree.unflatten(placed)
+
+    def check(self) -> None:
+        """Raises a UserError if anything did not fit."""
+        if self.problems:
+            raise UserError("; ".join(self.problems))
+
+
+def _optimizer(training: Training, found: Detected) -> optimizer_state.Published:
+    if any(array is not training.ema[name] for name, array in found.state.items()):
+        raise UserError(
+            "the weights of this network are converted, which the moments of its optimizer cannot "
+            "be; import the weights alone, without --training_state"
+        )
+    try:
+        return optimizer_state.read(training.opt, training.model)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _trained_for(training: Training, optimizer: optimizer_state.Published, file: Path) -> str:
+    """How long the published run was, in a line; LightningDiT's files tell it by their names."""
+    steps = training.steps
+    if steps is None:
+        steps = int(file.stem) if re.fullmatch(r"[0-9]{7,}", file.stem) else optimizer.updates
+    return (
+        f"trained for {steps:,} steps; {optimizer.settings['name']} goes on after "
+        f"{optimizer.updates:,} updates, and the run that trains on counts from 0"
+    )
+
+
+def _whole_state(
+    training: Training,
+    optimizer: optimizer_state.Published,
+    average: Params,
+    exp: Experiment,
+    lay_out: _LayOut,
+) -> TrainState:
+    """All that the file holds, as the state from which our training goes on."""
+    raw = {n: a for n, a in training.model.items() if not n.startswith(TRAINING_ONLY)}
+    params = lay_out("model", raw, exp.abstract_params)
+    like = jax.eval_shape(exp.optimizer.init, exp.abstract_params)
+    opt_state = optimizer_state.fill(optimizer, like, lay_out)
+    averages = {ema.name(decay): average for decay in exp.config.train.ema_decays}
+    return TrainState(np.int32(0), params, opt_state, averages)
+
+
+def _save(state: TrainState, c: ConfigDict, workdir: Path) -> None:
+    """A checkpoint of step 0."""
+    checkpoints = Checkpoints(workdir)
+    imported = "weights" if state.opt_state is None else "state"
+    checkpoints.save(state, {"next_index": 0}, c.to_dict(), imported)
+    checkpoints.wait()
+    checkpoints.close()

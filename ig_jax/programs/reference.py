@@ -1,0 +1,219 @@
+"""--mode=reference: statistics of real pictures, which samples are then compared with.
+
+The pictures are cut into parts. What is known of a part (moments in float64, and the features of
+some of its pictures) is one file: a run that was killed skips the parts that are there, and the
+result does not depend on how often that was, or on how many processes shared the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ig_jax.data.read_ahead import Unreadable, read_batches
+from ig_jax.errors import UserError
+from ig_jax.evaluation import image_evaluator
+from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows, joined
+from ig_jax.experiment import Experiment
+from ig_jax.io import disk_errors, files, npz
+from ig_jax.metrics import reference_statistics as statistics
+from ig_jax.metrics.moments import Moments
+from ig_jax.monitoring import console
+from ig_jax.parallel import lock
+from ig_jax.parallel.processes import barrier, from_process_0, process_slice
+from ig_jax.types import Source
+
+PART = 50_000  # pictures; what a kill can cost
+TOGETHER = 5_000  # rows of features that are added to the moments at once
+CHOSEN = 10_000  # pictures whose features are kept for precision and recall, as many as ADM's
+READERS = 16
+FILE, PARTS = "reference.npz", ".parts"
+
+Part = tuple[dict[str, Moments], np.ndarray]  # moments by name, features of some pictures
+
+
+def _chosen(total: int) -> np.ndarray:
+    """Which pictures precision and recall are taken with, ascending; always the same ones."""
+    return np.sort(np.random.default_rng(0).permutation(total)[:CHOSEN])
+
+
+def _require_pictures(source: Source) -> None:
+    if not image_evaluator.holds_images(source):
+        raise UserError(
+            "data.source: holds latents; statistics are taken of pictures, such as those of "
+            ":image_folder or :tfds_images"
+        )
+
+
+def _features(
+    source: Source, look: FeatureExtractor, indices: range, size: int, readers: Any, bar: Any
+) -> Iterator[Rows]:
+    """Rows of the pictures `indices`, about TOGETHER of them at a time.
+
+    Raises:
+      UserError: a picture cannot be read.
+    """
+    waiting: list[Rows] = []
+    for batch in read_batches(source, indices, size, readers):
+        for example in batch:
+            if isinstance(example, Unreadable):
+                raise UserError(f"{example.reason}; statistics are of all pictures or of none")
+        waiting.append(look(np.stack([example.row for example in batch])))
+        bar.update(len(batch))
+        if sum(len(w["pool"]) for w in waiting) >= TOGETHER:
+            yield joined(waiting)
+            waiting = []
+    if waiting:
+        yield joined(waiting)
+
+
+def _write_part(file: Path, parts: Iterator[Rows], kept: np.ndarray) -> None:
+    """Moments of a part, and the features of its pictures `kept` (places within the part)."""
+    moments: dict[str, Moments] = {}
+    rows, start = [], 0
+    for found in parts:
+        for name in {"pool", "spatial"} & set(found):
+            new = Moments.from_features(found[name])
+            moments[name] = moments[name].merge(new) if name in moments else new
+        stop = start + len(found["pool"])
+        rows.append(found["pool"][kept[(start <= kept) & (kept < stop)] - start])
+        start = stop
+    arrays = {
+        f"{name}.{field}": getattr(m, field)
+        for name, m in moments.items()
+        for field in ("count", "mean", "scatter")
+    }
+    with files.replaced(file) as hidden, open(hidden, "wb") as content:
+        np.savez(content, rows=np.concatenate(rows), **arrays)
+
+
+def _read_part(file: Path, count: int, kept: int) -> Part | None:
+    """What a file of `_write_part` holds of `count` pictures; None where it is to be made.
+
+    A damaged one is made again.
+    """
+    try:
+        arrays = {name: npz.array(file, name) for name in npz.names(file)} if file.exists() else {}
+        names = {name.split(".")[0] for name in arrays} - {"rows"}
+        moments = {
+            n: Moments(int(arrays[f"{n}.count"]), arrays[f"{n}.mean"], arrays[f"{n}.scatter"])
+            for n in names
+        }
+        width = moments["pool"].mean.size
+        if arrays["rows"].shape != (kept, width):
+            return None
+    except (UserError, KeyError, TypeError):
+        return None
+    whole = all(m.count == count and m.scatter.shape == 2 * m.mean.shape for m in moments.values())
+    return (moments, arrays["rows"]) if whole else None
+
+
+def _both(a: Part, b: Part) -> Part:
+    return {n: m.merge(b[0][n]) for n, m in a[0].items()}, np.concatenate([a[1], b[1]])
+
+
+class _Parts:
+    """The parts that the pictures of a source are cut into, and their files."""
+
+    def __init__(self, folder: Path, exp: Experiment, source: Source, digest: str):
+        total = len(source)
+        self.ranges = [range(i, min(i + PART, total)) for i in range(0, total, PART)]
+        self._chosen = _chosen(total)
+        # Parts of other pictures, or seen by other weights, have other names.
+        made_of = [digest, exp.config.raw["data"]["source"], total, PART, CHOSEN]
+        self._name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        self.folder = folder / PARTS
+
+    def file(self, part: int) -> Path:
+        return self.folder / f"{self._name}-{part:05d}.npz"
+
+    def kept(self, part: int) -> np.ndarray:
+        """Which of its pictures' features are kept, by their places within the part."""
+        places = self._chosen - self.ranges[part].start
+        return places[(0 <= places) & (places < len(self.ranges[part]))]
+
+    def read(self, part: int) -> Part | None:
+        return _read_part(self.file(part), len(self.ranges[part]), len(self.kept(part)))
+
+    def merged(self) -> Part:
+        """Moments of all parts, and the features that were kept, in order."""
+
+        def read(part: int) -> Part:
+            found = self.read(part)
+            if found is None:
+                raise UserError(f"{self.file(part)}: was damaged meanwhile; run the command again")
+            return found
+
+        return reduce(_both, map(read, range(len(self.ranges))))
+
+
+def _is_there(target: Path) -> bool:
+    """Whether the statistics are there; damaged ones are made again."""
+    if not target.exists():
+        return False
+    try:
+        statistics.read(target, FILE)
+    except UserError as fault:
+        console.say(f"{fault}: it is made again")
+        return False
+    return True
+
+
+def run(exp: Experiment, folder: Path) -> Path:
+    """Writes reference.npz, of all pictures of the config's source, to `folder`; returns its path.
+
+    Raises:
+      UserError: the source holds no pictures, one of them cannot be read, or the feature space's
+        file is missing; another program works in the folder; the disk is full or gone.
+    """
+    source, target = exp.config.data.source, folder / FILE
+    _require_pictures(source)
+    if hasattr(source, "unlabelled"):
+        source = source.unlabelled()  # statistics need no classes
+    with lock.held(folder), disk_errors.reported(folder):
+        if from_process_0(jax.process_index() == 0 and _is_there(target)):
+            console.say(f"{target} is there already")
+        else:
+            _make(exp, source, target)
+    return target
+
+
+def _make(exp: Experiment, source: Source, target: Path) -> None:
+    look, digest = image_evaluator.make_feature_extractor(exp)
+    console.say_data(source)
+    size = exp.config.sample.batch_size
+    parts = _Parts(target.parent, exp, source, digest)
+    own = process_slice(len(parts.ranges))
+    left = [i for i in own if parts.read(i) is None]
+    pictures, rest = (sum(len(parts.ranges[i]) for i in some) for some in (own, left))
+    with (
+        ThreadPoolExecutor(READERS) as readers,
+        console.progress(pictures, initial=pictures - rest, unit="image", what="looking") as bar,
+    ):
+        parts.folder.mkdir(exist_ok=True)
+        for i in left:
+            seen = _features(source, look, parts.ranges[i], size, readers, bar)
+            _write_part(parts.file(i), seen, parts.kept(i))
+    barrier("seen")
+    if jax.process_index() == 0:
+        moments, rows = parts.merged()
+        gaussians = {name: m.gaussian for name, m in moments.items()}
+        statistics.write(
+            *(target, gaussians["pool"], gaussians.get("spatial"), rows),
+            space=digest,
+            count=len(source),
+        )
+        shutil.rmtree(parts.folder)
+    barrier("written")
+    console.say(
+        f"statistics of {len(source):,} pictures are in {target}; name it in evaluate.reference"
+    )

@@ -1,0 +1,59 @@
+"""What programs that sample from a run share: its weights, settings and folders of results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ig_jax.checkpoint import compatibility
+from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.experiment import Experiment
+from ig_jax.generation import guide_model
+from ig_jax.guidance import KINDS
+from ig_jax.parallel.mesh import replicate_locally
+from ig_jax.types import Params
+
+
+def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
+    """(step, weights) of the newest checkpoint, as `sample.weights` asks.
+
+    Raises:
+      UserError: there is no checkpoint, or it was made with another model.
+    """
+    checkpoints = checkpoint_manager.of_run(workdir, "--workdir")
+
+    def read(step: int) -> Params:
+        checkpoints.require(step, exp.config.raw, compatibility.SAMPLES)
+        return checkpoints.weights(step, exp.config.sample.weights, exp.weights_here)
+
+    try:
+        step, found = checkpoints.newest(read, checkpoint_manager.WEIGHTS)
+        return step, replicate_locally(exp.mesh, found)
+    finally:
+        checkpoints.close()
+
+
+def settings(exp: Experiment, step: int) -> dict[str, Any]:
+    """All that decides what sample i looks like, for the record and for the folder's name."""
+    s = exp.config.raw["sample"]
+    decisive = ("seed", "labels", "weights", "sampler", "time_shift", "readout", *KINDS)
+    model = {name: exp.config.raw[name] for name in ("model", "process")}
+    rest = {"guide": guide_model.record(exp), "codec": exp.config.raw["data"]["codec"]}
+    return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **rest, **model}
+
+
+def folder(parent: Path, record: Mapping[str, Any]) -> Path:
+    """A folder in `parent` whose name tells the main settings, and differs whenever any differs."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+    if "sampler" not in record:  # samples of other programs
+        return parent / f"files-{digest}"
+    sampler = record["sampler"]
+    name = (
+        f"step{record['checkpoint_step']}-{record['weights']}-{sampler['name']}"
+        f"{sampler['num_steps']}-ig{record['ig']['scale']:g}-cfg{record['cfg']['scale']:g}"
+    )
+    seed = f"-seed{record['seed']}" if "seed" in record else ""
+    return parent / f"{name}{seed}-{digest}"

@@ -1,0 +1,113 @@
+"""--mode=search: which guidance suits a checkpoint, by a race over settings of `config.sample`.
+
+Every setting draws the same samples (noise and labels) under the same seeds; bad ones drop out
+after few of them (`halving`). Scales are inputs of the compiled program, so settings that differ in
+scales alone share one; intervals and numbers of steps cost a compilation each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ig_jax import pytree
+from ig_jax.config.schema import Sample
+from ig_jax.errors import UserError
+from ig_jax.evaluation import image_evaluator
+from ig_jax.evaluation import report as metrics_report
+from ig_jax.experiment import Experiment
+from ig_jax.generation import guide_model, variants
+from ig_jax.generation.generator import Generator
+from ig_jax.guidance import Guidances
+from ig_jax.io import disk_errors
+from ig_jax.monitoring import console
+from ig_jax.parallel import lock
+from ig_jax.programs import run_record
+from ig_jax.samplers.base import Sampler
+from ig_jax.search import report as search_report
+from ig_jax.search import space, successive_halving
+from ig_jax.search.space import Candidate
+from ig_jax.search.successive_halving import Halving, Search
+
+LOCK = ".search.lock"
+SHOWN = 10  # best settings in the table
+
+
+def numbers(s: Sample) -> dict[str, float]:
+    """What a search may vary, as the config has it: 'ig.scale', ..., 'sampler.num_steps'."""
+    ends = ("scale", "low", "high")
+    guidances = {kind: {e: getattr(g, e) for e in ends} for kind, g in s.guidances.items()}
+    return pytree.flatten({**guidances, "sampler": {"num_steps": s.sampler.num_steps}})
+
+
+def apply(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler]:
+    """The config's guidances and sampler with the candidate's values."""
+    values = pytree.unflatten(candidate.values)
+    steps = int(values.pop("sampler", {}).get("num_steps", s.sampler.num_steps))
+    guidances = {kind: replace(g, **values.get(kind, {})) for kind, g in s.guidances.items()}
+    return guidances, replace(s.sampler, num_steps=steps)
+
+
+def _race(exp: Experiment, workdir: Path, step: int, told: Collection[str]) -> Search:
+    c = exp.config.search
+    if c.metric not in metrics_report.BETTER or c.metric not in told:
+        known = [name for name in told if name in metrics_report.BETTER]
+        raise UserError(f"search.metric = {c.metric!r}: must be one of {', '.join(known)}")
+    compared = space.candidates(c.space, c.first_seed, numbers(exp.config.sample))
+    halving = Halving(c.metric, metrics_report.BETTER[c.metric], c.rounds, c.keep, c.first_seed)
+    settings = {**run_record.settings(exp, step), "search": exp.config.raw["search"]}
+    return successive_halving.Search(workdir / "search.json", compared, halving, settings)
+
+
+def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
+    """Searches for the newest checkpoint of `workdir`; writes search.json and search.png there.
+
+    Returns:
+      The rows of search.json, best first.
+
+    Raises:
+      UserError: the workdir holds no checkpoint, or another search; the space is empty; another
+        program searches there; the disk is full or gone.
+    """
+    # Training may go on meanwhile: it writes other files.
+    with lock.held(workdir, LOCK), disk_errors.reported(workdir):
+        return _search(exp, workdir)
+
+
+def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
+    c = exp.config.search
+    step, params = run_record.load_weights(exp, workdir)
+    judging, _ = image_evaluator.make_evaluator(exp)
+    search = _race(exp, workdir, step, judging.measures)
+    generator = Generator(exp, _worse(exp), judging.decode)
+    judging.rows(generator.shape)  # raises now what does not fit
+    done, total = search.finished * c.num, search.total * c.num
+    with console.progress(total, initial=done, unit="image", what="searching") as bar:
+
+        def measure(candidate: Candidate, seed: int) -> dict[str, float]:
+            guidances, sampler = apply(exp.config.sample, candidate)
+            images, labels = variants.draw(
+                generator, params, c.num, seed, bar, guidances=guidances, sampler=sampler
+            )
+            return judging.measure(judging.look(images), labels)
+
+        for _ in search.run(measure):
+            bar.set_postfix_str(f"best: {search.rows()[0]['candidate']}", refresh=False)
+    rows = search.rows()
+    picture = workdir / "search.png"
+    search_report.heat_map(picture, rows, c.metric, metrics_report.BETTER[c.metric], c.space.method)
+    shown = {name: metrics_report.METRICS[name] for name in judging.measures}
+    console.say("\n" + search_report.table(rows, shown, c.metric, SHOWN) + "\n")
+    console.say(f"± is the standard error over seeds of {c.num} samples; 'minus config' is paired")
+    console.say(f"all settings: {workdir / 'search.json'}, picture: {picture}")
+    return rows
+
+
+def _worse(exp: Experiment) -> Any:
+    """The other network of autoguidance if it is on in the config or anywhere in the space."""
+    s = exp.config.sample
+    scales = exp.config.search.space.values.get("autoguidance.scale", ())
+    varied = any(scale != 1 for scale in (s.autoguidance.scale, *scales))
+    return guide_model.load(exp, wanted=varied)

@@ -1,0 +1,142 @@
+"""The training step: gradients, optimizer, averages, compiled over several steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from ig_jax import optim, prng, pytree
+from ig_jax.experiment import Experiment
+from ig_jax.monitoring import throughput
+from ig_jax.objectives.base import Draws, Objective
+from ig_jax.objectives.metrics import BY_TIME
+from ig_jax.optim import ema
+from ig_jax.optim.train_state import TrainState
+from ig_jax.parallel import collectives
+from ig_jax.parallel.mesh import over_batch, replicated
+from ig_jax.types import NONE, Abstract, Batch, Labels, Latents, Params
+
+Metrics = Mapping[str, Array]
+
+
+History = Mapping[str, Float[Array, "k ..."]]  # of k steps
+
+
+class Noised(NamedTuple):
+    """What the loss of a batch depends on, beside parameters; rows of examples."""
+
+    x0: Latents | Abstract
+    labels: Labels | Abstract
+    draws: Draws | Abstract
+
+
+# (parameters, batch, averaged parameters) -> gradients of the mean loss, and metrics
+Gradients = Callable[[Params, Noised, Params], tuple[Params, Metrics]]
+
+
+def init_state(exp: Experiment) -> TrainState:
+    """A fresh state, made in shards on the devices where they stay: nowhere is it whole."""
+    placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)
+    return jax.jit(exp.fresh_state, out_shardings=placed)()
+
+
+def gradients(
+    params: Params,
+    batch: Noised,
+    teacher: Params | None = None,
+    *,
+    objective: Objective,
+    parts: int = 1,
+) -> tuple[Params, Metrics]:
+    """Gradient of the mean loss over a batch, in `parts` passes one after the other."""
+
+    def grad(piece: Noised) -> tuple[Params, Metrics]:
+        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, *piece, teacher)
+        return grads, metrics
+
+    if parts == 1:
+        return grad(batch)
+
+    def add(total: Any, piece: Noised) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grad(piece)), None
+
+    pieces = pytree.cut(batch, parts)
+    shapes = jax.eval_shape(grad, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = lax.scan(add, zeros, pieces)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def update(
+    state: TrainState,
+    batch: Noised,
+    *,
+    gradients: Gradients,
+    optimizer: optax.GradientTransformation,
+    decays: ema.Decays,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step on a batch with its randomness: gradient, clip, update, averages.
+
+    The average of the first of `decays`, as configured, which sampling uses too, is the teacher of
+    the terms that want one.
+    """
+    grads, metrics = gradients(state.params, batch, ema.first(state.ema, decays))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    averages = ema.update(state.ema, params)
+    metrics = {**metrics, "grad_norm": optim.gradient_norm(grads)}
+    if isinstance(opt_state, optim.SpikeState):
+        made = opt_state.skipped == state.opt_state.skipped
+        averages = jax.tree.map(lambda new, old: jnp.where(made, new, old), averages, state.ema)
+        metrics[throughput.SKIPPED] = (~made).astype(jnp.int32)
+    return TrainState(state.step + 1, params, opt_state, averages), metrics
+
+
+def train_step(
+    state: TrainState, batch: Batch, encoder: Params = NONE, *, exp: Experiment
+) -> tuple[TrainState, Metrics]:
+    """Makes latents of a batch, draws its randomness at (seed, step), and updates.
+
+    `encoder`: what the codec needs to encode pictures; {} where latents are stored.
+    """
+    c = exp.config
+    x0 = c.data.codec.latent(batch["stored"], prng.key(c.seed, "codec", state.step), encoder)
+    draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
+    of_rows = partial(gradients, objective=exp.split_objective, parts=c.train.accumulation)
+    return update(
+        state,
+        Noised(x0, batch["label"], draws),
+        gradients=collectives.over_devices(of_rows, exp.mesh, sums=is_sum),
+        optimizer=exp.optimizer,
+        decays=c.train.ema_decays,
+    )
+
+
+def is_sum(metric: str) -> bool:
+    """Whether a metric is a sum over examples; the others are means."""
+    return metric.startswith(BY_TIME)
+
+
+def make_dispatch(
+    exp: Experiment,
+) -> Callable[[TrainState, Batch, Params], tuple[TrainState, History]]:
+    """The compiled program: batches [k, b, ...] -> the state k steps later, metrics [k] each."""
+
+    def dispatch(state: TrainState, batches: Batch, encoder: Params) -> tuple[TrainState, History]:
+        return lax.scan(lambda s, b: train_step(s, b, encoder, exp=exp), state, batches)
+
+    whole = replicated(exp.mesh)
+    placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)
+    return jax.jit(
+        dispatch,
+        in_shardings=(placed, over_batch(exp.mesh, axis=1), whole),
+        out_shardings=(placed, whole),
+        donate_argnums=0,
+    )

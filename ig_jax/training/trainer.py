@@ -1,0 +1,349 @@
+"""Training: a pure step, and a loop that keeps devices busy, tells what happens, and resumes.
+
+The loop dispatches a program of several steps, and only then looks at the metrics of the one
+before: the host never waits for the newest result. Which steps share a program depends on the step
+number alone, so that a resumed run computes bit for bit what an unbroken one does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from ig_jax.checkpoint import compatibility, versions
+from ig_jax.checkpoint.manager import Checkpoints
+from ig_jax.data import loader
+from ig_jax.evaluation import during_training
+from ig_jax.experiment import Experiment
+from ig_jax.io import disk_errors, files
+from ig_jax.monitoring import console, flops, metric_writer, profiler, throughput
+from ig_jax.monitoring.throughput import NonFiniteLoss
+from ig_jax.optim import ema
+from ig_jax.optim.train_state import TrainState
+from ig_jax.parallel import lock
+from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
+from ig_jax.parallel.preemption import StopSignal
+from ig_jax.training import preview, resume_changes
+from ig_jax.training.step import History, init_state, make_dispatch
+
+FAILURE = "not_finite.json"  # the step at which a loss was no number
+
+
+def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[TrainState, int]:
+    """The state of a checkpoint, and the number of its next batch.
+
+    Raises:
+      CheckpointError: it was made under settings that this run does not go on from.
+    """
+    if step == 0:
+        return _from_import(exp, checkpoints), 0
+    checkpoints.require(step, exp.config.raw, compatibility.CONTINUES)
+    meta = checkpoints.meta(step)
+    state = checkpoints.restore(step, exp.abstract_state)
+    for line in resume_changes.changes(exp, meta["config"], step):
+        console.say(line)
+    return state, meta["data"]["next_index"]
+
+
+def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
+    """The state of step 0 with what somebody imported: weights, or an optimizer's state too.
+
+    Nothing was trained under its settings, so all but the network may differ from them, and with an
+    optimizer's state all but what that depends on. Each average starts from the imported one.
+    """
+    c, like, workdir = exp.config, exp.abstract_state, checkpoints.workdir
+    checkpoints.require(0, c.raw, compatibility.SAMPLES)
+    average = checkpoints.weights(0, "ema", like.params)
+    averages = ema.init(average, c.train.ema_decays)
+    if checkpoints.imported(0) != "state":
+        console.say(f"starting from the weights in {workdir}")
+        return init_state(exp).replace(params=average, ema=averages)
+    mend = "use those of its optimizer, or import the weights without --training_state"
+    checkpoints.require(0, c.raw, compatibility.UPDATES, mend)
+    console.say(f"starting from the weights and the optimizer's state in {workdir}")
+    return checkpoints.restore(0, like.replace(ema=None)).replace(ema=averages)
+
+
+def steps_until(step: int, per_dispatch: int, *events: int) -> int:
+    """Steps of the next program: `per_dispatch`, or 1 where an event or the grid is nearer.
+
+    Args:
+      step: updates done.
+      per_dispatch: preferred length; programs of that length start at its multiples only.
+      events: steps, all later than `step`, at which the loop must hold.
+    """
+    return per_dispatch if step % per_dispatch == 0 and step + per_dispatch <= min(events) else 1
+
+
+def _next_multiple(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training run ended; its last step is saved."""
+
+    state: TrainState
+    step: int
+    finished: bool
+    stopped_by: str | None  # the signal that asked for it, even if the run was just finished
+    seconds: Mapping[str, float]  # compile, train
+
+
+def rates(exp: Experiment) -> throughput.Rates:
+    """Converts seconds a step of this experiment to FLOP/s and their share of the peak."""
+    size, log = exp.config.train.batch_size, exp.config.log
+    return throughput.Rates(
+        flops.train_step(exp.net, exp.abstract_params, size) / exp.mesh.size,
+        exp.mesh.devices.flat[0].device_kind,
+        peak_tflops=log.peak_tflops,
+    )
+
+
+class Trainer:
+    """One run in one workdir: the loop's state, and what happens at which step."""
+
+    def __init__(
+        self, exp: Experiment, workdir: Path, require_workdir: Callable[[], None] = lambda: None
+    ):
+        """
+        Args:
+          require_workdir: raises where the workdir is not this run's any more; asked before
+            anything is written to it.
+        """
+        c = exp.config
+        self._require_workdir = require_workdir
+        self.exp, self.workdir = exp, workdir
+        self.checkpoints = Checkpoints(
+            workdir,
+            keep_last=c.checkpoint.keep_last,
+            keep_every_steps=c.checkpoint.keep_every_steps,
+        )
+        self.step, self.state = self._begin()
+        self._began_at = self.step
+        self._record()
+        self.data = loader.batches(
+            c.data.source,
+            c.train.batch_size,
+            c.seed,
+            start=self._data_start,
+            rows=local_rows(exp.mesh, c.train.batch_size),
+        )
+        console.say_data(c.data.source)
+        self.dispatch = make_dispatch(exp)
+        self.encoder = jax.device_put(exp.encoder_weights, replicated(exp.mesh))
+        self.writer = metric_writer.MetricWriter(workdir, resumed_at=self.step)
+        if c.log.samples_every_steps:  # otherwise its decoder would be read for nothing
+            self.preview = preview.Preview(exp, workdir)
+        if c.evaluate.while_training.every_steps:
+            self.evaluation = during_training.DuringTraining(exp)
+        self.rates, self.window = rates(exp), throughput.Window()
+        self.profile = profiler.Profile(
+            workdir / "profile", start=self.step + c.profile.start, steps=c.profile.steps
+        )
+        self.pending: tuple[int, History] | None = None
+        self.seconds = {"compile": 0.0, "train": 0.0}
+        self._compiled: set[int] = set()
+
+    def _begin(self) -> tuple[int, TrainState]:
+        """The newest readable checkpoint's state, or a fresh one."""
+        if self.checkpoints.latest_step() is None:
+            self._data_start = 0
+            state = init_state(self.exp)
+            overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+            if jax.process_index() == 0:
+                files.write_text(self.workdir / "parameters.txt", overview + "\n")
+            return 0, state
+        step, (state, self._data_start) = self.checkpoints.newest(
+            partial(restore, self.exp, self.checkpoints)
+        )
+        if step:
+            console.say(f"resuming {self.workdir} at step {step}")
+        return step, state
+
+    def _record(self) -> None:
+        """What makes this run: resolved config, versions, command line."""
+        if jax.process_index() == 0:
+            record = {
+                "config": dict(self.exp.config.raw),
+                "versions": versions.versions(),
+                "command": sys.argv,
+            }
+            files.write_json(self.workdir / "config.json", record)
+
+    def _advance(self, steps: int, bar: Any) -> None:
+        """Dispatches `steps` steps, then takes in the metrics of the dispatch before."""
+        started = time.perf_counter()
+        with self.window.measure("data"):
+            rows = [next(self.data) for _ in range(steps)]
+            stacked = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+        size = self.exp.config.train.batch_size
+        batches = to_global(stacked, self.exp.mesh, size, axis=1)
+        before = self.step
+        with jax.transfer_guard("disallow"):
+            self.state, metrics = self.dispatch(self.state, batches, self.encoder)
+        self.step += steps
+        if steps not in self._compiled:
+            self._compiled.add(steps)
+            seconds = time.perf_counter() - started
+            self.seconds["compile"] += seconds
+            self.window.leave_out(seconds)
+            console.leave_out(bar, seconds)
+        self._settle()
+        self.pending = (before, metrics)
+
+    def _settle(self) -> None:
+        """Waits for the metrics that are still out, and checks them."""
+        if self.pending is not None:
+            first, metrics = self.pending
+            self.pending = None
+            self.window.add(first, {n: to_host(v) for n, v in metrics.items()})
+
+    def _save(self) -> None:
+        self._settle()  # a state with a loss that is not finite is never saved
+        if self.step == self.checkpoints.latest_step():
+            return
+        self._require_workdir()
+        with self.window.measure("checkpoint"):
+            self.checkpoints.save(self.state, self.data.get_state(), self.exp.config.raw)
+
+    def _log(self, bar: Any) -> None:
+        self._settle()
+        batch_size = self.exp.config.train.batch_size
+        summary = self.window.summary(batch_size, self.rates)
+        self._require_workdir()
+        self.writer.scalars(self.step, {"images": self.step * batch_size, **summary})
+        bar.set_postfix(self._shown(summary), refresh=False)
+        skipped = summary.get(throughput.SKIPPED)
+        if skipped:
+            console.say(f"step {self.step}: {skipped} updates skipped, their gradients were spikes")
+        self.window = throughput.Window()
+
+    def _shown(self, summary: Mapping[str, Any]) -> dict[str, str]:
+        """What stands beside the bar."""
+        told = {"loss": f"{summary['loss']:.4f}", "img/s": f"{summary['images_per_second']:,.0f}"}
+        if "mfu" in summary:
+            told["MFU"] = f"{summary['mfu']:.0%}"
+        return told | {"GiB": f"{summary['memory_gib']:.1f}"}
+
+    def _events(self) -> dict[str, int]:
+        """What happens every how many steps."""
+        c = self.exp.config
+        every = {"log": c.log.every_steps, "save": c.checkpoint.every_steps}
+        if c.log.samples_every_steps:
+            every["preview"] = c.log.samples_every_steps
+        if c.evaluate.while_training.every_steps:
+            every["evaluate"] = c.evaluate.while_training.every_steps
+        return every
+
+    def _handle(self, due: set[str], bar: Any) -> None:
+        if "log" in due:
+            self._log(bar)
+        if "save" in due:
+            self._save()
+        drawn = due & {"preview", "evaluate"}
+        if drawn:
+            started = time.perf_counter()
+            self._draw(drawn)
+            seconds = time.perf_counter() - started
+            self.window.leave_out(seconds)
+            console.leave_out(bar, seconds)
+
+    def _draw(self, due: set[str]) -> None:
+        """What samples of the averaged weights are for, while training."""
+        averaged = ema.first(self.state.ema, self.exp.config.train.ema_decays)
+        weights = replicate_locally(self.exp.mesh, averaged)
+        if "preview" in due and jax.process_index() == 0:
+            with console.room_or_not("previews", self.workdir):
+                picture = self.preview.draw(weights, self.step)
+                self.writer.images(self.step, "samples", picture)
+        if "evaluate" in due:
+            self.writer.scalars(self.step, self.evaluation.measure(weights))
+
+    def run(self) -> Outcome:
+        """Trains to the end, or until a signal asks to stop; both save."""
+        total, events = self.exp.total_steps, self._events()
+        started = time.perf_counter()
+        with (
+            StopSignal() as stop,
+            console.progress(total, initial=self.step, unit="step", what="training") as bar,
+        ):
+            while self.step < total and not stop.before(self.step):
+                self.profile.before(self.step)
+                holds = [_next_multiple(self.step, n) for n in events.values()]
+                per_dispatch = self.exp.config.train.steps_per_dispatch
+                steps = steps_until(self.step, per_dispatch, total, *holds)
+                self._advance(steps, bar)
+                bar.update(steps)
+                self._handle({what for what, n in events.items() if self.step % n == 0}, bar)
+            self._save()
+            self.checkpoints.wait()
+        self.profile.close()
+        self.seconds["train"] = time.perf_counter() - started - self.seconds["compile"]
+        return Outcome(self.state, self.step, self.step >= total, stop.received, self.seconds)
+
+    def note_failure(self, error: NonFiniteLoss) -> None:
+        """Writes down which step and which examples --mode=replay has to look at."""
+        c = self.exp.config
+        number = self._data_start + error.step - 1 - self._began_at
+        examples = loader.indices(c.data.source, c.train.batch_size, c.seed, number)
+        record = {"step": error.step, "loss": str(error.loss), "batch": number}
+        if jax.process_index() == 0:
+            record["examples"] = examples.tolist()
+            files.write_json(self.workdir / FAILURE, record)
+
+    def close(self) -> None:
+        self.writer.close()
+        self.checkpoints.close()
+
+
+def run(exp: Experiment, workdir: Path) -> Outcome:
+    """Trains in `workdir`, going on from its newest checkpoint if there is one.
+
+    Returns:
+      How it ended. SIGTERM and Ctrl-C, where this is the main thread, end it early: `stopped_by`
+      names them, and the caller has to heed it.
+
+    Raises:
+      UserError: another program works in the workdir, or it holds another model's run; a loss is
+        not finite; the data set is too small; the disk is full or gone.
+    """
+    with lock.held(workdir) as held:
+        return train(exp, workdir, held)
+
+
+def train(exp: Experiment, workdir: Path, held: lock.Held) -> Outcome:
+    """As `run`, for who holds the workdir's lock."""
+    with disk_errors.reported(workdir):
+        outcome = _train(Trainer(exp, workdir, held.require))
+    if outcome.finished:
+        console.say(f"trained: step {outcome.step} of {exp.total_steps} is saved in {workdir}")
+    else:
+        console.say(
+            f"{outcome.stopped_by}: saved step {outcome.step} of {exp.total_steps} in {workdir}; "
+            "run the same command again to go on"
+        )
+    return outcome
+
+
+def _train(trainer: Trainer) -> Outcome:
+    try:
+        outcome = trainer.run()
+    except BaseException as error:
+        if isinstance(error, NonFiniteLoss):
+            trainer.note_failure(error)
+        with suppress(Exception):  # the first error is the one to be told
+            trainer.close()
+        raise
+    trainer.close()
+    return outcome
