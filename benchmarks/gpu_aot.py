@@ -38,7 +38,6 @@ from benchmarks import measuring, roofline, sample, tpu_aot
 from ig_jax import experiment
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.generation import generator
 from ig_jax.monitoring import flops
 
 H200 = Path(__file__).with_name("h200.txt")  # a GpuTargetConfigProto
@@ -89,7 +88,7 @@ def measure(exp: Experiment, what: str, top: int) -> dict[str, Any]:
     if what == "train":
         batch, of_image = c.train.batch_size, flops.train_step(exp.net, exp.abstract_params, 1)
     else:
-        cost = sample.cost(generator.Generator(exp), c.sample.guidances)
+        cost = sample.cost(exp.pipeline.generator(), c.sample.guidances)
         batch, of_image = c.sample.batch_size, cost["flops"]
     program, compile_seconds = compiled(exp, what)
     found = roofline.kernels(program.as_text())

@@ -75,7 +75,7 @@ def cost(generator: Generator, guidances: Guidances) -> Mapping[str, int]:
     """
     found = cost_of(generator, guidances=guidances)
     if found is None:
-        name = generator.exp.config.raw["sample"]["sampler"]["name"]
+        name = type(generator.sampling.sampler).__name__
         raise UserError(
             f"sample.sampler.name = {name!r}: chooses its own steps, so its evaluations are not "
             "known beforehand; take a config with another"
@@ -85,7 +85,7 @@ def cost(generator: Generator, guidances: Guidances) -> Mapping[str, int]:
 
 def rates(exp: Experiment, of_image: int, seconds_per_image: float) -> dict[str, float | None]:
     """Model TFLOP/s of each device, and its share of what the device can."""
-    rate = of_image / seconds_per_image / exp.own_mesh.size
+    rate = of_image / seconds_per_image / exp.local_mesh.size
     told = exp.config.log.peak_tflops
     peak = told * TERA if told else peak_flops.peak_flops(exp.mesh.devices.flat[0].device_kind)
     return {"model_tflops_per_device": rate / TERA, "mfu": rate / peak if peak else None}
@@ -96,10 +96,10 @@ def one_setting(
 ) -> dict[str, Any]:
     """The record of a batch of latents under some guidance."""
     size = exp.config.sample.batch_size
-    generator = Generator(exp, decode=lambda latents: latents)
+    generator = exp.pipeline.generator(decode=lambda latents: latents)
     indices = np.arange(size, dtype=np.int32)
     host = {"i": indices, "y": indices % exp.num_classes}
-    rows = to_global(host, exp.own_mesh, size)
+    rows = to_global(host, exp.local_mesh, size)
     draw = jax.jit(partial(generator, guidances=guidances))
     given = (params, jnp.uint32(0), rows["i"], rows["y"])
     built = measuring.built(draw, *given)
@@ -132,11 +132,11 @@ def decoding(
 ) -> dict[str, Any]:
     """Dtype -> the record of decoding one batch of latents."""
     size = exp.config.sample.batch_size
-    whole = replicated(exp.own_mesh)
+    whole = replicated(exp.local_mesh)
     weights = jax.device_put(random_decoder(sizes), whole)
     keys = prng.sample_keys(0, jnp.arange(size))
     latents = prng.sample_normal(keys, exp.net.latent_shape, prng.LATENTS)
-    given = (weights, jax.device_put(latents, over_batch(exp.own_mesh)))
+    given = (weights, jax.device_put(latents, over_batch(exp.local_mesh)))
     found = {}
     for name, dtype in DTYPES.items():
         built = measuring.built(jax.jit(partial(sd_vae.decode, dtype=dtype)), *given)
@@ -152,7 +152,7 @@ def decoding(
 
 def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     time = partial(measuring.seconds, calls=flags.calls, windows=flags.windows)
-    placed = replicated(exp.own_mesh)
+    placed = replicated(exp.local_mesh)
     params = jax.jit(exp.net.init, out_shardings=placed)(prng.key(exp.config.seed, "init"))
     rows = settings(exp, ig=not flags.no_ig, cfg=not flags.no_cfg)
     found = {name: one_setting(exp, g, params, time) for name, g in rows.items()}
@@ -162,7 +162,7 @@ def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
         "sampler": exp.config.raw["sample"]["sampler"],
         "settings": found,
         "decoder": decoding(exp, SD_VAE, time) if decodes else {},
-        "peak_gib": measuring.peak_gib(exp.own_mesh.devices.ravel().tolist()),
+        "peak_gib": measuring.peak_gib(exp.local_mesh.devices.ravel().tolist()),
     }
 
 

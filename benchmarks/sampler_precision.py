@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measuring
 from ig_jax import guidance, prng
-from ig_jax.generation import guide_model
-from ig_jax.generation import plan as generator
-from ig_jax.programs import run_record
+from ig_jax.generation import plan as generation_plan
+from ig_jax.programs import guide_model, run_record
 from ig_jax.samplers import SAMPLERS, base
 
 
@@ -37,13 +36,13 @@ def main() -> None:
 
     exp = measuring.load(args.config, devices=1)
     _, params = run_record.load_weights(exp, args.workdir)
-    s, worse = exp.config.sample, guide_model.load(exp)
+    s, guide = exp.config.sample, guide_model.load(exp.pipeline)
     keys = prng.sample_keys(0, jnp.arange(args.samples))
     labels = jnp.arange(args.samples) % exp.num_classes
     shape = exp.net.latent_shape
 
     def final(sampler, dtype) -> np.ndarray:
-        plan = generator.plan(exp.config, sampler, s.guidances)
+        plan = generation_plan.plan(exp.config.process, sampler, s.guidances, s.time_shift)
         guided = guidance.Guided(
             exp.net,
             params,
@@ -52,15 +51,15 @@ def main() -> None:
             null_class=exp.num_classes,
             scales={kind: g.scale for kind, g in s.guidances.items()},
             channels=dict(plan.channels),
-            readout=exp.config.readout,
-            worse=worse,
+            readout=exp.pipeline.generator(decode=lambda x: x).readout,
+            guide=guide,
         )
 
         def trajectory(x):
             return base.sample(
                 sampler,
                 np.array(plan.grid),
-                guided.fields(plan.cut),
+                guided.fields(plan.segments),
                 x,
                 lambda i: prng.sample_normal(keys, shape, prng.FIRST_STEP + i),
             )

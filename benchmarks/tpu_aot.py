@@ -40,7 +40,6 @@ from ig_jax import experiment
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.generation.generator import Generator
 from ig_jax.monitoring import flops
 from ig_jax.parallel.mesh import TENSOR, over_batch, replicated
 from ig_jax.training import step
@@ -114,8 +113,8 @@ def lower_step(exp: Experiment) -> jax.stages.Lowered:
 
 def lower_sampler(exp: Experiment) -> jax.stages.Lowered:
     """The config's sampler with all its steps, without a decoder, on the first host of a slice."""
-    mesh = exp.own_mesh
-    generator = Generator(exp, decode=lambda latents: latents)
+    mesh = exp.local_mesh
+    generator = exp.pipeline.generator(decode=lambda latents: latents)
     whole, rows = replicated(mesh), over_batch(mesh)
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), exp.abstract_params
@@ -162,7 +161,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "what": args.what,
         "config": args.config,
         "topology": args.topology,
-        "mesh": dict((exp.mesh if trains else exp.own_mesh).shape),
+        "mesh": dict((exp.mesh if trains else exp.local_mesh).shape),
         "remat": exp.config.model.remat if trains else "",
         "batch_per_device": args.batch,
         "versions": {

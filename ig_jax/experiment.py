@@ -14,15 +14,19 @@ from ml_collections import ConfigDict
 
 from ig_jax import prng
 from ig_jax.checkpoint.manager import Checkpoints
+from ig_jax.codecs import CODECS
+from ig_jax.config.parser import make, named
 from ig_jax.config.run_config import Config, parse
+from ig_jax.errors import UserError, shown
 from ig_jax.models import MODELS
 from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS, ema, skip_spikes
 from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel import collectives, partitioning
-from ig_jax.parallel.mesh import local_mesh, make_mesh, replicated
-from ig_jax.types import DTYPES, NetFn, Params
+from ig_jax.parallel.mesh import local_mesh, make_mesh, replicate_locally, replicated
+from ig_jax.pipeline import Pipeline
+from ig_jax.types import DTYPES, Codec, NetFn, Params
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,24 @@ class Experiment:
     mesh: Mesh
 
     @cached_property
-    def own_mesh(self) -> Mesh:
+    def local_mesh(self) -> Mesh:
         """This process's devices side by side: for what needs no other process."""
         return local_mesh(self.mesh)
 
-    @property
-    def samples_here(self) -> int:
-        """This process's part of `sample.batch_size`."""
-        return self.config.sample.batch_size * self.own_mesh.size // self.mesh.size
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """What samples from the network; its parameters are abstract."""
+        c = self.config
+        return Pipeline(
+            net=self.net,
+            params=self.abstract_params,
+            process=c.process,
+            codec=c.data.codec,
+            num_classes=self.num_classes,
+            sampling=c.sample,
+            mesh=self.mesh,
+            has_null_class=c.objective.label_drop > 0,
+        )
 
     @cached_property
     def net(self) -> NetFn:
@@ -110,7 +124,7 @@ class Experiment:
         return partitioning.abstract(self.mesh, jax.eval_shape(self.fresh_state))
 
     @property
-    def weights_here(self) -> Params:
+    def replicated_params(self) -> Params:
         """As `abstract_params`, whole on every device of `mesh`: to be read from a checkpoint."""
         placed = replicated(self.mesh)
         return jax.tree.map(
@@ -118,8 +132,43 @@ class Experiment:
         )
 
 
+@dataclass(frozen=True)
+class _DataCodec:
+    """The section `data` without its source."""
+
+    codec: Codec = named(CODECS)
+
+
+def open_pipeline(
+    checkpoints: Checkpoints, step: int, weights: str, field: str, devices: Any = None
+) -> Pipeline:
+    """The network of a checkpoint, without its data set, which may lie on another machine.
+
+    Args:
+      checkpoints: of a run.
+      step: of the checkpoint.
+      weights: `ema` (the first decay), `raw`, or a decay.
+      field: names `weights` in messages.
+      devices: all if None.
+
+    Raises:
+      UserError: there are no such weights.
+    """
+    exp = of_checkpoint(checkpoints, step, devices)
+    known = ("ema", "raw", *map(ema.name, exp.config.train.ema_decays))
+    if weights not in known:
+        raise UserError(f"{field} = {shown(weights)}: must be one of {', '.join(known)}")
+    params = checkpoints.weights(step, weights, exp.replicated_params)
+    codec = checkpoints.meta(step)["config"]["data"]["codec"]
+    return replace(
+        exp.pipeline,
+        params=replicate_locally(exp.mesh, params),
+        codec=make(_DataCodec, {"codec": codec}, "data").codec,
+    )
+
+
 def of_checkpoint(checkpoints: Checkpoints, step: int, devices: Any = None) -> Experiment:
-    """The run that made a checkpoint, without its data, which may lie on another machine.
+    """The run that made a checkpoint, on made-up latents.
 
     What the network has to know of the data is read off its parameters.
     """

@@ -171,7 +171,7 @@ class Guided:
       scales: kind -> scale, a number or a traced scalar, for every kind that may be on.
       channels: kind -> how many of the first channels are guided; 0, or no entry, is all.
       readout: depth of the early head that IG extrapolates from; None where there is none.
-      worse: the network that autoguidance extrapolates from; None where there is none.
+      guide: the network that autoguidance extrapolates from; None where there is none.
     """
 
     net: NetFn
@@ -182,7 +182,7 @@ class Guided:
     scales: Mapping[str, Scalar | float]
     channels: Mapping[str, int]
     readout: int | None = None
-    worse: GuideModel | None = None
+    guide: GuideModel | None = None
 
     def _extrapolate(self, kind: str, worse: Latents, v: Latents) -> Latents:
         return extrapolate(worse, v, self.scales[kind], self.channels.get(kind, 0))
@@ -195,11 +195,11 @@ class Guided:
             v = self._extrapolate("ig", out.heads[self.readout], v)
         return self.process.velocity(v, x, times)
 
-    def _worse(self, x: Latents, t: Scalar) -> Latents:
-        other = self.worse
+    def _guide_velocity(self, x: Latents, t: Scalar) -> Latents:
+        guide = self.guide
         times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
-        out = other.net(other.params, x, other.process.condition_time(times), self.y)
-        return other.process.velocity(out.pred, x, times)
+        out = guide.net(guide.params, x, guide.process.condition_time(times), self.y)
+        return guide.process.velocity(out.pred, x, times)
 
     def velocity(self, on: Active, x: Latents, t: Scalar) -> Latents:
         """dx/dt [b, h, w, c] at (x, t) with the kinds `on`."""
@@ -209,9 +209,9 @@ class Guided:
             v = self._extrapolate("cfg", null, cond)
         else:
             v = self._branch(on, x, t, self.y)
-        return (
-            self._extrapolate("autoguidance", self._worse(x, t), v) if "autoguidance" in on else v
-        )
+        if "autoguidance" in on:
+            v = self._extrapolate("autoguidance", self._guide_velocity(x, t), v)
+        return v
 
     def field(self, on: Active, on_at_end: Active) -> Field:
         """All that a sampler sees while these kinds are on."""

@@ -25,7 +25,7 @@ from ig_jax import pytree
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.config import run_config
 from ig_jax.data import loader
-from ig_jax.generation.generator import Generator
+from ig_jax.generation.batches import batches
 from ig_jax.optim.muon import newton_schulz_flops
 from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel.mesh import AXES, bytes_each, replicate_locally, to_global
@@ -150,7 +150,7 @@ def run(
 def sampled(folder: Path, name: str, programs: Programs, state: TrainState) -> None:
     """Latents of ten samples under the weights of a state, by a fixed and an adaptive sampler."""
     exp = programs.exp
-    generator = Generator(exp, decode=lambda x: x)
+    generator = exp.pipeline.generator(decode=lambda x: x)
     weights = replicate_locally(exp.mesh, state.params)
     found = {}
     for kind, sampler in {"euler": exp.config.sample.sampler, "dopri5": DOPRI5}.items():

@@ -9,9 +9,8 @@ from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.data import SOURCES
 from ig_jax.data.sources.digits import Digits
 from ig_jax.errors import UserError
-from ig_jax.generation import batches, guide_model, variants
-from ig_jax.generation.generator import Generator
-from ig_jax.programs import dry_run, run_record, sample
+from ig_jax.generation import batches, variants
+from ig_jax.programs import dry_run, guide_model, run_record, sample
 from ig_jax.training.step import init_state
 
 NUM = 20
@@ -58,7 +57,7 @@ def latents(changes, **chosen) -> np.ndarray:
     """Latents of the tiny run's newest averages under a config, as `sample.run` would draw them."""
     exp = tiny.experiment(changes)
     _, params = run_record.load_weights(exp, tiny.trained().workdir)
-    generator = Generator(exp, guide_model.load(exp), decode=lambda x: x)
+    generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline), decode=lambda x: x)
     [(_, found, _)] = batches.batches(generator, params, 0, np.arange(NUM), **chosen)
     return found
 
@@ -88,7 +87,7 @@ def test_one_step_of_euler_goes_from_the_worse_velocity_through_the_better(small
     np.testing.assert_allclose(ends[3.0], expected, atol=1e-4)
     exp = tiny.experiment({**SMALLER, **one, "sample.weights": "ema"})
     _, params = run_record.load_weights(exp, smaller)
-    generator = Generator(exp, decode=lambda x: x)
+    generator = exp.pipeline.generator(decode=lambda x: x)
     [(_, alone, _)] = batches.batches(generator, params, 0, np.arange(NUM))
     np.testing.assert_allclose(ends[0.0], alone, atol=1e-5)
 
@@ -108,10 +107,10 @@ def test_step_and_weights_choose_the_checkpoint_and_0_is_the_newest(smaller):
 
 def test_an_earlier_checkpoint_of_the_same_run_guides():
     run = tiny.trained().workdir
-    worse = guide_model.load(tiny.experiment(guided_by(run, step=18)))
+    worse = guide_model.load(tiny.experiment(guided_by(run, step=18)).pipeline)
     checkpoints = checkpoint_manager.Checkpoints(run)
     exp = tiny.trained().exp
-    expected = checkpoints.weights(18, "ema", exp.weights_here)
+    expected = checkpoints.weights(18, "ema", exp.replicated_params)
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, worse.params, expected)
     assert worse.net == exp.net and worse.process == exp.config.process
@@ -119,18 +118,18 @@ def test_an_earlier_checkpoint_of_the_same_run_guides():
 
 def test_a_guide_of_another_prediction_is_read_by_its_own_process(tmp_path):
     save({**SMALLER, "process.prediction": "noise"}, tmp_path, 6)
-    worse = guide_model.load(tiny.experiment(guided_by(tmp_path)))
+    worse = guide_model.load(tiny.experiment(guided_by(tmp_path)).pipeline)
     assert worse.process.prediction == "noise" and worse.net.settings.hidden_size == 8
 
 
 def test_without_autoguidance_no_other_run_is_looked_for(tmp_path):
     nowhere = {"workdir": str(tmp_path / "nowhere"), "step": 3, "weights": "ema"}
-    assert guide_model.load(tiny.experiment({"sample.guide": nowhere})) is None
+    assert guide_model.load(tiny.experiment({"sample.guide": nowhere}).pipeline) is None
 
 
 def refusal(changes) -> str:
     with pytest.raises(UserError) as caught:
-        guide_model.load(tiny.experiment(changes))
+        guide_model.load(tiny.experiment(changes).pipeline)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -169,7 +168,7 @@ def test_a_guide_of_other_data_or_another_path_is_refused(tmp_path, monkeypatch,
     monkeypatch.setitem(SOURCES, "small", Small)
     save({**SMALLER, **there}, tmp_path, 6)
     with pytest.raises(UserError, match=f"sample.guide.workdir = {tmp_path}: {message}"):
-        guide_model.load(tiny.experiment(guided_by(tmp_path)))
+        guide_model.load(tiny.experiment(guided_by(tmp_path)).pipeline)
 
 
 def test_the_programs_draw_with_the_guide(tmp_path, smaller):
@@ -181,7 +180,7 @@ def test_the_programs_draw_with_the_guide(tmp_path, smaller):
         for e in (exp, tiny.experiment({**UNGUIDED, "sample.sampler.num_steps": 2}))
     )
     assert (guided != plain).reshape(len(plain), -1).any(axis=1).all()
-    assert list(variants.variants(exp)) == ["plain", "autoguidance"]
+    assert list(variants.variants(exp.config.sample.guidances)) == ["plain", "autoguidance"]
     text = dry_run.describe(exp)
     assert "2 network evaluations a sample and 2 of the guiding network" in text
     assert "autoguidance 2" in text

@@ -16,7 +16,6 @@ from benchmarks import evaluate, gpu_aot, measuring, roofline, sample, torch_pee
 from ig_jax import pytree
 from ig_jax.codecs import kl_names
 from ig_jax.errors import UserError
-from ig_jax.generation.generator import Generator
 from ig_jax.monitoring import flops
 from ig_jax.objectives.base import Draws
 
@@ -129,7 +128,7 @@ def test_the_published_sampler_of_sit_xl_takes_so_many_evaluations():
     exp = measuring.load("configs/sit_xl.py", devices=1)
     guided = 250 - math.ceil(0.3 / (0.96 / 249))
     rows = sample.settings(exp)
-    generator = Generator(exp)
+    generator = exp.pipeline.generator()
     counts = {name: sample.cost(generator, g)["evaluations"] for name, g in rows.items()}
     assert list(counts.values()) == [250, 250, 250 + guided, 500, 250 + guided]
 
@@ -185,7 +184,7 @@ def test_an_adaptive_sampler_is_refused():
     sampler = {"name": "dopri5", "num_steps": 9, "rtol": 1e-3, "atol": 1e-6}
     exp = tiny.experiment({"sample.sampler": sampler})
     with pytest.raises(UserError, match="'dopri5': chooses its own steps"):
-        sample.cost(Generator(exp), exp.config.sample.guidances)
+        sample.cost(exp.pipeline.generator(), exp.config.sample.guidances)
 
 
 def test_judging_is_timed_from_pictures_to_every_measure(monkeypatch, tmp_path, capsys):

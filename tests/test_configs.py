@@ -10,7 +10,6 @@ import pytest
 from ig_jax import experiment as build
 from ig_jax import guidance, pytree
 from ig_jax.config import run_config
-from ig_jax.generation import plan as generator
 from ig_jax.programs import dry_run
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -56,8 +55,8 @@ def plan(name: str, *variant: str):
     """Times, and the kinds that are on at each step's start."""
     exp = experiment(name, *variant)
     s = exp.config.sample
-    p = generator.plan(exp.config, s.sampler, s.guidances)
-    on = [stretch.on for stretch in p.cut for _ in range(stretch.start, stretch.stop)]
+    p = exp.pipeline.generator(decode=lambda x: x).plan()
+    on = [segment.on for segment in p.segments for _ in range(segment.start, segment.stop)]
     return np.array(p.grid), on, p, s
 
 
@@ -105,11 +104,11 @@ def test_lightningdit_xl_is_sampled_as_published():
     assert on == [{"ig"} if t < 0.19 else {"ig", "cfg"} for t in theirs[:-1]]
     assert (s.ig.scale, s.cfg.scale) == (1.4, 1.45)
     # 248 calls there, each of both halves; here only the conditional one before CFG sets in.
-    cost = guidance.evaluations(p.cut, s.sampler.calls())
+    cost = guidance.evaluations(p.segments, s.sampler.calls())
     assert cost.network == 248 + sum(t >= 0.19 for t in [*theirs[:-1], *theirs[1:]])
 
 
 def test_lightningdit_xl_without_cfg_is_sampled_as_published():
     _, on, p, s = plan("lightningdit_xl", "no_cfg")
     assert set(on) == {frozenset({"ig"})} and s.ig.scale == 1.7
-    assert guidance.evaluations(p.cut, s.sampler.calls()).network == 248
+    assert guidance.evaluations(p.segments, s.sampler.calls()).network == 248

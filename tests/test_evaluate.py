@@ -11,15 +11,14 @@ import tiny
 from ig_jax import guidance, pytree
 from ig_jax.data.sources.digits import Digits
 from ig_jax.errors import UserError
-from ig_jax.evaluation import base, image_evaluator
+from ig_jax.evaluation import base
 from ig_jax.evaluation import report as metrics_report
 from ig_jax.evaluation.feature_extractor import FeatureExtractor
 from ig_jax.evaluation.report import METRICS
 from ig_jax.generation import variants
-from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidance
 from ig_jax.metrics.classifier import Classifier
-from ig_jax.programs import evaluate, sample
+from ig_jax.programs import evaluate, run_record, sample
 
 # Outliers need a density that is known, FID and sFID another feature space.
 BAD = (None, [], {}, [1], True)
@@ -34,7 +33,7 @@ def exp():
 @pytest.fixture(scope="module")
 def judged(exp):
     """The judge, and its verdict on the held-out images."""
-    judging, held_out = image_evaluator.make_evaluator(exp)
+    judging, held_out = run_record.evaluator(exp)
     return judging, judging.measure(*held_out)
 
 
@@ -65,7 +64,7 @@ def test_features_that_are_no_numbers_are_told(exp, value):
     layers = {"kernel": np.full((64, 4), value, np.float32), "bias": np.zeros(4, np.float32)}
     last = {"kernel": np.ones((4, 2), np.float32), "bias": np.zeros(2, np.float32)}
     weights = {"hidden": layers, "classes": last}
-    look = FeatureExtractor(Classifier(), weights, exp.own_mesh, exp.samples_here)
+    look = FeatureExtractor(Classifier(), weights, exp.local_mesh, exp.samples_here)
     with pytest.raises(UserError, match="evaluate.features: '.*' of some picture is NaN or inf"):
         look(np.full((3, 8, 8, 1), 255, np.uint8))
 
@@ -159,7 +158,7 @@ def test_what_is_kept_of_a_picture_does_not_depend_on_the_batch(judged):
 
 def test_one_device_gives_the_verdict_of_two(judged):
     images, labels = real("held_out")
-    alone = image_evaluator.make_evaluator(tiny.experiment(devices=jax.devices()[:1]))
+    alone = run_record.evaluator(tiny.experiment(devices=jax.devices()[:1]))
     assert len(jax.devices()) == 2
     several, one = judged[0].look(images), alone[0].look(images)
     for name in several:
@@ -169,7 +168,7 @@ def test_one_device_gives_the_verdict_of_two(judged):
 
 
 def test_a_source_without_held_out_images_has_no_floor():
-    _, floor = image_evaluator.make_evaluator(tiny.experiment({"data.source.split": "held_out"}))
+    _, floor = run_record.evaluator(tiny.experiment({"data.source.split": "held_out"}))
     assert floor is None
 
 
@@ -187,7 +186,7 @@ def test_what_judging_needs_is_named_where_it_is_missing():
         ({"evaluate.reference": "no.npz"}, "evaluate.reference = no.npz: cannot be read"),
     ):
         with pytest.raises(UserError, match=sentence):
-            image_evaluator.make_evaluator(tiny.experiment(changes))
+            run_record.evaluator(tiny.experiment(changes))
 
 
 OFF = {"ig": {"sample.ig.scale": 1.0}, "cfg": {"sample.cfg.scale": 1.0}}
@@ -207,7 +206,7 @@ AUTO = {"sample.autoguidance.scale": 1.5, "sample.guide.workdir": "elsewhere"}
 )
 def test_every_guidance_that_is_on_is_judged_alone_and_together(changes, names):
     exp = tiny.experiment(changes)
-    found = variants.variants(exp)
+    found = variants.variants(exp.config.sample.guidances)
     assert list(found) == names
     given = exp.config.sample.guidances
     for name, guidances in found.items():
@@ -225,12 +224,12 @@ def test_spread_is_the_mean_and_the_sample_deviation():
 
 def test_the_readout_alone_comes_first_where_asked_and_is_internal_guidance_at_scale_0():
     exp = tiny.experiment()
-    found = variants.variants(exp, readout=True)
+    found = variants.variants(exp.config.sample.guidances, readout=True)
     assert list(found) == ["readout", "plain", "ig", "cfg", "ig_cfg"]
     alone = found["readout"]
     assert alone["ig"] == Guidance(0.0, 0.0, 1.0)
     assert {alone[kind].scale for kind in ("cfg", "autoguidance")} == {1.0}
-    without = variants.variants(tiny.experiment(OFF["ig"]), readout=True)
+    without = variants.variants(tiny.experiment(OFF["ig"]).config.sample.guidances, readout=True)
     assert list(without) == ["plain", "cfg"]
 
 
@@ -258,7 +257,7 @@ class Bar:
 
 def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
     params, bar = tiny.trained().weights(), Bar()
-    generator = Generator(exp)
+    generator = exp.pipeline.generator()
     first, second = (variants.draw(generator, params, 20, seed, bar) for seed in (0, 1))
     assert bar.total == 40
     assert first[0].shape == second[0].shape == (20, 8, 8, 1)
@@ -279,7 +278,7 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     assert json.loads(file.read_text()) == json.loads(json.dumps(record))
     assert [f.name for f in file.parent.iterdir()] == ["results.json"]
     assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
-    generator, average = Generator(exp), trained.weights("0.9")
+    generator, average = exp.pipeline.generator(), trained.weights("0.9")
     drawn = [variants.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
     assert record["each"] == [measure(judged, *part) for part in drawn]
     assert record["measures"] == metrics_report.spread(record["each"])
@@ -308,8 +307,8 @@ def test_more_samples_than_were_held_out_are_also_judged_in_runs_of_as_many(tmp_
     changes = {"evaluate.num": 360, "evaluate.seeds": (0,), "sample.batch_size": 120}
     exp, trained = tiny.experiment(changes), tiny.trained()
     record = evaluate.run(exp, trained.copy(tmp_path))
-    judging, _ = image_evaluator.make_evaluator(exp)
-    drawn = variants.draw(Generator(exp), trained.weights("0.9"), 360, 0, Bar())
+    judging, _ = run_record.evaluator(exp)
+    drawn = variants.draw(exp.pipeline.generator(), trained.weights("0.9"), 360, 0, Bar())
     found = base.compute_in_runs(judging, judging.look(drawn[0]), drawn[1], 355)
     in_runs = {name: stats["mean"] for name, stats in record["in_runs_of_the_floor"].items()}
     assert in_runs == pytest.approx(found, rel=1e-6)

@@ -65,7 +65,7 @@ def guided(
         scales=scales,
         channels=channels,
         readout=READOUT,
-        worse=GuideModel(worse, FLOW, PARAMS),
+        guide=GuideModel(worse, FLOW, PARAMS),
     )
 
 
@@ -208,7 +208,7 @@ def test_the_worse_network_is_told_the_time_in_its_own_terms_and_read_so(own, ot
     times = jnp.full((2,), t)
     spy = Spy(worse_net)
     both = guided(process=own, autoguidance=0.0)  # the worse velocity alone
-    both = replace(both, worse=GuideModel(spy, others, PARAMS))
+    both = replace(both, guide=GuideModel(spy, others, PARAMS))
     found = both.velocity(frozenset({"autoguidance"}), x, t)
     [(_, asked, _)] = spy.asked
     assert own.condition_time(times)[0] != others.condition_time(times)[0]

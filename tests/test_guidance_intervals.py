@@ -87,7 +87,7 @@ def test_without_guidance_the_grid_is_one_stretch(at_end):
     assert guidance.segments(np.linspace(1, 0, 9), given, at_end=at_end) == (even(0, 8),)
 
 
-# Time -> time, exactly and as `drawing.plan` computes it: shifts, and a process that keeps away
+# Time -> time, exactly and as `generation.plan` computes it: shifts, and a process that keeps away
 # from the ends of [0, 1].
 GRIDS = {
     "even": (lambda t: t, lambda grid: grid),

@@ -16,7 +16,7 @@ from configs import digits
 from ig_jax import experiment
 from ig_jax.config import run_config
 from ig_jax.data import SOURCES
-from ig_jax.generation import batches, generator
+from ig_jax.generation import batches
 from ig_jax.objectives import TERMS
 from ig_jax.programs import dry_run
 from ig_jax.samplers import SAMPLERS
@@ -100,7 +100,7 @@ def test_sampler_of_the_readme_samples(monkeypatch):
     exp = experiment.experiment(run_config.parse(c, jax.device_count()))
     assert "Midpoint, 3 steps, 10 network evaluations" in dry_run.describe(exp)
     params = jax.jit(exp.net.init)(jax.random.key(0))
-    [(_, images, _)] = batches.batches(generator.Generator(exp), params, 0, np.arange(4))
+    [(_, images, _)] = batches.batches(exp.pipeline.generator(), params, 0, np.arange(4))
     assert images.shape == (4, 8, 8, 1)
 
 

@@ -18,7 +18,6 @@ from ig_jax.generation import batches as generation_batches
 from ig_jax.generation import cost as sampling_cost
 from ig_jax.generation import plan as sampling_plan
 from ig_jax.generation import sample_files
-from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidance, Segment
 from ig_jax.monitoring import flops
 from ig_jax.parallel import lock
@@ -42,9 +41,9 @@ def workdir(trained, tmp_path):
 
 def images_of(trained, indices, generator=None, *, seed=0, **chosen) -> np.ndarray:
     """Samples `indices` under the raw weights of the trained run."""
-    generator = generator or Generator(trained.exp)
+    generator = generator or trained.exp.pipeline.generator()
     weights = jax.device_put(
-        jax.device_get(trained.outcome.state.params), replicated(generator.exp.mesh)
+        jax.device_get(trained.outcome.state.params), replicated(generator.mesh)
     )
     parts = list(
         generation_batches.batches(generator, weights, seed, np.asarray(indices), **chosen)
@@ -55,7 +54,7 @@ def images_of(trained, indices, generator=None, *, seed=0, **chosen) -> np.ndarr
 
 @pytest.fixture(scope="module")
 def generator(trained):
-    return Generator(trained.exp)
+    return trained.exp.pipeline.generator()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ samplers = pytest.mark.parametrize("sampler", [None, DOPRI5], ids=["euler", "dop
 @pytest.fixture(scope="module")
 def latents_generator(trained):
     """Gives samples before they are decoded: 8 bits would hide or double a difference."""
-    return Generator(trained.exp, decode=lambda x: x)
+    return trained.exp.pipeline.generator(decode=lambda x: x)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_a_sample_is_the_same_in_any_batch_size_and_on_any_number_of_devices(
 ):
     expected = latents_before[sampler]
     exp = tiny.experiment({"sample.batch_size": batch}, jax.devices()[:devices])
-    generator = Generator(exp, decode=lambda x: x)
+    generator = exp.pipeline.generator(decode=lambda x: x)
     got = images_of(trained, range(NUM), generator, sampler=sampler)
     apart = np.abs(got - expected).max()
     assert apart <= allowed(sampler, expected)
@@ -169,7 +168,7 @@ def programs(generator) -> int:
 @samplers
 def test_other_scales_of_the_same_guidances_need_no_other_program(trained, sampler):
     s = trained.exp.config.sample
-    generator = Generator(trained.exp)
+    generator = trained.exp.pipeline.generator()
     found = []
     for scale in (1.5, 2.5):
         given = {k: replace(s.guidances[k], scale=scale) for k in ("ig", "cfg")}
@@ -183,7 +182,9 @@ def test_other_scales_of_the_same_guidances_need_no_other_program(trained, sampl
 
 def plan(changes=(), **given: Guidance) -> sampling_plan.Plan:
     config = tiny.experiment(dict(changes)).config
-    return sampling_plan.plan(config, config.sample.sampler, given)
+    return sampling_plan.plan(
+        config.process, config.sample.sampler, given, config.sample.time_shift
+    )
 
 
 def test_a_plan_holds_whatever_decides_the_program_but_no_scale():
@@ -208,7 +209,7 @@ def test_a_plan_shifts_the_grid_and_guides_by_the_shifted_times():
     # 2 t / (1 + t) of 1, 2/3, 1/3, 0.
     np.testing.assert_allclose(shifted.grid, [1, 0.8, 0.5, 0], rtol=1e-15)
     on, off = frozenset({"ig"}), frozenset()
-    assert shifted.cut == (Segment(0, 2, on, on), Segment(2, 3, off, off))
+    assert shifted.segments == (Segment(0, 2, on, on), Segment(2, 3, off, off))
 
 
 @pytest.mark.parametrize(
@@ -231,18 +232,18 @@ def test_a_plan_for_a_sampler_of_its_own_steps_has_a_piece_for_every_interval():
     adaptive = {"sample.sampler": {"name": "dopri5", "num_steps": 9}}
     found = plan(adaptive, ig=Guidance(2.0, 0.2, 0.7), cfg=Guidance(1.0, 0.3, 0.4))
     assert found.grid == (1, 0.7, 0.2, 0)
-    assert [s.on for s in found.cut] == [frozenset(), frozenset({"ig"}), frozenset()]
+    assert [s.on for s in found.segments] == [frozenset(), frozenset({"ig"}), frozenset()]
 
 
 def test_only_a_sampler_that_is_guided_at_the_end_of_steps_gets_a_cut_for_it():
     given = {"cfg": Guidance(2.0, 0.5, 1.0)}
     for name, cuts in (("heun", 2), ("heun2", 3)):
-        assert len(plan({"sample.sampler.name": name}, **given).cut) == cuts
+        assert len(plan({"sample.sampler.name": name}, **given).segments) == cuts
 
 
 def labels(mode, indices, seed=0):
     config = tiny.experiment({"sample.labels": mode}).config
-    found = generation_batches.labels_of(config, seed, np.asarray(indices))
+    found = generation_batches.labels_of(config.sample, 10, seed, np.asarray(indices))
     assert found.dtype == np.int32
     return found
 
@@ -467,7 +468,7 @@ def test_the_next_batch_is_begun_before_one_is_handed_out():
 def test_an_image_costs_a_head_a_step_for_internal_guidance_and_twice_the_network_within_cfg():
     exp = tiny.experiment()
     given = exp.config.sample.guidances
-    generator = Generator(exp)
+    generator = exp.pipeline.generator()
     once = flops.forward(exp.net, exp.abstract_params, heads=())
     head = flops.forward(exp.net, exp.abstract_params) - once
 
@@ -483,7 +484,7 @@ def test_an_image_costs_a_head_a_step_for_internal_guidance_and_twice_the_networ
     both = cost(ig=Guidance(2.0, 0.5, 1.0), cfg=Guidance(2.0, 0.0, 0.7))
     assert both == (5, 5 * once + 3 * head)  # of 1 alone, and of 2/3 twice
     dopri5 = tiny.experiment({"sample.sampler": {"name": "dopri5", "num_steps": 9}})
-    assert sampling_cost.cost(Generator(dopri5)) is None
+    assert sampling_cost.cost(dopri5.pipeline.generator()) is None
 
 
 DECISIVE = {
@@ -517,13 +518,13 @@ def test_every_setting_that_changes_samples_has_a_folder_of_its_own(trained):
 
 
 def test_drawing_samples_sends_nothing_between_devices(trained):
-    generator = Generator(trained.exp)
-    guidances, s = trained.exp.config.sample.guidances, trained.exp.config.sample
-    chosen = sampling_plan.plan(trained.exp.config, s.sampler, guidances)
+    generator = trained.exp.pipeline.generator()
+    guidances = trained.exp.config.sample.guidances
+    chosen = generator.plan()
     scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
     rows = jnp.arange(20, dtype=jnp.int32)
-    given = (trained.weights(), None, {}, scales, np.uint32(0), rows, rows % 10)
-    program = generator._program.lower(chosen, *given).compile().as_text()
+    given = (trained.weights(), None, {}, scales, np.uint32(0), rows, rows % 10, None)
+    program = generator._program.lower(chosen, False, *given).compile().as_text()
     assert "num_partitions=2" in program
     assert not re.findall(r"all-\w+\(|collective-permute\(|reduce-scatter\(", program)
 
@@ -531,14 +532,14 @@ def test_drawing_samples_sends_nothing_between_devices(trained):
 def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
     """Scale 1 compiles a program without guidance; it must be the limit of the others."""
     given = trained.exp.config.sample.guidances
-    generator = Generator(trained.exp, decode=lambda x: x)
+    generator = trained.exp.pipeline.generator(decode=lambda x: x)
     weights, indices = trained.weights(), jnp.arange(NUM, dtype=jnp.int32)
 
     def latents(**scales):
         guidances = {k: replace(given[k], scale=w) for k, w in scales.items()}
-        found, finite = generator(weights, np.uint32(0), indices, indices % 10, guidances)
-        assert np.all(finite)
-        return np.asarray(found)
+        found = generator(weights, np.uint32(0), indices, indices % 10, guidances=guidances)
+        assert np.all(found.finite)
+        return np.asarray(found.decoded)
 
     off = latents(ig=1.0, cfg=1.0)
     np.testing.assert_allclose(off, latents(ig=1.0 + 1e-4, cfg=1.0 + 1e-4), atol=1e-3)

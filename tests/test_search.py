@@ -11,8 +11,7 @@ import tiny
 from ig_jax import cli, experiment
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
-from ig_jax.evaluation import image_evaluator
-from ig_jax.generation import generator, variants
+from ig_jax.generation import variants
 from ig_jax.programs import run_record, search
 from ig_jax.search.space import Candidate
 
@@ -46,7 +45,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
     exp = experiment.experiment(run_config.parse(settings(), jax.device_count()))
     c = exp.config
     _, params = run_record.load_weights(exp, workdir)
-    judging, _ = image_evaluator.make_evaluator(exp)
+    judging, _ = run_record.evaluator(exp)
     [row] = [row for row in rows if row["candidate"] == {"ig.scale": 3.0}]
     guidances, sampler = search.apply(c.sample, Candidate.of(row["candidate"]))
 
@@ -55,7 +54,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
 
     for value in row["values"]:
         images, labels = variants.draw(
-            generator.Generator(exp), params, 20, value["seed"], Bar(), guidances=guidances
+            exp.pipeline.generator(), params, 20, value["seed"], Bar(), guidances=guidances
         )
         found = judging.measure(judging.look(images), labels)
         assert found == {k: v for k, v in value.items() if k != "seed"}

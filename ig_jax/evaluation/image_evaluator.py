@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jax.sharding import Mesh
 
 from ig_jax import pytree
+from ig_jax.config.schema import Evaluate
 from ig_jax.errors import UserError
 from ig_jax.evaluation.base import Evaluator, HeldOut
 from ig_jax.evaluation.density_evaluator import DensityEvaluator
 from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows
-from ig_jax.experiment import Experiment
 from ig_jax.io.row_store import Row
 from ig_jax.metrics import reference_statistics as statistics
+from ig_jax.metrics.feature_space import FeatureSpace
 from ig_jax.metrics.frechet import frechet_distance
 from ig_jax.metrics.inception_score import inception_score, inception_score_torch_fidelity
 from ig_jax.metrics.moments import Gaussian, Moments
 from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
+from ig_jax.parallel.mesh import local_mesh
 from ig_jax.plots import image_grid
 from ig_jax.types import Encoded, Source
 
@@ -175,24 +178,33 @@ def holds_images(source: Source) -> bool:
     return not isinstance(source, Encoded) and source.stored_dtype == np.uint8
 
 
-def make_feature_extractor(exp: Experiment) -> tuple[FeatureExtractor, str]:
-    """The feature space that the config asks for, ready, and the hash of its weights.
+def make_feature_extractor(
+    space: FeatureSpace, source: Source, mesh: Mesh, batch_size: int
+) -> tuple[FeatureExtractor, str]:
+    """A feature space with its weights, and their hash.
+
+    Args:
+      space: from images to features.
+      source: what a space that is fitted is fitted on.
+      mesh: all devices of the job; this process uses its own.
+      batch_size: images of all processes looked at together.
 
     Raises:
-      UserError: its file is missing, or it cannot be fitted on the config's source.
+      UserError: its file is missing, or it cannot be fitted on the source.
     """
-    space, source = exp.config.evaluate.features, exp.config.data.source
     if space.reads_labels and not holds_images(source):
         raise UserError(
             "evaluate.features.name = 'classifier': is fitted on the pictures of data.source, "
             "which holds latents; use inception"
         )
     weights = space.load(partial(all_of, source))
-    return FeatureExtractor(space, weights, exp.own_mesh, exp.samples_here), pytree.digest(weights)
+    own = local_mesh(mesh)
+    here = batch_size * own.size // mesh.size
+    return FeatureExtractor(space, weights, own, here), pytree.digest(weights)
 
 
-def _from_file(exp: Experiment, look: FeatureExtractor, weights_digest: str) -> Real:
-    field, path = "evaluate.reference", Path(exp.config.evaluate.reference)
+def _from_file(path: Path, look: FeatureExtractor, weights_digest: str) -> Real:
+    field = "evaluate.reference"
     found = statistics.read(path, field)
     if found.space not in ("", weights_digest):
         raise UserError(
@@ -216,18 +228,29 @@ def _from_file(exp: Experiment, look: FeatureExtractor, weights_digest: str) -> 
     return Real(pool, spatial, rows, record)
 
 
-def make_evaluator(exp: Experiment) -> tuple[Evaluator, HeldOut | None]:
-    """The judge of this data set, and what it saw of its held-out examples (None: it has none).
+def make_evaluator(
+    settings: Evaluate,
+    source: Source,
+    source_settings: Mapping[str, Any],
+    mesh: Mesh,
+    batch_size: int,
+) -> tuple[Evaluator, HeldOut | None]:
+    """The evaluator of a data set, and what it keeps of its held-out examples (None: it has none).
+
+    Args:
+      settings: feature space and reference.
+      source: real examples.
+      source_settings: of the source, for the record.
+      mesh, batch_size: see `make_feature_extractor`.
 
     Raises:
-      UserError: a file of the feature space or of the real pictures is missing or does not fit.
+      UserError: a file of the feature space or of the real images is missing or does not fit.
     """
-    source = exp.config.data.source
     held_out = source.held_out()
     if hasattr(source, "log_density"):
         judge = DensityEvaluator(source, held_out)
     else:
-        judge = _by_features(exp)
+        judge = _by_features(settings, source, source_settings, mesh, batch_size)
     if held_out is None or (isinstance(judge, ImageEvaluator) and not holds_images(held_out)):
         return judge, None
     images, labels = all_of(held_out)
@@ -235,15 +258,21 @@ def make_evaluator(exp: Experiment) -> tuple[Evaluator, HeldOut | None]:
     return judge, (judge.look(images), labels)
 
 
-def _by_features(exp: Experiment) -> ImageEvaluator:
-    look, digest = make_feature_extractor(exp)
+def _by_features(
+    settings: Evaluate,
+    source: Source,
+    source_settings: Mapping[str, Any],
+    mesh: Mesh,
+    batch_size: int,
+) -> ImageEvaluator:
+    look, digest = make_feature_extractor(settings.features, source, mesh, batch_size)
     fitted = look.space.reads_labels
-    training = all_of(exp.config.data.source)[0] if fitted else None
-    if exp.config.evaluate.reference:
-        real = _from_file(exp, look, digest)
+    training = all_of(source)[0] if fitted else None
+    if settings.reference:
+        real = _from_file(Path(settings.reference), look, digest)
     elif fitted:
         seen = look(training)
-        record = {"source": exp.config.raw["data"]["source"], "pictures": len(training)}
+        record = {"source": source_settings, "pictures": len(training)}
         real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
     else:
         raise UserError(f"evaluate.reference = '': name statistics of real pictures: {PUBLISHED}")

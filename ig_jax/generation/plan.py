@@ -7,30 +7,37 @@ from typing import NamedTuple
 import numpy as np
 
 from ig_jax import guidance
-from ig_jax.config.run_config import Config
 from ig_jax.guidance import Guidances, Segment
 from ig_jax.samplers.base import Sampler
+from ig_jax.types import Process
 
 
 class Plan(NamedTuple):
-    """What decides which program draws samples; the scales of guidance do not."""
+    """What selects the compiled program that samples; the scales of guidance do not."""
 
     sampler: Sampler
     grid: tuple[float, ...]  # times, from noise to data
-    cut: tuple[Segment, ...]
+    segments: tuple[Segment, ...]
     channels: tuple[tuple[str, int], ...]  # kind of guidance -> its channels
 
 
-def plan(config: Config, sampler: Sampler, guidances: Guidances) -> Plan:
-    """The times that `sampler` visits under `config`, and what guides it when."""
-    low, high = config.process.interval(sampling=True)
+def plan(process: Process, sampler: Sampler, guidances: Guidances, time_shift: float = 1.0) -> Plan:
+    """Cuts the times that `sampler` visits where a guidance switches on or off.
+
+    Args:
+      process: gives the interval of times.
+      sampler: gives the grid.
+      guidances: kind -> settings.
+      time_shift: see `shift_times`.
+    """
+    low, high = process.interval(sampling=True)
     channels = tuple((kind, g.channels) for kind, g in guidances.items())
     if sampler.adaptive:
-        grid, cut = guidance.adaptive_segments(high, low, guidances)
+        grid, segments = guidance.adaptive_segments(high, low, guidances)
     else:
-        grid = low + (high - low) * shift_times(sampler.grid(), config.sample.time_shift)
-        cut = guidance.segments(grid, guidances, at_end=sampler.guided_at_end)
-    return Plan(sampler, tuple(grid.tolist()), cut, channels)
+        grid = low + (high - low) * shift_times(sampler.grid(), time_shift)
+        segments = guidance.segments(grid, guidances, at_end=sampler.guided_at_end)
+    return Plan(sampler, tuple(grid.tolist()), segments, channels)
 
 
 def shift_times(grid: np.ndarray, shift: float) -> np.ndarray:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from ig_jax import guidance
-from ig_jax.experiment import Experiment
 from ig_jax.generation.batches import batches
 from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidance, Guidances
@@ -16,13 +15,12 @@ from ig_jax.parallel.processes import allgather_rows, process_slice
 from ig_jax.types import Params
 
 
-def variants(exp: Experiment, *, readout: bool = False) -> dict[str, Guidances]:
-    """Name -> guidances: none, each that the config has on alone, IG with CFG.
+def variants(given: Guidances, *, readout: bool = False) -> dict[str, Guidances]:
+    """Name -> guidances: none, each of the given ones that is on alone, IG with CFG.
 
     Names join the kinds by '_': plain, ig, cfg, autoguidance, ig_cfg. With `readout` the first is
     'readout': the early head alone, which is IG at scale 0.
     """
-    given = exp.config.sample.guidances
     on = {kind for kind, g in given.items() if g.scale != 1}
     wanted = [(), ("ig",), ("cfg",), ("autoguidance",), ("ig", "cfg")]
     found = {

@@ -6,19 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ig_jax.evaluation import base, image_evaluator
+from ig_jax.evaluation import base
 from ig_jax.evaluation import report as metrics_report
 from ig_jax.evaluation.density_evaluator import FLOOR
 from ig_jax.experiment import Experiment
-from ig_jax.generation import guide_model, variants
-from ig_jax.generation.generator import Generator
+from ig_jax.generation import variants
 from ig_jax.guidance import Guidances
 from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, metric_writer
 from ig_jax.parallel import lock
 from ig_jax.parallel.preemption import Stopped
 from ig_jax.plots.losses import plot_losses
-from ig_jax.programs import run_record
+from ig_jax.programs import guide_model, run_record
 from ig_jax.training import trainer
 
 NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
@@ -38,15 +37,15 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     step, params = run_record.load_weights(exp, workdir)
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
-    judging, held_out = image_evaluator.make_evaluator(exp)
-    generator = Generator(exp, guide_model.load(exp), judging.decode)
+    judging, held_out = run_record.evaluator(exp)
+    generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline), decode=judging.decode)
     # All rows of the table are judged in runs of one size, which their measures depend on.
     together = min(len(held_out[1]), c.evaluate.num)
     floor = base.compute_in_runs(judging, *held_out, together)
     seconds["evaluate"] += time.perf_counter() - started
     results: dict[str, Any] = {"floor": metrics_report.spread([floor])}
     titles, drawn = {"floor": FLOOR}, {}
-    ways = variants.variants(exp, readout=judging.shows_readout)
+    ways = variants.variants(c.sample.guidances, readout=judging.shows_readout)
     total = len(ways) * len(c.evaluate.seeds) * c.evaluate.num
     with console.progress(total, unit="image", what="sampling") as bar:
         for name, guidances in ways.items():

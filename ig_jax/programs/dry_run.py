@@ -7,14 +7,12 @@ import jax.numpy as jnp
 
 from ig_jax import pytree
 from ig_jax.experiment import Experiment
-from ig_jax.generation import guide_model
 from ig_jax.generation.cost import cost
 from ig_jax.generation.generator import Generator
-from ig_jax.generation.plan import plan
 from ig_jax.monitoring import flops
 from ig_jax.parallel import partitioning
 from ig_jax.parallel.mesh import bytes_each
-from ig_jax.programs import memory_check
+from ig_jax.programs import guide_model, memory_check
 from ig_jax.training import step
 
 MIB = 2**20
@@ -74,7 +72,7 @@ def _sampling(exp: Experiment) -> list[str]:
     """Shape-checks the sampler; shows every step with the guidance that is on."""
     s = exp.config.sample
     n = s.batch_size
-    generator = Generator(exp, guide_model.load(exp))
+    generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline))
     jax.eval_shape(
         generator,
         exp.abstract_params,
@@ -82,22 +80,22 @@ def _sampling(exp: Experiment) -> list[str]:
         *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
     )
     short = memory_check.shortage(exp, "sample")
-    _, grid, cut, _ = plan(exp.config, s.sampler, s.guidances)
+    _, grid, segments, _ = generator.plan()
     lines = [
         f"sampling: {type(s.sampler).__name__}, {_cost(generator)}; t = 1 is noise",
         *[f"sampling does not fit here: {short}"] * bool(short),
         f"{'step':>6}{'t':>10}{'t_next':>10}   guidance",
     ]
-    for stretch in cut:
-        on = [f"{kind} {g.scale:g}" for kind, g in s.guidances.items() if kind in stretch.on]
-        for i in range(stretch.start, stretch.stop):
+    for segment in segments:
+        on = [f"{kind} {g.scale:g}" for kind, g in s.guidances.items() if kind in segment.on]
+        for i in range(segment.start, segment.stop):
             lines.append(f"{i:>6}{grid[i]:>10.4f}{grid[i + 1]:>10.4f}   {', '.join(on) or 'off'}")
     return lines
 
 
 def _cost(generator: Generator) -> str:
     """Steps, network evaluations and FLOPs of one sample."""
-    sampler, count = generator.exp.config.sample.sampler, cost(generator)
+    sampler, count = generator.sampling.sampler, cost(generator)
     if count is None:
         return f"at most {sampler.num_steps} steps of its own choice on each line below"
     others = f" and {count['of_the_guide']} of the guiding network" * (count["of_the_guide"] > 0)

@@ -22,20 +22,18 @@ from ig_jax.evaluation import report as metrics_report
 from ig_jax.evaluation.base import Evaluator, HeldOut, compute_in_runs
 from ig_jax.evaluation.density_evaluator import FLOOR
 from ig_jax.evaluation.feature_extractor import Rows
-from ig_jax.evaluation.image_evaluator import ImageEvaluator, make_evaluator
+from ig_jax.evaluation.image_evaluator import ImageEvaluator
 from ig_jax.experiment import Experiment
-from ig_jax.generation import cost as drawing
-from ig_jax.generation import guide_model
 from ig_jax.generation.batches import batches as batches_of
 from ig_jax.generation.batches import labels_of
-from ig_jax.generation.generator import Generator
+from ig_jax.generation.cost import cost as cost_of
 from ig_jax.generation.sample_files import SavedSamples
 from ig_jax.io import disk_errors, files
 from ig_jax.io.row_store import RowStore
 from ig_jax.monitoring import console
 from ig_jax.parallel import lock
 from ig_jax.parallel.processes import barrier, from_process_0, process_slice
-from ig_jax.programs import run_record
+from ig_jax.programs import guide_model, run_record
 
 RESULTS = "results.json"
 STATISTICS = ("mean", "std")
@@ -216,7 +214,7 @@ def _of_checkpoint(
 ) -> dict[str, Any] | None:
     c = exp.config
     step, params = run_record.load_weights(exp, workdir)
-    generator = Generator(exp, guide_model.load(exp), judge.decode)
+    generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline), decode=judge.decode)
     network = {"network_sha256": pytree.digest(params)}
     decisive = {name: c.raw["evaluate"][name] for name in ("num", "seeds")}
     settings = {**run_record.settings(exp, step), **judge.record(), **network, "evaluate": decisive}
@@ -232,9 +230,9 @@ def _of_checkpoint(
                     for drawn in batches_of(generator, params, seed, missing):
                         yield drawn.indices, drawn.images
 
-                labels = labels_of(exp.config, seed, np.arange(job.num))
+                labels = labels_of(c.sample, exp.num_classes, seed, np.arange(job.num))
                 seen.append((job.rows(f"seed{seed}", generator.shape, batches, bar), labels))
-        cost = drawing.cost(generator)
+        cost = cost_of(generator)
         rest = {
             "of": _how(exp, step, cost),
             "held_out": held_out,
@@ -290,7 +288,7 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any] | None:
       UserError: a checkpoint, the samples, or what judging needs is missing; the disk is full.
     """
     with disk_errors.reported(workdir):
-        judge, held_out = make_evaluator(exp)
+        judge, held_out = run_record.evaluator(exp)
         if exp.config.evaluate.samples:
             return _of_files(exp, workdir, judge)
         return _of_checkpoint(exp, workdir, judge, held_out)

@@ -46,7 +46,7 @@ def _read(workdir: Path, weights: str) -> Run:
             raise UserError(
                 f"model.readouts = {exp.config.model.readouts}: the published networks have one"
             )
-        params = checkpoints.weights(step, weights, exp.weights_here)
+        params = checkpoints.weights(step, weights, exp.replicated_params)
     finally:
         checkpoints.close()
     return Run(exp, meta, published(exp, params))

@@ -45,7 +45,7 @@ class Encoder:
     """Batches of pictures -> float32 [n, h, w, c] as the data set will hold them."""
 
     def __init__(self, exp: Experiment):
-        self._mesh, self._size = exp.own_mesh, exp.config.prepare.batch_size
+        self._mesh, self._size = exp.local_mesh, exp.config.prepare.batch_size
         whole, rows = replicated(self._mesh), over_batch(self._mesh)
         self._weights = jax.device_put(exp.encoder_weights, whole)
 
@@ -299,10 +299,10 @@ def _check(exp: Experiment) -> None:
             f"prepare.layout = {layout!r}: holds latents of {', '.join(LAYOUTS[layout].codecs)}, "
             f"not of {name!r}; array_record holds both"
         )
-    if c.prepare.batch_size % exp.own_mesh.size:
+    if c.prepare.batch_size % exp.local_mesh.size:
         raise UserError(
             f"prepare.batch_size = {c.prepare.batch_size}: must divide over the "
-            f"{exp.own_mesh.size} devices of a process"
+            f"{exp.local_mesh.size} devices of a process"
         )
 
 

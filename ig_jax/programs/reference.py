@@ -30,6 +30,7 @@ from ig_jax.metrics.moments import Moments
 from ig_jax.monitoring import console
 from ig_jax.parallel import lock
 from ig_jax.parallel.processes import barrier, from_process_0, process_slice
+from ig_jax.programs import run_record
 from ig_jax.types import Source
 
 PART = 50_000  # pictures; what a kill can cost
@@ -188,7 +189,7 @@ def run(exp: Experiment, folder: Path) -> Path:
 
 
 def _make(exp: Experiment, source: Source, target: Path) -> None:
-    look, digest = image_evaluator.make_feature_extractor(exp)
+    look, digest = run_record.feature_extractor(exp)
     console.say_data(source)
     size = exp.config.sample.batch_size
     parts = _Parts(target.parent, exp, source, digest)

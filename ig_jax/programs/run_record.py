@@ -10,11 +10,28 @@ from typing import Any
 
 from ig_jax.checkpoint import compatibility
 from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.evaluation.base import Evaluator, HeldOut
+from ig_jax.evaluation.feature_extractor import FeatureExtractor
+from ig_jax.evaluation.image_evaluator import make_evaluator, make_feature_extractor
 from ig_jax.experiment import Experiment
-from ig_jax.generation import guide_model
 from ig_jax.guidance import KINDS
 from ig_jax.parallel.mesh import replicate_locally
+from ig_jax.programs import guide_model
 from ig_jax.types import Params
+
+
+def feature_extractor(exp: Experiment) -> tuple[FeatureExtractor, str]:
+    """The feature space that the config asks for, and the hash of its weights."""
+    c = exp.config
+    return make_feature_extractor(c.evaluate.features, c.data.source, exp.mesh, c.sample.batch_size)
+
+
+def evaluator(exp: Experiment) -> tuple[Evaluator, HeldOut | None]:
+    """The evaluator that the config asks for; see `make_evaluator`."""
+    c = exp.config
+    return make_evaluator(
+        c.evaluate, c.data.source, c.raw["data"]["source"], exp.mesh, c.sample.batch_size
+    )
 
 
 def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
@@ -27,7 +44,7 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
 
     def read(step: int) -> Params:
         checkpoints.require(step, exp.config.raw, compatibility.SAMPLES)
-        return checkpoints.weights(step, exp.config.sample.weights, exp.weights_here)
+        return checkpoints.weights(step, exp.config.sample.weights, exp.replicated_params)
 
     try:
         step, found = checkpoints.newest(read, checkpoint_manager.WEIGHTS)
@@ -41,7 +58,8 @@ def settings(exp: Experiment, step: int) -> dict[str, Any]:
     s = exp.config.raw["sample"]
     decisive = ("seed", "labels", "weights", "sampler", "time_shift", "readout", *KINDS)
     model = {name: exp.config.raw[name] for name in ("model", "process")}
-    rest = {"guide": guide_model.record(exp), "codec": exp.config.raw["data"]["codec"]}
+    guide = guide_model.record(exp.config.sample)
+    rest = {"guide": guide, "codec": exp.config.raw["data"]["codec"]}
     return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **rest, **model}
 
 

@@ -14,15 +14,14 @@ import jax
 import numpy as np
 
 from ig_jax.experiment import Experiment
-from ig_jax.generation import guide_model
 from ig_jax.generation.batches import batches, labels_of
 from ig_jax.generation.cost import cost
-from ig_jax.generation.generator import Generator
 from ig_jax.generation.sample_files import SETTINGS, SampleWriter
 from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, flops
 from ig_jax.parallel import lock
 from ig_jax.parallel.processes import barrier, process_slice
+from ig_jax.programs import guide_model
 from ig_jax.programs.run_record import folder, load_weights, settings
 from ig_jax.types import Params
 
@@ -46,7 +45,7 @@ def run(exp: Experiment, workdir: Path) -> Path:
 def _draw(exp: Experiment, params: Params, target: Path, record: dict[str, Any]) -> None:
     """Draws into the folder `target` what is missing there."""
     s = exp.config.sample
-    generator = Generator(exp, guide_model.load(exp))
+    generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline))
     kept = SampleWriter(target, s.num, generator.shape, s.files)
     of_image = cost(generator)
     if jax.process_index() == 0:
@@ -63,7 +62,7 @@ def _draw(exp: Experiment, params: Params, target: Path, record: dict[str, Any])
             bar.update(len(indices))
     barrier("sampled")
     if jax.process_index() == 0:
-        made = kept.finish(labels_of(exp.config, s.seed, np.arange(s.num)))
+        made = kept.finish(labels_of(s, exp.num_classes, s.seed, np.arange(s.num)))
         step = record["checkpoint_step"]
         console.say(f"{s.num:,} samples of step {step} are in {target} ({', '.join(made)})")
         if of_image is not None:

@@ -15,16 +15,14 @@ from typing import Any
 from ig_jax import pytree
 from ig_jax.config.schema import Sample
 from ig_jax.errors import UserError
-from ig_jax.evaluation import image_evaluator
 from ig_jax.evaluation import report as metrics_report
 from ig_jax.experiment import Experiment
-from ig_jax.generation import guide_model, variants
-from ig_jax.generation.generator import Generator
+from ig_jax.generation import variants
 from ig_jax.guidance import Guidances
 from ig_jax.io import disk_errors
 from ig_jax.monitoring import console
 from ig_jax.parallel import lock
-from ig_jax.programs import run_record
+from ig_jax.programs import guide_model, run_record
 from ig_jax.samplers.base import Sampler
 from ig_jax.search import report as search_report
 from ig_jax.search import space, successive_halving
@@ -79,9 +77,9 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
 def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     c = exp.config.search
     step, params = run_record.load_weights(exp, workdir)
-    judging, _ = image_evaluator.make_evaluator(exp)
+    judging, _ = run_record.evaluator(exp)
     search = _race(exp, workdir, step, judging.measures)
-    generator = Generator(exp, _worse(exp), judging.decode)
+    generator = exp.pipeline.generator(guide=_guide(exp), decode=judging.decode)
     judging.rows(generator.shape)  # raises now what does not fit
     done, total = search.finished * c.num, search.total * c.num
     with console.progress(total, initial=done, unit="image", what="searching") as bar:
@@ -105,9 +103,9 @@ def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _worse(exp: Experiment) -> Any:
+def _guide(exp: Experiment) -> Any:
     """The other network of autoguidance if it is on in the config or anywhere in the space."""
     s = exp.config.sample
     scales = exp.config.search.space.values.get("autoguidance.scale", ())
     varied = any(scale != 1 for scale in (s.autoguidance.scale, *scales))
-    return guide_model.load(exp, wanted=varied)
+    return guide_model.load(exp.pipeline, wanted=varied)

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ig_jax.bounds import at_most
 from ig_jax.types import Field, Latents, Scalar
@@ -89,13 +89,15 @@ class FixedGrid:
         return x + (t_next - t) * field.velocity(x, t)
 
 
-def sample(
+def integrate(
     sampler: Sampler,
     grid: np.ndarray,
     fields: Sequence[tuple[Field, int, int]],
     x: Latents,
     noise: Noise,
-) -> Latents:
+    *,
+    trajectory: bool = False,
+) -> tuple[Latents, Float[Array, "steps b h w c"] | None]:
     """Carries x from noise to data along a grid.
 
     Args:
@@ -104,20 +106,37 @@ def sample(
       fields: (field, start, stop) with the field of steps start..stop-1, in order.
       x: standard normal latents [b, h, w, c] at the grid's first time.
       noise: step index -> fresh standard normal latents.
+      trajectory: whether to return the states on the way, too.
 
     Returns:
-      Latents at the grid's last time, in the dtype of x.
+      Latents at the grid's last time, in the dtype of x; and the states after each step, of which
+      they are the last, or None.
     """
     last = len(grid) - 2
     times = jnp.asarray(grid, x.dtype)
+    states = []
 
     for field, start, stop in fields:
 
         def body(x: Latents, i: Array, field: Field = field):
-            return sampler.step(field, x, times[i], times[i + 1], noise(i)), None
+            x = sampler.step(field, x, times[i], times[i + 1], noise(i))
+            return x, x if trajectory else None
 
         if start < min(stop, last):
-            x, _ = lax.scan(body, x, jnp.arange(start, min(stop, last)))
+            x, steps = lax.scan(body, x, jnp.arange(start, min(stop, last)))
+            states.append(steps)
         if stop > last:
             x = sampler.last_step(field, x, times[last], times[last + 1])
-    return x
+            states.append(x[None])
+    return x, jnp.concatenate(states) if trajectory else None
+
+
+def sample(
+    sampler: Sampler,
+    grid: np.ndarray,
+    fields: Sequence[tuple[Field, int, int]],
+    x: Latents,
+    noise: Noise,
+) -> Latents:
+    """The latents of `integrate`, without those on the way."""
+    return integrate(sampler, grid, fields, x, noise)[0]

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ig_jax import guidance
-from ig_jax.experiment import Experiment
-from ig_jax.generation import batches, generator
+from ig_jax.generation.batches import batches
 from ig_jax.monitoring import console
+from ig_jax.parallel.mesh import local_mesh
+from ig_jax.pipeline import Pipeline
 from ig_jax.plots import image_grid
 from ig_jax.types import Params
 
@@ -18,38 +19,39 @@ ROWS, MOST_COLUMNS = 4, 10
 
 
 class Preview:
-    """Draws samples/step_<n>.png for the first classes, a column each."""
+    """Writes previews/step_<n>.png with samples of the first classes, a column each."""
 
-    def __init__(self, exp: Experiment, workdir: Path):
+    def __init__(self, pipeline: Pipeline, workdir: Path):
+        """
+        Args:
+          pipeline: samples, guided as its settings say; its parameters are not used.
+          workdir: of the run.
+        """
         self.directory = workdir / "previews"
-        columns = min(MOST_COLUMNS, exp.num_classes)
-        s = replace(
-            exp.config.sample,
-            labels=",".join(map(str, range(columns))),
-            batch_size=-(-ROWS * columns // exp.own_mesh.size) * exp.mesh.size,
+        self._columns = min(MOST_COLUMNS, pipeline.num_classes)
+        mesh, s = pipeline.mesh, pipeline.sampling
+        sampling = replace(
+            s,
+            labels=",".join(map(str, range(self._columns))),
+            batch_size=-(-ROWS * self._columns // local_mesh(mesh).size) * mesh.size,
         )
-        self.columns = columns
-        self.exp = replace(exp, config=replace(exp.config, sample=s))
         # Without autoguidance: its other network need not exist yet while this one trains.
-        guided = guidance.only(s.guidances, ("ig", "cfg"))
-        self.ways = {
+        self._variants = {
             "unguided": guidance.only(s.guidances, ()),
-            f"IG {s.ig.scale:g}, CFG {s.cfg.scale:g}": guided,
+            f"IG {s.ig.scale:g}, CFG {s.cfg.scale:g}": guidance.only(s.guidances, ("ig", "cfg")),
         }
-        self.generator = generator.Generator(self.exp)
+        self._generator = replace(pipeline, sampling=sampling).generator()
 
     def draw(self, params: Params, step: int) -> np.ndarray:
-        """Writes the picture of this step; returns it as uint8 [h, w, 3]."""
-        indices = np.arange(ROWS * self.columns)
-        seed = self.exp.config.sample.seed
+        """Writes the image of this step; returns it as uint8 [h, w, 3]."""
+        indices, seed = np.arange(ROWS * self._columns), self._generator.sampling.seed
         named = {}
-        for name, guidances in self.ways.items():
-            drawn = batches.batches(self.generator, params, seed, indices, guidances=guidances)
-            [(_, images, _)] = drawn
-            named[name] = image_grid.grid(images, self.columns)
-        picture = image_grid.panels(named)
+        for name, guidances in self._variants.items():
+            [batch] = batches(self._generator, params, seed, indices, guidances=guidances)
+            named[name] = image_grid.grid(batch.images, self._columns)
+        image = image_grid.panels(named)
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"step_{step:08d}.png"
-        image_grid.save(path, picture)
+        image_grid.save(path, image)
         console.say(f"step {step}: {path}")
-        return picture
+        return image

@@ -24,6 +24,7 @@ from ig_jax.checkpoint import compatibility, versions
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.data import loader
 from ig_jax.evaluation import during_training
+from ig_jax.evaluation.image_evaluator import make_evaluator
 from ig_jax.experiment import Experiment
 from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, flops, metric_writer, profiler, throughput
@@ -100,6 +101,15 @@ class Outcome:
     seconds: Mapping[str, float]  # compile, train
 
 
+def _evaluation(exp: Experiment) -> during_training.DuringTraining:
+    c = exp.config
+    source, described = c.data.source, c.raw["data"]["source"]
+    evaluator, _ = make_evaluator(c.evaluate, source, described, exp.mesh, c.sample.batch_size)
+    return during_training.DuringTraining(
+        exp.pipeline, evaluator, num=c.evaluate.while_training.num, seed=c.evaluate.seeds[0]
+    )
+
+
 def rates(exp: Experiment) -> throughput.Rates:
     """Converts seconds a step of this experiment to FLOP/s and their share of the peak."""
     size, log = exp.config.train.batch_size, exp.config.log
@@ -144,9 +154,9 @@ class Trainer:
         self.encoder = jax.device_put(exp.encoder_weights, replicated(exp.mesh))
         self.writer = metric_writer.MetricWriter(workdir, resumed_at=self.step)
         if c.log.samples_every_steps:  # otherwise its decoder would be read for nothing
-            self.preview = preview.Preview(exp, workdir)
+            self.preview = preview.Preview(exp.pipeline, workdir)
         if c.evaluate.while_training.every_steps:
-            self.evaluation = during_training.DuringTraining(exp)
+            self.evaluation = _evaluation(exp)
         self.rates, self.window = rates(exp), throughput.Window()
         self.profile = profiler.Profile(
             workdir / "profile", start=self.step + c.profile.start, steps=c.profile.steps
@@ -268,7 +278,7 @@ class Trainer:
                 picture = self.preview.draw(weights, self.step)
                 self.writer.images(self.step, "samples", picture)
         if "evaluate" in due:
-            self.writer.scalars(self.step, self.evaluation.measure(weights))
+            self.writer.scalars(self.step, self.evaluation.compute(weights))
 
     def run(self) -> Outcome:
         """Trains to the end, or until a signal asks to stop; both save."""

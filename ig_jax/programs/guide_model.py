@@ -1,0 +1,60 @@
+"""The network that autoguidance extrapolates from: another run, or this one earlier."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.checkpoint.manager import Checkpoints
+from ig_jax.config.schema import Guide, Sample
+from ig_jax.errors import UserError
+from ig_jax.experiment import open_pipeline
+from ig_jax.guidance import GuideModel
+from ig_jax.pipeline import Pipeline, require_same_data
+
+
+def _open(guide: Guide) -> tuple[Checkpoints, int]:
+    """The checkpoints of `sample.guide.workdir`, to be closed, and the step that is meant."""
+    checkpoints = checkpoint_manager.of_run(Path(guide.workdir), "sample.guide.workdir")
+    step = guide.step or checkpoints.newest(arrays=checkpoint_manager.WEIGHTS)[0]
+    if step not in checkpoints.all_steps():
+        known = ", ".join(map(str, checkpoints.all_steps()))
+        checkpoints.close()
+        raise UserError(
+            f"sample.guide.step = {step}: {guide.workdir} holds no such checkpoint, only {known}"
+        )
+    return checkpoints, step
+
+
+def record(sampling: Sample) -> dict[str, Any] | None:
+    """What of it decides how samples look, its newest step by number; None where it is off."""
+    if sampling.autoguidance.scale == 1:
+        return None
+    checkpoints, step = _open(sampling.guide)
+    checkpoints.close()
+    return {**asdict(sampling.guide), "step": step}
+
+
+def load(pipeline: Pipeline, *, wanted: bool | None = None) -> GuideModel | None:
+    """The network that `pipeline.sampling.guide` names.
+
+    Returns:
+      None where it is not `wanted`, by default where autoguidance is off.
+
+    Raises:
+      UserError: its run is missing, or does not fit: other latents, other classes, another path.
+    """
+    sampling = pipeline.sampling
+    if not (sampling.autoguidance.scale != 1 if wanted is None else wanted):
+        return None
+    guide = sampling.guide
+    checkpoints, step = _open(guide)
+    devices = pipeline.mesh.devices.ravel().tolist()
+    try:
+        other = open_pipeline(checkpoints, step, guide.weights, "sample.guide.weights", devices)
+    finally:
+        checkpoints.close()
+    require_same_data(pipeline, other, f"sample.guide.workdir = {guide.workdir}")
+    return other.guide_model
