@@ -365,7 +365,7 @@ class Pipeline:
     def encode(self, images: Any, *, seed: int = 0) -> Latents:
         """Latents float32 [n, h, w, c] of images uint8 [n, H, W, c]; `seed` where it is random."""
         images = np.asarray(images)
-        shape = self._shape_of_latents(images.shape[1:])
+        shape = self._shape_of_latents(images.shape[1:]) if images.ndim == 4 else None
         if images.dtype != np.uint8 or shape != self.latent_shape:
             raise UserError(
                 f"images: {images.dtype} of shape {shown(images.shape)} become no latents of shape "

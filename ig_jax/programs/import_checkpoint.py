@@ -6,7 +6,7 @@ import pprint
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ig_jax.monitoring import console
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel.mesh import replicated
+from ig_jax.pipeline import Pipeline
 from ig_jax.types import Params
 
 # Channels of the latents -> the published codec that has so many.
@@ -152,6 +153,33 @@ def import_checkpoint(
         console.say(line)
     console.say(f"sample it: {_command(config, workdir)}")
     return config
+
+
+def open_published(
+    file: Path, bases: Mapping[str, ConfigDict], *, part: str = "", **flags: Any
+) -> Pipeline:
+    """A published network as a pipeline on all devices; writes nothing.
+
+    Args:
+      file, bases, part, flags: see `import_checkpoint`.
+
+    Raises:
+      UserError: as `import_checkpoint`.
+    """
+    read = state_dict.read(file, "--checkpoint", part)
+    try:
+        described = declared.of_metadata(read.metadata)
+        found = detect(read.state, declared.together(declared.of_flags(**flags), described))
+        exp = experiment.experiment(parse(config_of(found, bases)))
+        read.state.clear()
+        lay_out = _LayOut(replicated(exp.local_mesh))
+        params = lay_out(read.key, found.state, exp.abstract_params)
+        lay_out.check()
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    for line in [*read.notes, *found.notes]:
+        console.say(line)
+    return replace(exp.pipeline, params=params)
 
 
 def _check_workdir(workdir: Path) -> None:
