@@ -10,10 +10,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
+from places import GOLDEN
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
