@@ -1,138 +1,14 @@
 """Trains, samples and evaluates diffusion transformers with Internal Guidance.
 
-  python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
-                 [--mode=train|sample|evaluate|reference|search|prepare|demo]
-                 [--config.train.steps=1000 ...]
-                 [--coordinator=host:port --num_processes=N --process_id=i]
-
-  python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]
-                 [--num_heads=16] [--num_classes=1000] [--time_direction=noise_to_data]
-                 [--path=linear] [--prediction=velocity] [--part=ema] [--training_state]
-  python main.py --mode=export --workdir=DIR --output=FILE.safetensors [--weights=ema]
-
-Running the same command again resumes. Kept short on purpose: everything else is importable.
+python main.py --config=configs/digits.py
+python main.py --help
 """
 
-import sys
 import time
-import traceback
 
 STARTED = time.perf_counter()  # before the imports, which it measures
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
-
-from configs import published
 from ig_jax import cli
-from ig_jax.errors import UserError
-from ig_jax.io import paths
-from ig_jax.monitoring import library_logs
-from ig_jax.parallel import distributed
-from ig_jax.parallel.preemption import Stopped
-
-FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
-flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> if not given.")
-flags.DEFINE_enum("mode", "train", [*cli.MODES, *cli.CONVERSIONS], "What to do.")
-flags.DEFINE_string("checkpoint", None, "import: a file of published weights, whatever its suffix.")
-flags.DEFINE_integer("readout_depth", 0, "import: where its intermediate head reads, from 1.")
-flags.DEFINE_string("family", "", "import: sit, dit or lightningdit, where names leave it open.")
-flags.DEFINE_integer("num_heads", 0, "import: heads of attention, where the file does not say.")
-flags.DEFINE_integer("num_classes", 0, "import: classes, without the null class if there is one.")
-flags.DEFINE_string("time_direction", "", "import: noise_to_data or data_to_noise, from 0 to 1.")
-flags.DEFINE_string("path", "", "import: linear, cosine or vp; linear if not given.")
-flags.DEFINE_string("prediction", "", "import: velocity, noise or score; velocity if not given.")
-flags.DEFINE_string("part", "", "import: which of several networks in the file.")
-flags.DEFINE_bool("training_state", False, "import: also what its training goes on from.")
-flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
-flags.DEFINE_string("weights", "ema", "export: ema (the first decay), raw, or a decay.")
-flags.DEFINE_bool("dry_run", False, "Only parse, build and describe; nothing is computed.")
-flags.DEFINE_string("coordinator", None, "Several processes: host:port on which process 0 listens.")
-flags.DEFINE_integer("num_processes", None, "Several processes: how many, on all hosts together.")
-flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
-
-
-def fail(message: str, status: int = 2) -> None:
-    """Says one sentence and ends."""
-    sys.stderr.write(f"error: {message}\n")
-    distributed.leave(status)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with every mistake told in one sentence."""
-    try:
-        rest = FLAGS([_expanded(word) for word in argv])
-        getattr(FLAGS.config, "to_dict", None)  # a file that failed to load says so only when used
-    except Exception as error:  # the flags and the config file raise a dozen kinds
-        fail(str(error) if isinstance(error, UserError) else cli.explain_flags(error, argv))
-    if len(rest) > 1:
-        fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
-    if FLAGS.config is None and FLAGS.mode not in cli.CONVERSIONS:
-        if not FLAGS["config"].present:
-            fail("--config is missing: name a file, such as --config=configs/digits.py")
-        fail(f"--config={FLAGS['config'].config_filename}: its get_config() returns nothing")
-    if not isinstance(FLAGS.config, ConfigDict | None):
-        location, found = FLAGS["config"].config_filename, type(FLAGS.config).__name__
-        fail(f"--config={location}: its get_config() returns a {found}, must return a ConfigDict")
-    return rest
-
-
-def _expanded(word: str) -> str:
-    """The config file is read while flags are parsed: its path is expanded before."""
-    flag, _, path = word.partition("=")
-    return f"{flag}={paths.given(path, flag)}" if flag == "--config" and path else word
-
-
-def convert_files() -> None:
-    """--mode=import and --mode=export, which need no config."""
-    needed = {"import": ("checkpoint", "workdir"), "export": ("workdir", "output")}[FLAGS.mode]
-    for flag in needed:
-        if FLAGS[flag].value is None:
-            fail(f"--{flag} is missing: --mode={FLAGS.mode} needs {' and '.join(needed)}")
-    if FLAGS.mode == "export":
-        return cli.export(FLAGS.workdir, FLAGS.output, FLAGS.weights)
-    return cli.import_(
-        *(FLAGS.checkpoint, FLAGS.workdir, published.bases()),
-        **{flag: FLAGS[flag].value for flag in cli.TOLD},
-        part=FLAGS.part,
-        training_state=FLAGS.training_state,
-    )
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    if not FLAGS["verbosity"].present:
-        library_logs.silence()
-    import_seconds = time.perf_counter() - STARTED
-    try:
-        if FLAGS.mode in cli.CONVERSIONS:
-            return convert_files()
-        if FLAGS.mode == "prepare" and FLAGS.workdir is None:
-            fail("--workdir is missing: --mode=prepare writes the data set there")
-        distributed.start({flag: FLAGS[flag].value for flag in distributed.VARIABLES})
-        location = FLAGS["config"].config_filename
-        cli.run(
-            FLAGS.config,
-            workdir=cli.default_workdir(location) if FLAGS.workdir is None else FLAGS.workdir,
-            mode=FLAGS.mode,
-            dry_run=FLAGS.dry_run,
-            import_seconds=import_seconds,
-        )
-    except UserError as error:
-        fail(str(error))
-    except Stopped:
-        return  # as it was asked to; training has said so
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: run the same command again to go on\n")
-        distributed.leave(130)  # what shells expect of a program ended by Ctrl-C
-    except Exception as error:
-        if not distributed.several():
-            raise
-        if distributed.is_loss(error):
-            fail(distributed.lost(str(error).split("\n")[0]), distributed.LOST)
-        traceback.print_exc()
-        distributed.leave(1)
-
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    cli.entry(STARTED)

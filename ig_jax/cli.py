@@ -1,162 +1,160 @@
-"""From flags to programs: everything that main.py does, importable."""
+"""The command line: flags, and one sentence for every mistake.
+
+  python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
+                 [--mode=train|sample|evaluate|reference|search|prepare|demo]
+                 [--config.train.steps=1000 ...]
+                 [--coordinator=host:port --num_processes=N --process_id=i]
+
+  python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]
+                 [--num_heads=16] [--num_classes=1000] [--time_direction=noise_to_data]
+                 [--path=linear] [--prediction=velocity] [--part=ema] [--training_state]
+  python main.py --mode=export --workdir=DIR --output=FILE.safetensors [--weights=ema]
+
+Running the same command again resumes. Installed with pip, the program is called ig-jax.
+"""
 
 from __future__ import annotations
 
 import os
-import re
+import sys
+import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
-import ml_collections
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
-from ig_jax import experiment
-from ig_jax.config import run_config
-from ig_jax.config.parser import nearest
-from ig_jax.errors import LONGEST, UserError, shown
-from ig_jax.experiment import Experiment
-from ig_jax.interop import declared
-from ig_jax.io import disk_errors, paths
-from ig_jax.monitoring import console
-from ig_jax.parallel import distributed, lock
+import configs
+from configs import published
+from ig_jax import modes
+from ig_jax.errors import UserError
+from ig_jax.io import paths
+from ig_jax.monitoring import library_logs
+from ig_jax.parallel import distributed
 from ig_jax.parallel.preemption import Stopped
-from ig_jax.programs import (
-    demo,
-    evaluate,
-    export_checkpoint,
-    import_checkpoint,
-    memory_check,
-    prepare,
-    reference,
-    replay,
-    sample,
-    search,
-)
-from ig_jax.programs.dry_run import describe
-from ig_jax.training import trainer
 
-MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
-ALONE = ("search", "demo", "replay")  # in one process
-CONVERSIONS = ("import", "export")  # of files; without a config
-TOLD = declared.FLAGS  # of --mode=import: what a file does not say
-
-
-def default_workdir(config_location: str) -> str:
-    """configs/digits.py -> runs/digits, configs/digits.py:variant -> runs/digits-variant."""
-    path, _, variant = config_location.partition(":")
-    return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> if not given.")
+flags.DEFINE_enum("mode", "train", [*modes.MODES, *modes.CONVERSIONS], "What to do.")
+flags.DEFINE_string("checkpoint", None, "import: a file of published weights, whatever its suffix.")
+flags.DEFINE_integer("readout_depth", 0, "import: where its intermediate head reads, from 1.")
+flags.DEFINE_string("family", "", "import: sit, dit or lightningdit, where names leave it open.")
+flags.DEFINE_integer("num_heads", 0, "import: heads of attention, where the file does not say.")
+flags.DEFINE_integer("num_classes", 0, "import: classes, without the null class if there is one.")
+flags.DEFINE_string("time_direction", "", "import: noise_to_data or data_to_noise, from 0 to 1.")
+flags.DEFINE_string("path", "", "import: linear, cosine or vp; linear if not given.")
+flags.DEFINE_string("prediction", "", "import: velocity, noise or score; velocity if not given.")
+flags.DEFINE_string("part", "", "import: which of several networks in the file.")
+flags.DEFINE_bool("training_state", False, "import: also what its training goes on from.")
+flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
+flags.DEFINE_string("weights", "ema", "export: ema (the first decay), raw, or a decay.")
+flags.DEFINE_bool("dry_run", False, "Only parse, build and describe; nothing is computed.")
+flags.DEFINE_string("coordinator", None, "Several processes: host:port on which process 0 listens.")
+flags.DEFINE_integer("num_processes", None, "Several processes: how many, on all hosts together.")
+flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
 
 
-def explain_flags(error: Exception, argv: list[str]) -> str:
-    """One sentence for what absl or ml_collections raised while parsing the command line."""
-    text = " ".join(_explained(error, argv).split())
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda long: f"{long[0][:LONGEST]}...", text)
+def fail(message: str, status: int = 2) -> None:
+    """Says one sentence and ends."""
+    sys.stderr.write(f"error: {message}\n")
+    distributed.leave(status)
 
 
-def _explained(error: Exception, argv: list[str]) -> str:
-    # A KeyError shows its message as code: with quotes and line ends escaped.
-    text = str(error).replace("\\'", "'").replace("\\n", " ")
-    location = next((a for a in argv if a.startswith("--config=")), "--config")
-    given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
-    keys = set(re.findall(r"'(\w+)'", text))
-    unknown = [f for f in given if f in text or keys & set(f.split("."))]
-    if "<class 'method'>" in text and unknown:  # a section named as a method of ConfigDict
-        return f"{unknown[0]}: cannot be set on the command line; write a config that does"
-    if isinstance(error, AttributeError | KeyError) and unknown:
-        hint = re.search(r'Did you mean "(\w+)"', text)
-        mend = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
-        return f"{unknown[0]}: unknown field; {mend}"
-    if isinstance(error, IndexError | TypeError) and given and not _is_raised_in(error, location):
-        return f"{' or '.join(given)}: no such field; configs/base.py shows every field"
-    if isinstance(error, OSError):
-        return f"{location}: no such config file, or it cannot be read; see the folder configs/"
-    if "Traceback" in text:
-        lines = text.strip().split("\n")
-        raised = re.sub(r"^\w+Error: ", "", lines[-1].strip())
-        return f"{lines[0].split(': Error')[0].removeprefix('flag ')}: {raised}"
-    return text if "flag" in text.lower() else f"{location}: {text}"
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with every mistake told in one sentence."""
+    try:
+        rest = FLAGS([_expanded(word) for word in argv])
+        getattr(FLAGS.config, "to_dict", None)  # a file that failed to load says so only when used
+    except Exception as error:  # the flags and the config file raise a dozen kinds
+        fail(str(error) if isinstance(error, UserError) else modes.explain_flags(error, argv))
+    if len(rest) > 1:
+        fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
+    if FLAGS.config is None and FLAGS.mode not in modes.CONVERSIONS:
+        if not FLAGS["config"].present:
+            fail("--config is missing: name a file, such as --config=configs/digits.py")
+        fail(f"--config={FLAGS['config'].config_filename}: its get_config() returns nothing")
+    if not isinstance(FLAGS.config, ConfigDict | None):
+        location, found = FLAGS["config"].config_filename, type(FLAGS.config).__name__
+        fail(f"--config={location}: its get_config() returns a {found}, must return a ConfigDict")
+    return rest
 
 
-def _is_raised_in(error: Exception, location: str) -> bool:
-    """Whether the config file at --config=<location> was running."""
-    file = os.path.abspath(location.removeprefix("--config=").partition(":")[0])
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(os.path.abspath(frame.filename) == file for frame in frames)
+def _expanded(word: str) -> str:
+    """The config file is read while flags are parsed: its path is expanded before."""
+    flag, _, path = word.partition("=")
+    return f"{flag}={_installed(paths.given(path, flag))}" if flag == "--config" and path else word
 
 
-def run(
-    settings: ml_collections.ConfigDict,
-    *,
-    workdir: str | os.PathLike[str],
-    mode: str = "train",
-    dry_run: bool = False,
-    import_seconds: float = 0.0,
-) -> Any:
-    """Runs one mode on all devices; what it returns is in the `run` of the mode's module.
+def _installed(location: str) -> str:
+    """configs/digits.py from any folder: the installed one, where the folder has none."""
+    file, colon, variant = location.partition(":")
+    beside = Path(configs.__file__).parent.parent / file
+    if os.path.exists(file) or Path(file).parent != Path("configs") or not beside.exists():
+        return location
+    return f"{beside}{colon}{variant}"
 
-    Raises:
-      UserError: a mistake in the mode, the config, the workdir or the data, told in one sentence.
-      Stopped: SIGTERM or Ctrl-C asked training to stop, and its last step is saved. Programs other
-        than training and the demo end at once, as signals are wont, and go on when run again.
+
+def convert_files() -> None:
+    """--mode=import and --mode=export, which need no config."""
+    needed = {"import": ("checkpoint", "workdir"), "export": ("workdir", "output")}[FLAGS.mode]
+    for flag in needed:
+        if FLAGS[flag].value is None:
+            fail(f"--{flag} is missing: --mode={FLAGS.mode} needs {' and '.join(needed)}")
+    if FLAGS.mode == "export":
+        return modes.export_run(FLAGS.workdir, FLAGS.output, FLAGS.weights)
+    return modes.import_file(
+        *(FLAGS.checkpoint, FLAGS.workdir, published.bases()),
+        **{flag: FLAGS[flag].value for flag in modes.TOLD},
+        part=FLAGS.part,
+        training_state=FLAGS.training_state,
+    )
+
+
+def main(argv: list[str], started: float | None = None) -> None:
+    """Runs what the parsed flags say.
+
+    Args:
+      argv: of absl; not used.
+      started: `time.perf_counter()` before the imports, which the demo reports.
     """
-    if mode not in MODES:
-        raise UserError(f"mode = {shown(mode)}: no such mode; {nearest(str(mode), MODES)}")
-    folder = Path(paths.given(workdir, "--workdir"))
-    distributed.require_devices()
-    if mode in ALONE and jax.process_count() > 1:
-        raise UserError(f"--mode={mode}: runs in one process, on all devices of its machine")
-    exp = experiment.experiment(run_config.parse(settings, devices=jax.device_count()))
-    if dry_run:
-        return console.say(describe(exp))
-    shortage = memory_check.shortage(exp, mode)
-    if shortage:
-        raise UserError(shortage)
-    if mode == "train":
-        return _train(exp, folder)
-    if mode == "sample":
-        return sample.run(exp, folder)
-    if mode == "evaluate":
-        return evaluate.run(exp, folder)
-    if mode == "prepare":
-        return prepare.run(exp, folder)
-    if mode == "reference":
-        return reference.run(exp, folder)
-    if mode == "search":
-        return search.run(exp, folder)
-    if mode == "replay":
-        return replay.run(exp, folder)
-    return demo.run(exp, folder, import_seconds)
+    del argv
+    if not FLAGS["verbosity"].present:
+        library_logs.silence()
+    import_seconds = 0.0 if started is None else time.perf_counter() - started
+    try:
+        if FLAGS.mode in modes.CONVERSIONS:
+            return convert_files()
+        if FLAGS.mode == "prepare" and FLAGS.workdir is None:
+            fail("--workdir is missing: --mode=prepare writes the data set there")
+        distributed.start({flag: FLAGS[flag].value for flag in distributed.VARIABLES})
+        location = FLAGS["config"].config_filename
+        modes.run(
+            FLAGS.config,
+            workdir=modes.default_workdir(location) if FLAGS.workdir is None else FLAGS.workdir,
+            mode=FLAGS.mode,
+            dry_run=FLAGS.dry_run,
+            import_seconds=import_seconds,
+        )
+    except UserError as error:
+        fail(str(error))
+    except Stopped:
+        return  # as it was asked to; training has said so
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: run the same command again to go on\n")
+        distributed.leave(130)  # what shells expect of a program ended by Ctrl-C
+    except Exception as error:
+        if not distributed.several():
+            raise
+        if distributed.is_loss(error):
+            fail(distributed.lost(str(error).split("\n")[0]), distributed.LOST)
+        traceback.print_exc()
+        distributed.leave(1)
 
 
-def _train(exp: Experiment, workdir: Path) -> trainer.Outcome:
-    """Raises Stopped where `train.run` leaves it to the caller to look."""
-    outcome = trainer.run(exp, workdir)
-    if outcome.stopped_by:
-        raise Stopped(outcome.stopped_by)
-    return outcome
-
-
-def import_(
-    file: str | os.PathLike[str],
-    workdir: str | os.PathLike[str],
-    bases: Mapping[str, ml_collections.ConfigDict],
-    **flags: Any,
-) -> None:
-    """--mode=import; `flags`: see `importing.import_`."""
-    distributed.require_devices()
-    source = Path(paths.given(file, "--checkpoint"))
-    folder = Path(paths.given(workdir, "--workdir"))
-    with lock.held(folder), disk_errors.reported(folder):
-        import_checkpoint.import_checkpoint(source, folder, bases, **flags)
-
-
-def export(workdir: str | os.PathLike[str], output: str | os.PathLike[str], weights: str) -> None:
-    """--mode=export; see `exporting.export`."""
-    distributed.require_devices()
-    target = Path(paths.given(output, "--output"))
-    folder = Path(paths.given(workdir, "--workdir"))
-    with lock.held(target.parent, f".{target.name}.lock"), disk_errors.reported(target.parent):
-        export_checkpoint.export_checkpoint(folder, target, weights)
+def entry(started: float | None = None) -> None:
+    """The program, with the command line of this process."""
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        sys.stdout.write(f"{__doc__}{FLAGS.module_help(sys.modules[__name__])}\n")
+        return
+    app.run(lambda argv: main(argv, started), flags_parser=parse_flags)

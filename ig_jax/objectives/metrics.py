@@ -9,10 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ig_jax.types import (
-    PerExample,
-    Times,
-)
+from ig_jax.types import PerExample, Times
 
 # Losses are logged by time as well: a mean hides that most of it comes from one end.
 TIME_BUCKETS = 10

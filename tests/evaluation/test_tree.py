@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import tree as tree_config
-from ig_jax import cli
+from ig_jax import modes
 from ig_jax.data.sources.tree_density import THRESHOLD_POINTS, Branch, Tree
 from ig_jax.evaluation.density_evaluator import DensityEvaluator
 from ig_jax.plots import density_panels
@@ -275,7 +275,7 @@ def test_the_toy_s_demo_draws_a_panel_with_the_readout_alone_and_a_rate_for_each
     c.model.depth = c.model.unroll = 2
     c.sample.batch_size, c.evaluate.num, c.evaluate.seeds = 200, 200, (0,)
     c.sample.sampler.num_steps = 3
-    results = cli.run(c, workdir=str(tmp_path), mode="demo")
+    results = modes.run(c, workdir=str(tmp_path), mode="demo")
     ways = ["floor", "readout", "plain", "ig", "cfg", "ig_cfg"]
     assert [name for name in results if name in ways] == ways
     assert all(0 <= results[way]["outliers"]["mean"] <= 1 for way in ways)

@@ -39,18 +39,18 @@ def become(command: list[str], folder: Path, number: int) -> None:
     """Ends as main.py does."""
     from absl import app
 
-    import main
+    from ig_jax import cli
 
     for kind, stream in (("out", 1), ("err", 2)):
         file = os.open(folder / f"{number}.{kind}", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, stream)
     sys.argv = ["main.py", *command]
-    app.run(main.main, flags_parser=main.parse_flags)
+    app.run(cli.main, flags_parser=cli.parse_flags)
 
 
 def _serve(folder: Path) -> None:
     sys.path.insert(0, str(ROOT))
-    import main  # noqa: F401, before the first fork
+    from ig_jax import cli  # noqa: F401, before the first fork
 
     lines = (folder / "commands").read_text()
     for number, line in enumerate(lines.split("\0")):

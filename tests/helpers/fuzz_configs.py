@@ -37,8 +37,7 @@ import numpy as np
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
-import main
-from ig_jax import cli, experiment
+from ig_jax import cli, experiment, modes
 from ig_jax.config import run_config
 from ig_jax.config.run_config import Config
 from ig_jax.errors import UserError
@@ -167,7 +166,7 @@ def dry_run(settings: ConfigDict, most: int) -> None:
         return
     text = describe(exp)
     assert "training:" in text and "sampling:" in text
-    for mode in cli.MODES:
+    for mode in modes.MODES:
         memory_check.shortage(exp, mode)
     _described.add(key)
 
@@ -213,8 +212,8 @@ def parse_command_line(arguments: list[str]) -> ConfigDict:
     sys.argv = ["main.py", *arguments]
     try:
         with flagsaver.flagsaver(), contextlib.redirect_stderr(said):
-            main.parse_flags(sys.argv)
-            return copy.deepcopy(main.FLAGS.config)
+            cli.parse_flags(sys.argv)
+            return copy.deepcopy(cli.FLAGS.config)
     except SystemExit as end:
         text = said.getvalue()
         assert end.code == 2 and text.startswith("error: "), (end.code, text)
@@ -272,8 +271,8 @@ def fuzz(
     num: int, seed: int, bases: tuple[str, ...], *, described: int = 10**9, tell: bool = False
 ) -> list[Failure]:
     """`num` mutated configs, the same for the same seed; at most so many are described."""
-    if not main.FLAGS.is_parsed():
-        main.FLAGS(["main.py"])
+    if not cli.FLAGS.is_parsed():
+        cli.FLAGS(["main.py"])
     _described.clear()
     failures, begun = [], resident()
     for number in range(num):

@@ -25,7 +25,7 @@ import commands
 import sklearn.datasets  # noqa: F401, before the first fork, as is tensorboardX
 import tensorboardX  # noqa: F401
 
-import main  # noqa: F401, before the first fork
+from ig_jax import cli  # noqa: F401, before the first fork
 from ig_jax.monitoring import metric_writer
 
 ALONE = 900.0  # seconds; the others of a killed process end after about 60, on a slow machine later

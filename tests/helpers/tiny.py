@@ -20,8 +20,8 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import digits
-from ig_jax import cli
 from ig_jax import experiment as build
+from ig_jax import modes
 from ig_jax.config import run_config
 from ig_jax.experiment import Experiment
 from ig_jax.parallel.mesh import replicate_locally
@@ -108,4 +108,4 @@ def trained() -> Trained:
     """The tiny run, trained to its end, once a session."""
     workdir = Path(tempfile.mkdtemp(prefix="ig_jax_trained_"))
     atexit.register(shutil.rmtree, workdir, ignore_errors=True)
-    return Trained(experiment(), workdir, cli.run(settings(), workdir=str(workdir)))
+    return Trained(experiment(), workdir, modes.run(settings(), workdir=str(workdir)))

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch_pickles import tensor, write
 
 from configs import published
-from ig_jax import cli
+from ig_jax import modes
 from ig_jax.checkpoint import compatibility
 from ig_jax.codecs import to_uint8
 from ig_jax.config.run_config import parse
@@ -218,7 +218,7 @@ def test_an_imported_run_is_sampled_with_the_config_beside_it(imported):
     folder, _ = imported
     c = config_of(folder / "run" / "config.py")
     c.sample.num, c.sample.batch_size, c.sample.sampler.num_steps = 3, 4, 2
-    target = cli.run(c, workdir=str(folder / "run"), mode="sample")
+    target = modes.run(c, workdir=str(folder / "run"), mode="sample")
     with np.load(target / "samples.npz") as file:
         assert file["arr_0"].shape == (3, 4, 4, 3) and np.ptp(file["arr_0"]) > 0
 
@@ -235,7 +235,7 @@ def test_a_dit_is_imported_sampled_and_exported_again_with_the_same_bits(tmp_pat
     assert c.sample.cfg.channels == 3 and c.sample.ig.scale == 1
     assert c.sample.sampler.to_dict() == {"name": "heun", "num_steps": 125}
     c.sample.num, c.sample.batch_size, c.sample.sampler.num_steps = 3, 4, 2
-    target = cli.run(c, workdir=str(tmp_path / "a"), mode="sample")
+    target = modes.run(c, workdir=str(tmp_path / "a"), mode="sample")
     with np.load(target / "samples.npz") as file:
         assert file["arr_0"].shape == (3, 4, 4, 3) and np.ptp(file["arr_0"]) > 0
     export_checkpoint.export_checkpoint(tmp_path / "a", tmp_path / "once.safetensors", "ema")
@@ -261,14 +261,14 @@ def test_an_imported_run_is_trained_on_from_its_weights_under_other_settings(imp
     c.train.update({"steps": 2, "epochs": 0.0, "batch_size": 4})
     c.optim.learning_rate = 1e-6
     c.log.samples_every_steps = 0
-    assert cli.run(c, workdir=str(workdir)).step == 2
+    assert modes.run(c, workdir=str(workdir)).step == 2
     export_checkpoint.export_checkpoint(workdir, tmp_path / "trained.safetensors", "raw")
     trained = load_file(tmp_path / "trained.safetensors")
     moved = max(np.abs(trained[name] - array).max() for name, array in state.items())
     assert 0 < moved < 1e-5
     c.model.qk_norm = False
     with pytest.raises(UserError, match="model.qk_norm: True there, False here"):
-        cli.run(c, workdir=str(workdir))
+        modes.run(c, workdir=str(workdir))
 
 
 def test_an_existing_run_is_not_overwritten_and_mistakes_name_the_file(imported, tmp_path):
@@ -312,7 +312,7 @@ def test_a_name_is_only_ever_a_name(imported, tmp_path, monkeypatch, capsys, wor
     (tmp_path / "x").rename(tmp_path / file)
     monkeypatch.setattr(import_checkpoint, "_save", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    cli.import_(file, workdir, published.bases(), readout_depth=2)
+    modes.import_file(file, workdir, published.bases(), readout_depth=2)
     shown = capsys.readouterr().out.partition("sample it: ")[2]
     monkeypatch.chdir("/")
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in shlex.split(shown))

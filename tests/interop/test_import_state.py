@@ -33,7 +33,7 @@ from safetensors.numpy import load_file, save_file
 from torch_pickles import tensor, write
 
 from configs import published
-from ig_jax import cli, experiment, pytree
+from ig_jax import experiment, modes, pytree
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
@@ -269,7 +269,7 @@ def test_sampling_reads_the_averages_or_the_raw_weights(adamw_file, tmp_path):
         c.sample.weights = weights
         arrays = []
         for folder in (adamw_file.folder / "run", workdir):
-            target = cli.run(c, workdir=str(folder), mode="sample")
+            target = modes.run(c, workdir=str(folder), mode="sample")
             with np.load(target / "samples.npz") as file:
                 arrays.append(file["arr_0"])
         np.testing.assert_array_equal(*arrays)
@@ -290,7 +290,7 @@ def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
     c.train.update({"steps": 2, "epochs": 0.0, "batch_size": 4})
     c.optim.learning_rate = 1e-6
     c.log.samples_every_steps = 0
-    outcome = cli.run(c, workdir=str(workdir))
+    outcome = modes.run(c, workdir=str(workdir))
     assert outcome.step == 2
     counts = {int(x) for _, x in optax.tree.get_all_with_path(outcome.state.opt_state, "count")}
     assert counts == {2, UPDATES + 2}
@@ -326,7 +326,7 @@ def test_another_optimizer_than_that_of_the_state_is_refused(adamw_file, muon_fi
     c = config_of(muon_file.path)
     c.optim = config_of(adamw_file.path).optim
     with pytest.raises(UserError, match="optim.name: 'muon' there, 'adamw' here"):
-        cli.run(c, workdir=str(muon_file.folder / "run"))
+        modes.run(c, workdir=str(muon_file.folder / "run"))
 
 
 def refusal(file: Path, workdir: Path, **told) -> str:
@@ -417,7 +417,7 @@ def test_a_muon_whose_vectors_have_a_learning_rate_of_their_own_is_refused(muon_
 
 
 def test_the_flag_reaches_the_import(adamw_file, tmp_path):
-    cli.import_(
+    modes.import_file(
         *(str(adamw_file.folder / "step-1234.pt"), str(tmp_path / "run"), published.bases()),
         readout_depth=2,
         family="",

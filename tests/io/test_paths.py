@@ -8,7 +8,7 @@ import jax
 import pytest
 import tiny
 
-from ig_jax import cli
+from ig_jax import modes
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
 from ig_jax.io import paths
@@ -110,22 +110,22 @@ def test_a_workdir_is_expanded_and_a_url_refused_before_anything_is_made(tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr(cli, "_train", lambda exp, workdir: seen.append(workdir))
-    cli.run(tiny.settings(), workdir="~/runs/x")
+    monkeypatch.setattr(modes, "_train", lambda exp, workdir: seen.append(workdir))
+    modes.run(tiny.settings(), workdir="~/runs/x")
     assert seen == [tmp_path / "home" / "runs" / "x"]
-    for mode in cli.MODES:
+    for mode in modes.MODES:
         with pytest.raises(UserError, match="--workdir = 'gs://b/run1': is a URL"):
-            cli.run(tiny.settings(), workdir="gs://b/run1", mode=mode)
+            modes.run(tiny.settings(), workdir="gs://b/run1", mode=mode)
     with pytest.raises(UserError, match="--checkpoint = 's3://b/x.pt': is a URL"):
-        cli.import_("s3://b/x.pt", "runs/x", {})
+        modes.import_file("s3://b/x.pt", "runs/x", {})
     with pytest.raises(UserError, match="--output = 'gs://b/x.safetensors': is a URL"):
-        cli.export("runs/x", "gs://b/x.safetensors", "ema")
+        modes.export_run("runs/x", "gs://b/x.safetensors", "ema")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_mode_is_refused_with_the_nearest_one(tmp_path):
     with pytest.raises(UserError, match="mode = 'smaple': no such mode; did you mean 'sample'"):
-        cli.run(tiny.settings(), workdir=str(tmp_path), mode="smaple")
+        modes.run(tiny.settings(), workdir=str(tmp_path), mode="smaple")
     with pytest.raises(UserError, match="mode = 'x': no such mode; known: demo, evaluate, "):
-        cli.run(tiny.settings(), workdir=str(tmp_path), mode="x")
+        modes.run(tiny.settings(), workdir=str(tmp_path), mode="x")
     assert list(tmp_path.iterdir()) == []

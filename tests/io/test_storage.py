@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import cli
+from ig_jax import modes
 from ig_jax.errors import UserError
 from ig_jax.io import disk_errors, files
 from ig_jax.io.row_store import Row, RowStore
@@ -158,7 +158,7 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=f"{place}: cannot be written to"):
-            cli.run(tiny.settings(), workdir=place)
+            modes.run(tiny.settings(), workdir=place)
 
 
 def test_a_partly_written_piece_of_metrics_is_undone_where_that_is_possible(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ PROGRAM = """
 import functools, sys, time
 import jax, jax.numpy as jnp
 from absl import app
-import main
+from ig_jax import cli
 from ig_jax import cli, errors
 from ig_jax.parallel import distributed
 
@@ -192,7 +192,7 @@ def loop(*args, **kwargs):
 
 distributed.start = functools.partial(distributed.start, heartbeat=BEAT)
 cli.run = loop
-app.run(main.main, flags_parser=main.parse_flags)
+app.run(cli.main, flags_parser=cli.parse_flags)
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from ig_jax import cli
+from ig_jax import modes
 from ig_jax.evaluation.report import METRICS
 from ig_jax.parallel.preemption import Stopped
 from ig_jax.plots import losses
@@ -23,7 +23,7 @@ CHANGES = {"train.steps": 20, "evaluate.num": 100}
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("demo")
-    cli.run(tiny.settings(CHANGES), workdir=str(workdir), mode="demo", import_seconds=1.5)
+    modes.run(tiny.settings(CHANGES), workdir=str(workdir), mode="demo", import_seconds=1.5)
     return workdir
 
 
@@ -71,7 +71,7 @@ def test_the_picture_of_samples_has_a_panel_for_every_way_and_a_column_for_every
 def test_running_the_demo_again_trains_no_more_and_judges_the_same(workdir, results, monkeypatch):
     before = (workdir / "metrics.jsonl").read_bytes()
     monkeypatch.setattr(trainer, "make_dispatch", lambda exp: None)  # calling it would raise
-    again = cli.run(tiny.settings(CHANGES), workdir=str(workdir), mode="demo")
+    again = modes.run(tiny.settings(CHANGES), workdir=str(workdir), mode="demo")
     assert (workdir / "metrics.jsonl").read_bytes() == before
     for name in ("floor", "plain", "ig", "cfg", "ig_cfg"):
         assert again[name] == results[name]

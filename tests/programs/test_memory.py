@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from configs import sit_xl
-from ig_jax import cli, experiment
+from ig_jax import experiment, modes
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
 from ig_jax.programs import dry_run, memory_check
@@ -23,7 +23,7 @@ def small_machine(monkeypatch):
 @pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "search", "demo", "replay"])
 def test_a_model_beyond_the_machine_is_refused_before_anything_is_written(tmp_path, mode):
     with pytest.raises(UserError) as caught:
-        cli.run(tiny.settings(HUGE), workdir=str(tmp_path / "run"), mode=mode)
+        modes.run(tiny.settings(HUGE), workdir=str(tmp_path / "run"), mode=mode)
     assert re.fullmatch(
         r"model: [\d,]+ parameters take [\d.]+ [TP]B .* on each device, but there are "
         r"[\d.,]+ [MGT]B; lower model.hidden_size or model.depth.*",
@@ -34,7 +34,7 @@ def test_a_model_beyond_the_machine_is_refused_before_anything_is_written(tmp_pa
 
 def test_a_dry_run_describes_what_other_machines_hold(small_machine, capsys):
     """As before a pod is paid for."""
-    cli.run(sit_xl.get_config(), workdir="unused", dry_run=True)
+    modes.run(sit_xl.get_config(), workdir="unused", dry_run=True)
     out = capsys.readouterr().out
     assert re.search(r"^training does not fit here: model: 677,786,144 parameters", out, re.M)
     assert re.search(r"^sampling does not fit here: model: ", out, re.M)
@@ -49,7 +49,7 @@ def test_pictures_of_others_are_judged_whatever_the_model_takes():
 
 def test_what_fits_is_not_mentioned(small_machine):
     exp = tiny.experiment()
-    assert {memory_check.shortage(exp, mode) for mode in cli.MODES} == {""}
+    assert {memory_check.shortage(exp, mode) for mode in modes.MODES} == {""}
     assert "does not fit" not in dry_run.describe(exp)
 
 

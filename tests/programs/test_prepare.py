@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from configs import imagenet
-from ig_jax import cli, experiment, prng
+from ig_jax import experiment, modes, prng
 from ig_jax.codecs.autoencoders import SdVae, VaVae
 from ig_jax.config import run_config
 from ig_jax.data import provenance
@@ -95,7 +95,7 @@ def settings(codec, source, path, weights="", **preparing):
 
 
 def prepared(c, folder) -> Path:
-    cli.run(c, workdir=str(folder), mode="prepare")
+    modes.run(c, workdir=str(folder), mode="prepare")
     return folder
 
 
@@ -131,7 +131,7 @@ def test_a_run_encodes_pictures_itself_where_they_are_its_source(
     c = settings(codec, "image_folder", pictures, weights[codec])
     if codec == "va_vae":
         c.data.codec.statistics = str(twins / "latents_stats.pt")
-    assert cli.run(c, workdir=str(tmp_path)).finished
+    assert modes.run(c, workdir=str(tmp_path)).finished
 
 
 # What is stored.
@@ -388,10 +388,10 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(pictures, moments, weigh
 def test_a_finished_preparation_is_left_as_it_is(moments, pictures, weights, capsys):
     before = contents(moments)
     c = settings("sd_vae", "image_folder", pictures, weights["sd_vae"])
-    assert cli.run(c, workdir=str(moments), mode="prepare").examples == CLASSES * EACH
+    assert modes.run(c, workdir=str(moments), mode="prepare").examples == CLASSES * EACH
     assert "is prepared already" in capsys.readouterr().out and contents(moments) == before
     del c.data.source["fewer_classes"]  # configs of older runs lack it
-    assert cli.run(c, workdir=str(moments), mode="prepare").examples == CLASSES * EACH
+    assert modes.run(c, workdir=str(moments), mode="prepare").examples == CLASSES * EACH
 
 
 def test_other_settings_and_other_files_in_the_folder_are_refused(
@@ -435,7 +435,7 @@ def test_corrupt_pictures_are_left_out_and_listed_where_that_is_asked_for(
 ):
     asked = {"layout": layout, "bad_examples": "skip", "batch_size": 4, "examples_per_file": 5}
     c = settings("sd_vae", "image_folder", damaged, weights["sd_vae"], **asked)
-    made = cli.run(c, workdir=str(tmp_path / "latents"), mode="prepare")
+    made = modes.run(c, workdir=str(tmp_path / "latents"), mode="prepare")
     assert made.examples == 22 and len(made.skipped) == 2
     told = capsys.readouterr().out
     for name, reason in zip(("n0/p002.JPEG", "n1/p003.png"), made.skipped, strict=True):
@@ -456,7 +456,7 @@ def test_corrupt_pictures_are_left_out_and_listed_where_that_is_asked_for(
 
 def test_a_codec_without_latents_is_refused(tmp_path):
     with pytest.raises(UserError, match="data.codec.name = 'identity': makes no latents"):
-        cli.run(tiny.settings(), workdir=str(tmp_path), mode="prepare")
+        modes.run(tiny.settings(), workdir=str(tmp_path), mode="prepare")
 
 
 def test_pictures_without_an_autoencoder_are_refused(pictures, tmp_path):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from readme import example
 
-from ig_jax import cli
+from ig_jax import modes
 from ig_jax.errors import UserError
 from ig_jax.evaluation import image_evaluator
 from ig_jax.evaluation.feature_extractor import FeatureExtractor
@@ -133,10 +133,10 @@ def test_the_feature_space_of_the_readme_judges(monkeypatch, tmp_path):
     """It has neither logits nor spatial features, and is not fitted on the digits."""
     monkeypatch.setitem(FEATURES, "thumbnails", example("Thumbnails"))
     settings = tiny.settings({"evaluate.features": {"name": "thumbnails", "side": 2}})
-    cli.run(settings, workdir=str(tmp_path / "real"), mode="reference")
+    modes.run(settings, workdir=str(tmp_path / "real"), mode="reference")
     settings.evaluate.reference = str(tmp_path / "real" / "reference.npz")
     workdir = tiny.trained().copy(tmp_path / "run")
-    record = cli.run(settings, workdir=str(workdir), mode="evaluate")
+    record = modes.run(settings, workdir=str(workdir), mode="evaluate")
     assert set(record["measures"]) == {"fd", "precision", "recall"}
     assert record["features"]["name"] == "Thumbnails"
     assert record["floor"]["fd"]["mean"] < record["measures"]["fd"]["mean"]
@@ -147,7 +147,7 @@ def test_the_feature_space_of_the_readme_judges(monkeypatch, tmp_path):
             "space": {"method": "grid", "candidates": 2, "values": {"ig": {"scale": (1.0, 2.0)}}},
         }
     )
-    rows = cli.run(settings, workdir=str(workdir), mode="search")
+    rows = modes.run(settings, workdir=str(workdir), mode="search")
     assert json.loads((workdir / "search.json").read_text()) and rows[0]["fd"]["mean"] >= 0
 
 

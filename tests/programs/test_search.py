@@ -8,7 +8,7 @@ import jax
 import pytest
 import tiny
 
-from ig_jax import cli, experiment
+from ig_jax import experiment, modes
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
 from ig_jax.generation import variants
@@ -28,7 +28,7 @@ def settings(changes=MappingProxyType({})):
 def found(tmp_path_factory):
     """The rows of a search in a copy of the tiny run, and its workdir."""
     workdir = tiny.trained().copy(tmp_path_factory.mktemp("search"))
-    return cli.run(settings(), workdir=str(workdir), mode="search"), workdir
+    return modes.run(settings(), workdir=str(workdir), mode="search"), workdir
 
 
 def test_rows_are_written_with_a_picture_and_hold_the_config_s_own_setting(found):
@@ -64,7 +64,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
 def test_a_finished_search_draws_nothing_again(found, monkeypatch):
     rows, workdir = found
     monkeypatch.setattr(variants, "draw", lambda *a, **k: pytest.fail("drew again"))
-    again = cli.run(settings(), workdir=str(workdir), mode="search")
+    again = modes.run(settings(), workdir=str(workdir), mode="search")
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(rows))
 
 
@@ -72,7 +72,7 @@ def test_a_search_with_other_settings_is_refused_and_the_record_kept(found):
     _, workdir = found
     before = (workdir / "search.json").read_bytes()
     with pytest.raises(UserError, match="search.json: was made with other settings .*search.num"):
-        cli.run(settings({"search.num": 21}), workdir=str(workdir), mode="search")
+        modes.run(settings({"search.num": 21}), workdir=str(workdir), mode="search")
     assert (workdir / "search.json").read_bytes() == before
 
 
@@ -99,4 +99,4 @@ def test_a_candidate_changes_what_it_names_and_nothing_else():
 def test_a_mistake_is_told_in_one_sentence(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         workdir = tiny.trained().copy(tmp_path / "run")
-        cli.run(settings(changes), workdir=str(workdir), mode="search")
+        modes.run(settings(changes), workdir=str(workdir), mode="search")

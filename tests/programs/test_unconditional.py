@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from readme import example
 
-from ig_jax import cli
+from ig_jax import modes
 from ig_jax.checkpoint import compatibility
 from ig_jax.metrics import FEATURES
 
@@ -29,7 +29,7 @@ def settings(flat, **changes):
 
 
 def test_a_dry_run_tells_what_the_data_set_holds(flat, capsys):
-    cli.run(settings(flat), workdir="unused", dry_run=True)
+    modes.run(settings(flat), workdir="unused", dry_run=True)
     told = capsys.readouterr().out.splitlines()
     assert told.count(f"data: 16 pictures, no classes, in {flat}") == 1
 
@@ -53,15 +53,15 @@ def test_it_trains_samples_and_is_judged_without_classes(flat, tmp_path, monkeyp
     c.update({"train": {"steps": 6, "batch_size": 8}, "sample": {"num": 12, "batch_size": 12}})
     c.evaluate.update(ConfigDict({"num": 12, "seeds": (0,)}))
     workdir = str(tmp_path / "run")
-    cli.run(c, workdir=workdir)
+    modes.run(c, workdir=workdir)
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("data: ")] == [
         f"data: 16 pictures, no classes, in {flat}"
     ]
-    target = cli.run(c, workdir=workdir, mode="sample")
+    target = modes.run(c, workdir=workdir, mode="sample")
     with np.load(target / "samples.npz") as drawn:
         assert drawn["arr_0"].shape == (12, 8, 8, 3) and not drawn["arr_1"].any()
-    cli.run(c, workdir=str(tmp_path / "reference"), mode="reference")
+    modes.run(c, workdir=str(tmp_path / "reference"), mode="reference")
     c.evaluate.reference = str(tmp_path / "reference" / "reference.npz")
-    record = cli.run(c, workdir=workdir, mode="evaluate")
+    record = modes.run(c, workdir=workdir, mode="evaluate")
     assert record["measures"]["fd"]["mean"] > 0 and json.dumps(record)

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from absl.testing import flagsaver
 
-import main
+from ig_jax import cli, modes
 from ig_jax.data.sources.digits import Digits
 from ig_jax.programs import dry_run
 
@@ -47,7 +47,7 @@ def call(monkeypatch, capsys):
         monkeypatch.chdir(tiny.ROOT)
         with flagsaver.flagsaver():
             try:
-                main.main(main.parse_flags(sys.argv))
+                cli.main(cli.parse_flags(sys.argv))
                 status = 0
             except SystemExit as end:
                 status = end.code
@@ -303,8 +303,8 @@ def test_the_workdir_holds_what_made_the_run(trained):
 
 
 def test_the_default_workdir_is_named_after_the_config_and_its_argument():
-    assert main.run.default_workdir("configs/digits.py") == "runs/digits"
-    assert main.run.default_workdir("configs/digits.py:large") == "runs/digits-large"
+    assert modes.default_workdir("configs/digits.py") == "runs/digits"
+    assert modes.default_workdir("configs/digits.py:large") == "runs/digits-large"
 
 
 def test_the_program_tells_a_dry_run_on_stdout_and_ends_with_0(tmp_path):

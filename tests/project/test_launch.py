@@ -12,8 +12,8 @@ import pytest
 import tiny
 import yaml
 
-import main
 from configs import base
+from ig_jax import cli
 
 LAUNCH = tiny.ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -180,7 +180,7 @@ def test_every_flag_field_and_config_that_is_named_exists(file):
     commands = re.findall(r"(?:main\.py|launch/\w+\.\w+|local\.sh|tpu_pod\.sh)((?: +-\S+)+)", text)
     given = [flag for command in commands for flag in re.findall(r"--(\w+)(?=[= ]|$)", command)]
     given += re.findall(r"--(\w+_\w+)", text)  # other programs write hyphens
-    assert [flag for flag in given if flag not in main.FLAGS] == []
+    assert [flag for flag in given if flag not in cli.FLAGS] == []
     names = set(re.findall(r"launch/(\w+\.\w+)", text))
     assert [name for name in names if not (LAUNCH / name).exists()] == []
 

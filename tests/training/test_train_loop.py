@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ig_jax import cli
+from ig_jax import modes
 from ig_jax.errors import UserError
 from ig_jax.monitoring import metric_writer
 from ig_jax.monitoring.throughput import NonFiniteLoss
@@ -160,10 +160,10 @@ def test_a_script_that_runs_several_programs_learns_that_one_was_asked_to_stop(
     outcome = replace(tiny.trained().outcome, finished=finished, stopped_by="SIGTERM")
     monkeypatch.setattr(train, "run", lambda exp, workdir: outcome)
     with pytest.raises(Stopped, match="SIGTERM"):
-        cli.run(tiny.settings(), workdir=str(tmp_path))
+        modes.run(tiny.settings(), workdir=str(tmp_path))
     assert issubclass(Stopped, KeyboardInterrupt)
     monkeypatch.setattr(train, "run", lambda exp, workdir: tiny.trained().outcome)
-    assert cli.run(tiny.settings(), workdir=str(tmp_path)) is tiny.trained().outcome
+    assert modes.run(tiny.settings(), workdir=str(tmp_path)) is tiny.trained().outcome
 
 
 def test_a_second_run_in_the_same_workdir_is_refused_and_disturbs_nothing(workdir):
@@ -171,7 +171,7 @@ def test_a_second_run_in_the_same_workdir_is_refused_and_disturbs_nothing(workdi
     with lock.held(workdir):
         for mode in ("train", "demo", "prepare", "reference"):
             with pytest.raises(UserError, match=f"{workdir} is in use by process {os.getpid()} "):
-                cli.run(tiny.settings(), workdir=workdir, mode=mode)
+                modes.run(tiny.settings(), workdir=workdir, mode=mode)
     assert sorted(workdir.rglob("*")) == before
 
 

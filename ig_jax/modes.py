@@ -1,0 +1,164 @@
+"""From flags to programs: everything that main.py does, importable."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from ig_jax import experiment
+from ig_jax.config import run_config
+from ig_jax.config.parser import nearest
+from ig_jax.errors import LONGEST, UserError, shown
+from ig_jax.experiment import Experiment
+from ig_jax.interop import declared
+from ig_jax.io import disk_errors, paths
+from ig_jax.monitoring import console
+from ig_jax.parallel import distributed, lock
+from ig_jax.parallel.preemption import Stopped
+from ig_jax.programs import (
+    demo,
+    evaluate,
+    export_checkpoint,
+    import_checkpoint,
+    memory_check,
+    prepare,
+    reference,
+    replay,
+    sample,
+    search,
+)
+from ig_jax.programs.dry_run import describe
+from ig_jax.training import trainer
+
+MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
+ALONE = ("search", "demo", "replay")  # in one process
+CONVERSIONS = ("import", "export")  # of files; without a config
+TOLD = declared.FLAGS  # of --mode=import: what a file does not say
+
+
+def default_workdir(config_location: str) -> str:
+    """configs/digits.py -> runs/digits, configs/digits.py:variant -> runs/digits-variant."""
+    path, _, variant = config_location.partition(":")
+    return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
+
+
+def explain_flags(error: Exception, argv: list[str]) -> str:
+    """One sentence for what absl or ml_collections raised while parsing the command line."""
+    text = " ".join(_explained(error, argv).split())
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda long: f"{long[0][:LONGEST]}...", text)
+
+
+def _explained(error: Exception, argv: list[str]) -> str:
+    # A KeyError shows its message as code: with quotes and line ends escaped.
+    text = str(error).replace("\\'", "'").replace("\\n", " ")
+    location = next((a for a in argv if a.startswith("--config=")), "--config")
+    given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    keys = set(re.findall(r"'(\w+)'", text))
+    unknown = [f for f in given if f in text or keys & set(f.split("."))]
+    if "<class 'method'>" in text and unknown:  # a section named as a method of ConfigDict
+        return f"{unknown[0]}: cannot be set on the command line; write a config that does"
+    if isinstance(error, AttributeError | KeyError) and unknown:
+        hint = re.search(r'Did you mean "(\w+)"', text)
+        mend = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
+        return f"{unknown[0]}: unknown field; {mend}"
+    if isinstance(error, IndexError | TypeError) and given and not _is_raised_in(error, location):
+        return f"{' or '.join(given)}: no such field; configs/base.py shows every field"
+    if isinstance(error, OSError):
+        return f"{location}: no such config file, or it cannot be read; see the folder configs/"
+    if "Traceback" in text:
+        lines = text.strip().split("\n")
+        raised = re.sub(r"^\w+Error: ", "", lines[-1].strip())
+        return f"{lines[0].split(': Error')[0].removeprefix('flag ')}: {raised}"
+    return text if "flag" in text.lower() else f"{location}: {text}"
+
+
+def _is_raised_in(error: Exception, location: str) -> bool:
+    """Whether the config file at --config=<location> was running."""
+    file = os.path.abspath(location.removeprefix("--config=").partition(":")[0])
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(os.path.abspath(frame.filename) == file for frame in frames)
+
+
+def run(
+    settings: ml_collections.ConfigDict,
+    *,
+    workdir: str | os.PathLike[str],
+    mode: str = "train",
+    dry_run: bool = False,
+    import_seconds: float = 0.0,
+) -> Any:
+    """Runs one mode on all devices; what it returns is in the `run` of the mode's module.
+
+    Raises:
+      UserError: a mistake in the mode, the config, the workdir or the data, told in one sentence.
+      Stopped: SIGTERM or Ctrl-C asked training to stop, and its last step is saved. Programs other
+        than training and the demo end at once, as signals are wont, and go on when run again.
+    """
+    if mode not in MODES:
+        raise UserError(f"mode = {shown(mode)}: no such mode; {nearest(str(mode), MODES)}")
+    folder = Path(paths.given(workdir, "--workdir"))
+    distributed.require_devices()
+    if mode in ALONE and jax.process_count() > 1:
+        raise UserError(f"--mode={mode}: runs in one process, on all devices of its machine")
+    exp = experiment.experiment(run_config.parse(settings, devices=jax.device_count()))
+    if dry_run:
+        return console.say(describe(exp))
+    shortage = memory_check.shortage(exp, mode)
+    if shortage:
+        raise UserError(shortage)
+    if mode == "train":
+        return _train(exp, folder)
+    if mode == "sample":
+        return sample.run(exp, folder)
+    if mode == "evaluate":
+        return evaluate.run(exp, folder)
+    if mode == "prepare":
+        return prepare.run(exp, folder)
+    if mode == "reference":
+        return reference.run(exp, folder)
+    if mode == "search":
+        return search.run(exp, folder)
+    if mode == "replay":
+        return replay.run(exp, folder)
+    return demo.run(exp, folder, import_seconds)
+
+
+def _train(exp: Experiment, workdir: Path) -> trainer.Outcome:
+    """Raises Stopped where `train.run` leaves it to the caller to look."""
+    outcome = trainer.run(exp, workdir)
+    if outcome.stopped_by:
+        raise Stopped(outcome.stopped_by)
+    return outcome
+
+
+def import_file(
+    file: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
+    bases: Mapping[str, ml_collections.ConfigDict],
+    **flags: Any,
+) -> None:
+    """--mode=import; `flags`: see `import_checkpoint`."""
+    distributed.require_devices()
+    source = Path(paths.given(file, "--checkpoint"))
+    folder = Path(paths.given(workdir, "--workdir"))
+    with lock.held(folder), disk_errors.reported(folder):
+        import_checkpoint.import_checkpoint(source, folder, bases, **flags)
+
+
+def export_run(
+    workdir: str | os.PathLike[str], output: str | os.PathLike[str], weights: str
+) -> None:
+    """--mode=export; see `export_checkpoint`."""
+    distributed.require_devices()
+    target = Path(paths.given(output, "--output"))
+    folder = Path(paths.given(workdir, "--workdir"))
+    with lock.held(target.parent, f".{target.name}.lock"), disk_errors.reported(target.parent):
+        export_checkpoint.export_checkpoint(folder, target, weights)
