@@ -1,4 +1,4 @@
-"""How far the values of settings may go; what is said of a field where its class is written."""
+"""Bounds on the values of settings, and the metadata of fields that sets others."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def at_most(bound: int, default: Any = dataclasses.MISSING) -> Any:
 
 
 def below_one(value: float) -> bool:
-    """Whether a number lies in [0, 1), also once it is a float32."""
+    """Returns whether a number lies in [0, 1), also once it is a float32."""
     return 0 <= value and bool(np.float32(value) < 1)

@@ -43,7 +43,7 @@ class Experiment:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """What samples from the network; its parameters are abstract."""
+        """The network with all that sampling needs; its parameters are abstract."""
         c = self.config
         return Pipeline(
             net=self.net,
@@ -87,7 +87,7 @@ class Experiment:
 
     @cached_property
     def encoder_weights(self) -> Params:
-        """What the codec needs to encode pictures, on the host; {} where latents are stored."""
+        """Parameters of the codec's encoder, on the host; {} where latents are stored."""
         data = self.config.data
         return data.codec.encoder_weights(data.source.stored_shape)
 

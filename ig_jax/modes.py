@@ -81,7 +81,7 @@ def _explained(error: Exception, argv: list[str]) -> str:
 
 
 def _is_raised_in(error: Exception, location: str) -> bool:
-    """Whether the config file at --config=<location> was running."""
+    """Returns whether the config file at --config=<location> was running."""
     file = os.path.abspath(location.removeprefix("--config=").partition(":")[0])
     frames = traceback.extract_tb(error.__traceback__)
     return any(os.path.abspath(frame.filename) == file for frame in frames)

@@ -50,7 +50,7 @@ def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def is_stack(path: str) -> bool:
-    """Whether the leaf of this dotted name holds one array a block, [depth, ...]."""
+    """Returns whether the leaf of this dotted name holds one array a block, [depth, ...]."""
     return "blocks" in path.split(".")
 
 

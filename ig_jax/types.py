@@ -77,7 +77,7 @@ class Whole:
 
 @runtime_checkable
 class Process(Protocol):
-    """How data becomes noise, and what the network predicts on the way (`diffusion/`)."""
+    """A diffusion process, from data to noise, and the network's target on it (`diffusion/`)."""
 
     def interval(self, *, sampling: bool) -> tuple[float, float]: ...
 
@@ -153,13 +153,13 @@ class Codec(Protocol):
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]: ...
 
     def encoder_weights(self, stored_shape: tuple[int, ...]) -> Params:
-        """What `latent` needs; {} where latents are stored already."""
+        """Parameters of `latent`; {} where latents are stored already."""
         ...
 
     def latent(self, stored: Array, key: Key, weights: Params) -> Latents: ...
 
     def decoder_weights(self) -> Params:
-        """What `decode` needs."""
+        """Parameters of `decode`."""
         ...
 
     def decode(self, x: Latents, weights: Params) -> Images: ...

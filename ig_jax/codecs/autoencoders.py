@@ -83,7 +83,7 @@ class Autoencoder(ABC):
 
     @abstractmethod
     def to_store(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
-        """What a data set of latents holds of pictures: float32 [b, h, w, 2 channels].
+        """Encodes images as a data set of latents stores them: float32 [b, h, w, 2 channels].
 
         `keys` [b] are for what is random about that, so that it does not depend on the batch.
         """

@@ -1,4 +1,4 @@
-"""What codecs share: having no weights, and working through a batch in parts."""
+"""Parts of codecs: without weights, and batches processed in parts."""
 
 from __future__ import annotations
 

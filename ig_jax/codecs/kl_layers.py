@@ -36,7 +36,7 @@ Maps = Float[Array, "b _ _ _"]  # [batch, height, width, channels]
 
 @dataclass(frozen=True)
 class Numerics:
-    """What the shapes of the parameters do not tell."""
+    """Constants that the shapes of the parameters do not give."""
 
     groups: int  # of every group norm
     dtype: DTypeLike  # of convolutions and matrix products
@@ -144,7 +144,7 @@ def encoder(params: Params, images: Float[Array, "b H W 3"], how: Numerics) -> M
 
 
 def decoder(params: Params, x: Latents, how: Numerics) -> Float[Array, "b H W 3"]:
-    """What the 1x1 convolution makes of latents -> images."""
+    """Maps the output of the 1x1 convolution over latents to images."""
     x = _middle(params["mid"], conv(params["conv_in"], x, how), how)
     for level in _in_order(params["up"]):
         x = _level(level, x, how)
@@ -209,5 +209,5 @@ def decode(
 
 
 def _at_once(pixels: int) -> int:
-    """How many images of so many pixels each go through the network together."""
+    """Number of images of so many pixels each that go through the network together."""
     return max(1, AT_ONCE // pixels)

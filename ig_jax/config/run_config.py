@@ -81,7 +81,7 @@ class Config:
 
 
 def _check_latents(c: Config) -> None:
-    """Whether the codec is the one that made what the source holds."""
+    """Checks that the codec is the one that made what the source holds."""
     source, codec = c.data.source, c.data.codec
     if not isinstance(source, Encoded) or not source.codec:
         return
@@ -107,7 +107,7 @@ def _check_latents(c: Config) -> None:
 
 
 def _alike(given: Any, recorded: Any) -> bool:
-    """Whether means and standard deviations could be those of the same latents.
+    """Returns whether means and standard deviations could be those of the same latents.
 
     The published statistics are those of 10,000 random latents, ours of all: they differ by a few
     hundredths of a standard deviation.

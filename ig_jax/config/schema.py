@@ -294,7 +294,7 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Prepare:
-    """How --mode=prepare writes latents."""
+    """Settings of --mode=prepare, which writes latents."""
 
     layout: str
     batch_size: int = at_most(LARGEST_BATCH)

@@ -63,7 +63,7 @@ def decode(content: bytes, size: int, name: str) -> UInt8[np.ndarray, "{size} {s
 
 
 class Cropped:
-    """What sources of cropped pictures share: uint8 [size, size, 3], decoded in threads."""
+    """Base of sources of cropped images: uint8 [size, size, 3], decoded in threads."""
 
     size: int  # side of the cropped pictures
     num_classes: int

@@ -36,12 +36,12 @@ class FileTree(Protocol):
     def read(self, name: str) -> bytes: ...
 
     def place(self, name: str) -> str:
-        """What to call a file when talking to the user."""
+        """Name of a file in messages."""
         ...
 
 
 def _is_data(name: str) -> bool:
-    """Whether no part of a name is hidden or one of `NO_DATA`."""
+    """Returns whether no part of a name is hidden or one of `NO_DATA`."""
     return not any(part.startswith(".") or part in NO_DATA for part in name.split("/"))
 
 
@@ -83,7 +83,7 @@ class Folder:
         return found[1:]  # without the root
 
     def _listed(self, folder: str) -> tuple[_Identity, list[os.DirEntry]]:
-        """Which folder a name ('' or 'a/b/') stands for, and what is in it."""
+        """Lists the folder that a name ('' or 'a/b/') stands for, with what is in it."""
         place = self.place(folder)
         try:
             status = os.stat(place)
@@ -132,7 +132,7 @@ class Zip:
 
 
 def _leads_up(link: str) -> bool:
-    """Whether a link to a folder leads to one that it lies in itself."""
+    """Returns whether a link to a folder leads to one that it lies in itself."""
     target, own = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     return os.path.commonpath([target, own]) == target
 

@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """What is known of the data set when all parts are written."""
+    """Facts about the data set that are known when all parts are written."""
 
     indices: list[list[int]]  # of the examples in the source, by part
     labels: list[list[int]]
@@ -67,7 +67,7 @@ class Layout(ABC):
 
     @property
     def record_folder(self) -> Path:
-        """Where the record of what made the latents belongs."""
+        """Folder of the record of what made the latents."""
         return self.folder
 
     @abstractmethod

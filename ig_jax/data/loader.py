@@ -54,7 +54,7 @@ def batches(
 
 
 def indices(source: Source, batch_size: int, seed: int, number: int) -> np.ndarray:
-    """Which examples [batch_size] make up the global batch of this number."""
+    """Indices [batch_size] of the examples in the global batch of this number."""
     return _order(source, batch_size, seed)[number]
 
 

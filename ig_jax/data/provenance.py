@@ -1,4 +1,4 @@
-"""What made a data set of latents, kept beside them: `ig_jax.json`.
+"""Provenance of a data set of latents, kept beside them: `ig_jax.json`.
 
 The published layouts look the same whatever autoencoder, input range or crop made them. Latents
 that were prepared here carry this record, so that training can refuse those of another codec.
@@ -47,7 +47,7 @@ TYPES: dict[str, tuple[type, tuple[type, ...]]] = {
 
 
 class Recorded(ABC):
-    """What sources of latents share: the record in the folder `path`, and the codec it tells."""
+    """Base of sources of latents: the record in the folder `path`, and the codec it names."""
 
     path: str
 

@@ -117,7 +117,7 @@ class Flow(process.Gaussian):
         return low + (high - low) * t
 
     def target(self, x0: Latents, noise: Latents, t: Times) -> Latents:
-        """What `comparable` predictions should be: v, eps, or -eps (sigma times the score)."""
+        """Target of `comparable` predictions: v, eps, or -eps (sigma times the score)."""
         if self.prediction == "velocity":
             return process.velocity_from_noise_and_data(self.coefficients(t), noise, x0)
         return noise if self.prediction == "noise" else -noise

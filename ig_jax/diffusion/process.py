@@ -101,7 +101,7 @@ def velocity_from_noise_and_data(c: Coefficients, noise: Latents, x0: Latents) -
 
 
 class Gaussian(ABC):
-    """What every process of this form does in the same way."""
+    """Base of processes x_t = alpha(t) x0 + sigma(t) noise."""
 
     @abstractmethod
     def coefficients(self, t: Array) -> Coefficients:

@@ -1,4 +1,4 @@
-"""How training times are drawn.
+"""Distributions of training times.
 
 Each distribution is split into a standard draw and a deterministic map, so that a test or a replay
 can hand in the draw. New one: a pair of functions and a row in `TIMES`.

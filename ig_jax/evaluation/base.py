@@ -14,21 +14,21 @@ from ig_jax.io.row_store import Row
 class Evaluator(Protocol):
     """Pictures or points in, measures out."""
 
-    measures: tuple[str, ...]  # those that a search may go by, and a table shows
+    metrics: tuple[str, ...]  # those that a search may go by, and a table shows
     shows_readout: bool  # whether a demo also shows what the readout alone would draw
     decode: Any  # from latents to what is judged; None: the codec's pictures
 
-    def look(self, images: np.ndarray) -> Rows: ...
+    def extract(self, images: np.ndarray) -> Rows: ...
 
     def rows(self, shape: tuple[int, ...]) -> dict[str, Row]: ...
 
-    def measure(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]: ...
+    def compute(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]: ...
 
     def record(self) -> dict[str, Any]: ...
 
 
 def compute_in_runs(
-    judge: Evaluator, rows: Rows, labels: np.ndarray | None, size: int
+    evaluator: Evaluator, rows: Rows, labels: np.ndarray | None, size: int
 ) -> dict[str, float]:
     """All measures, the mean over runs of `size` samples in order; a shorter rest is left out.
 
@@ -37,14 +37,14 @@ def compute_in_runs(
     of 1440. So sets of different sizes are compared in runs of one.
 
     Args:
-      rows: what `judge.look` gave, of at least `size` samples.
-      labels: [n], or None as for `measure`.
+      rows: what `evaluator.extract` gave, of at least `size` samples.
+      labels: [n], or None as for `compute`.
     """
     total = len(next(iter(rows.values())))
     if total < size:
         raise ValueError(f"size = {size}: there are only {total} samples")
     each = [
-        judge.measure(
+        evaluator.compute(
             {name: array[start : start + size] for name, array in rows.items()},
             None if labels is None else labels[start : start + size],
         )
@@ -53,4 +53,5 @@ def compute_in_runs(
     return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
 
 
-HeldOut = tuple[Rows, np.ndarray]  # what a judge keeps of real examples that were held out, labels
+# What an evaluator keeps of real examples that were held out, and their labels.
+HeldOut = tuple[Rows, np.ndarray]

@@ -1,4 +1,4 @@
-"""Judging samples of a toy whose density is known: no classifier, no reference images."""
+"""Evaluation of samples of a toy whose density is known: no classifier, no reference images."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class DensityEvaluator:
     source: Any
     held_out: Any
 
-    measures: ClassVar[tuple[str, ...]] = ("outliers", "recall")
+    metrics: ClassVar[tuple[str, ...]] = ("outliers", "recall")
     shows_readout: ClassVar[bool] = True  # also what the readout alone would draw
 
     def decode(self, x: Latents) -> Latents:
         """Points stay as they are."""
         return x
 
-    def look(self, samples: np.ndarray) -> Rows:
+    def extract(self, samples: np.ndarray) -> Rows:
         """The points [n, 2] of samples [n, 1, 1, 2]."""
         return {"points": samples.reshape(len(samples), 2)}
 
     def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
         return {"points": Row((2,), np.float32)}
 
-    def measure(self, rows: Rows, labels: np.ndarray) -> dict[str, float]:
+    def compute(self, rows: Rows, labels: np.ndarray) -> dict[str, float]:
         """All measures of points that are meant to be of classes `labels` [n].
 
         outliers: share below the 1 % quantile of their class's density.
@@ -52,7 +52,7 @@ class DensityEvaluator:
         return {"outliers": self.source.outliers(points, labels), "recall": pr.recall}
 
     def record(self) -> dict[str, Any]:
-        """What the measures hang on, besides the samples."""
+        """Everything that the metrics depend on, besides the samples."""
         return {"points_of_recall": RECALL_POINTS, "k": 3}
 
     def draw(

@@ -42,10 +42,10 @@ class DuringTraining:
         parts = []
         with console.progress(len(own), unit="image", what="evaluating") as bar:
             for batch in batches(generator, params, self._seed, own, guidances=self._guidances):
-                parts.append(self._evaluator.look(batch.images))
+                parts.append(self._evaluator.extract(batch.images))
                 bar.update(len(batch.indices))
         rows = {name: allgather_rows(own, self._num) for name, own in joined(parts).items()}
         every = np.arange(self._num)
         labels = labels_of(generator.sampling, generator.num_classes, self._seed, every)
-        found = self._evaluator.measure(rows, labels)
+        found = self._evaluator.compute(rows, labels)
         return {f"eval/{name}": value for name, value in found.items()}

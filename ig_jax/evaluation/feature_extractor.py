@@ -63,7 +63,7 @@ class FeatureExtractor:
         return joined(parts)
 
     def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
-        """What it will give of a picture [h, w, c]."""
+        """Shapes and dtypes of the features of an image [h, w, c]."""
         batch = jax.ShapeDtypeStruct((self._size, *shape), np.uint8)
         features = jax.eval_shape(self._program, self._weights, batch)._asdict()
         return {n: Row(x.shape[1:], x.dtype) for n, x in features.items() if x is not None}

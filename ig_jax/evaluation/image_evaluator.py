@@ -1,7 +1,7 @@
-"""Who says how good samples are: features of pictures against those of real ones.
+"""Sample quality by features of images against those of real ones.
 
-Judging has two halves. `look` keeps a few rows of numbers of each picture, and can be done a batch
-at a time, on many devices, in many runs; `measure` needs all rows, and is done once.
+Evaluation has two halves. `extract` keeps a few rows of numbers of each image, and can be done a
+batch at a time, on many devices, in many runs; `compute` needs all rows, and is done once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Real:
-    """What real pictures are like."""
+    """Statistics of real images."""
 
     pool: Gaussian
     spatial: Gaussian | None  # None: sFID cannot be told
@@ -69,8 +69,8 @@ class ImageEvaluator:
         return _pixels(self.training)
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of what `measure` gives, but for the second rule of the inception score."""
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what `compute` gives, but for the second rule of the inception score."""
         space, real = self.features.space, self.real
         present = {
             space.frechet: True,
@@ -83,7 +83,7 @@ class ImageEvaluator:
         }
         return tuple(name for name, there in present.items() if there)
 
-    def look(self, images: np.ndarray) -> Rows:
+    def extract(self, images: np.ndarray) -> Rows:
         """Of uint8 pictures [n, h, w, c]: features, and the distance to the nearest real one."""
         rows = dict(self.features(images))
         if self.training is not None:
@@ -91,7 +91,7 @@ class ImageEvaluator:
         return rows
 
     def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
-        """What `look` will keep of a picture [h, w, c].
+        """Shapes and dtypes of what `extract` keeps of an image [h, w, c].
 
         Raises:
           UserError: the feature space cannot see such pictures, or the real ones' statistics are
@@ -111,8 +111,8 @@ class ImageEvaluator:
         near = {} if self.training is None else {"nearest": Row((), np.float64)}
         return rows | near
 
-    def measure(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]:
-        """All measures of pictures that `look` saw, meant to show classes `labels` [n] (or None).
+    def compute(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]:
+        """All metrics of images that `extract` saw, meant to show classes `labels` [n] (or None).
 
         fid (fd in other feature spaces), sfid: squared Frechet distances to the real pictures.
         inception_score: mean over runs of 5000 in the given order; also by torch-fidelity's rule.
@@ -138,7 +138,7 @@ class ImageEvaluator:
         return found
 
     def record(self) -> dict[str, Any]:
-        """What the measures hang on, besides the samples."""
+        """Everything that the metrics depend on, besides the samples."""
         space = {"name": type(self.features.space).__name__, "weights_sha256": self.weights_digest}
         return {"features": space, "reference": dict(self.real.record), "k": 3, "split": IS_SPLIT}
 
@@ -168,13 +168,13 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 
 
 def all_of(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What a small source stores, and its labels."""
+    """All rows of a small source, and their labels."""
     batch = source.batch(np.arange(len(source)))
     return batch["stored"], batch["label"]
 
 
 def holds_images(source: Source) -> bool:
-    """Whether it holds pictures, not latents or points."""
+    """Returns whether a source holds images, not latents or points."""
     return not isinstance(source, Encoded) and source.stored_dtype == np.uint8
 
 
@@ -248,14 +248,14 @@ def make_evaluator(
     """
     held_out = source.held_out()
     if hasattr(source, "log_density"):
-        judge = DensityEvaluator(source, held_out)
+        evaluator = DensityEvaluator(source, held_out)
     else:
-        judge = _by_features(settings, source, source_settings, mesh, batch_size)
-    if held_out is None or (isinstance(judge, ImageEvaluator) and not holds_images(held_out)):
-        return judge, None
+        evaluator = _by_features(settings, source, source_settings, mesh, batch_size)
+    if held_out is None or (isinstance(evaluator, ImageEvaluator) and not holds_images(held_out)):
+        return evaluator, None
     images, labels = all_of(held_out)
-    judge.rows(images.shape[1:])  # raises what does not fit
-    return judge, (judge.look(images), labels)
+    evaluator.rows(images.shape[1:])  # raises what does not fit
+    return evaluator, (evaluator.extract(images), labels)
 
 
 def _by_features(

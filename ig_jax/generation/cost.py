@@ -14,7 +14,7 @@ from ig_jax.samplers.base import Sampler
 def cost(
     generator: Generator, guidances: Guidances | None = None, sampler: Sampler | None = None
 ) -> dict[str, int] | None:
-    """What one image takes: evaluations of the networks and their FLOPs, without the decoder.
+    """Evaluations of the networks for one image and their FLOPs, without the decoder.
 
     None: an adaptive sampler, which decides for each image.
     """

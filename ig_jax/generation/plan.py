@@ -13,7 +13,7 @@ from ig_jax.types import Process
 
 
 class Plan(NamedTuple):
-    """What selects the compiled program that samples; the scales of guidance do not."""
+    """Key of the compiled program that samples; the scales of guidance are not in it."""
 
     sampler: Sampler
     grid: tuple[float, ...]  # times, from noise to data

@@ -1,4 +1,4 @@
-"""What a sampling run leaves behind: numbered PNG files, one array of all, and a grid to look at.
+"""Files of a sampling run: numbered PNG files, one array of all, and an image grid.
 
 Both kinds grow while samples are drawn, and tell which samples they hold already. The array is an
 .npz as ADM's evaluator reads it; until it is whole its rows are in a hidden folder beside it.
@@ -68,7 +68,7 @@ class PngFiles:
         return self._target / f"{index:06d}.png"
 
     def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]:
-        """Whether each file is there and whole: one that a crash or a copy cut is made again."""
+        """Returns which files are there and whole: one that a crash or a copy cut is made again."""
         return np.array(list(self._writers.map(self._is_whole, indices.tolist())), bool)
 
     def _is_whole(self, index: int) -> bool:
@@ -124,7 +124,7 @@ class Archive:
         return found if ours else None
 
     def whole(self) -> bool:
-        """Whether samples.npz is there, with at least as many samples as are asked for."""
+        """Returns whether samples.npz is there, with at least as many samples as are asked for."""
         images = self._images()
         return images is not None and len(images) >= self._num
 
@@ -242,7 +242,7 @@ class SavedSamples:
         return len(self._files) or len(self._array)
 
     def remark(self) -> str:
-        """How many files of the folder are left out, and which."""
+        """A line that names the files of the folder that are left out."""
         left, files = len(self.left_out), len(self) + len(self.left_out)
         names = file_tree.listed(self.left_out)
         return f"{self.path}: {left:,} of {files:,} files are not judged: {names}"

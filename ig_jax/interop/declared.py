@@ -1,4 +1,4 @@
-"""What a state dict does not say by itself: given by flags, or by the metadata of our own exports.
+"""Declarations about a state dict beyond its arrays: by flags, or by the metadata of our exports.
 
 An export is a safetensors file with one more entry in its header, `ig_jax`: a JSON object with the
 fields of `Told`. It is read like anything from outside: every field is checked.
@@ -99,7 +99,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def of_flags(**given: Any) -> Declared:
-    """What flags say; '' and 0 stand for those that were not given.
+    """Reads flags; '' and 0 stand for those that were not given.
 
     Raises:
       UserError: a value is none of those that the flag takes.
@@ -113,7 +113,7 @@ def of_flags(**given: Any) -> Declared:
 
 
 def of_metadata(metadata: Mapping[str, str]) -> Declared:
-    """What the header of a safetensors file says; nothing where it has no entry of ours.
+    """Reads the header of a safetensors file; declares nothing where it has no entry of ours.
 
     Raises:
       UserError: the entry is not one that this version writes.

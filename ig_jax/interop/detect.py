@@ -1,4 +1,4 @@
-"""What a published state dict is, from its names and shapes, turned into our terms.
+"""Detection of a published network from the names and shapes of its state dict.
 
 Known: SiT (official, REPA's, SRA's, with Internal Guidance), DiT (official, SRA's), LightningDiT
 with and without Internal Guidance. What only training needed (projectors, SRA's head) is left out,
@@ -185,7 +185,7 @@ def _of_direction(family: str, direction: str, why: str) -> str:
 
 
 def _heads(file: File) -> tuple[int, str]:
-    """How many heads, and a remark."""
+    """Returns the number of heads, and a remark."""
     found = {}
     for name in ("blocks.0.attn.q_norm.weight", *parameter_names.DERIVED):
         if name in file.state:
@@ -336,7 +336,7 @@ def _mlp_ratio(file: File) -> float:
 
 
 def _table(file: File) -> str:
-    """How the fixed position table compares with a fresh one; the published Muon shrinks it."""
+    """Compares the fixed position table with a fresh one; the published Muon shrinks it."""
     found = np.linalg.norm(np.asarray(file.state["pos_embed"], np.float32))
     if file.width % 4:
         return ""

@@ -54,7 +54,7 @@ python main.py --mode=import --checkpoint={file} --workdir={workdir}
 
 @dataclass(frozen=True)
 class Export:
-    """What a card is about."""
+    """The export that a model card describes."""
 
     names: Collection[str]  # of the arrays in the file
     told: Declared  # its metadata
@@ -165,7 +165,7 @@ def _class_of(export: Export) -> str:
 
 
 def _trained(meta: Mapping[str, Any]) -> str:
-    """What the weights have seen, in words."""
+    """Describes the training of the weights."""
     c, start = meta["config"], ""
     if meta["imported"]:
         start = "imported from a published checkpoint"

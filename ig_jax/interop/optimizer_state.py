@@ -165,7 +165,7 @@ def _muon(matrices: Mapping[str, Any], vectors: Mapping[str, Any]) -> dict[str, 
 def _moments(
     entries: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, np.ndarray]
 ) -> dict[str, Arrays]:
-    """Which moment -> name -> array; one with a wrong number of values keeps its shape."""
+    """Moment -> name -> array; one with a wrong number of values keeps its shape."""
 
     def shaped(array: Any, like: np.ndarray) -> np.ndarray:
         array = np.asarray(array)

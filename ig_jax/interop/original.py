@@ -1,4 +1,4 @@
-"""What import left out of a published file or changed, kept beside the run that it became.
+"""Arrays of a published file that import left out or changed, kept beside the run.
 
 With it the export of a network that was not trained on is the published file again, which loads in
 the class it came from: with its second half of outputs, its direction of time, its training heads.
@@ -50,7 +50,7 @@ class Original(NamedTuple):
 
 
 def of(state: State, found: Detected) -> Original:
-    """What of a file's `state` is not in what it was recognised as; tables are kept, too."""
+    """Arrays of a file's `state` that the detected network does not hold; tables are kept, too."""
     changed = {n: a for n, a in state.items() if found.state.get(n) is not a}
     changed |= {n: state[n] for n in parameter_names.DERIVED if n in state}
     return Original({n: np.array(a, np.float32) for n, a in changed.items()}, found.told)
@@ -62,7 +62,7 @@ def save(workdir: Path, original: Original) -> None:
 
 
 def read(workdir: Path) -> Original:
-    """What `save` wrote.
+    """Reads what `save` wrote.
 
     Raises:
       UserError: it is not there, or damaged.

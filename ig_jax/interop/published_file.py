@@ -60,7 +60,7 @@ class File:
     patch: int
 
     def values(self, head: str) -> float:
-        """How many values this head gives for each channel."""
+        """Number of values that this head gives for each channel."""
         return len(self.state[f"{head}.linear.bias"]) / (self.patch**2 * self.channels)
 
     @property

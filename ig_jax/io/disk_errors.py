@@ -56,7 +56,7 @@ def number(error: BaseException | None) -> int | None:
 
 
 def room(folder: Path) -> str:
-    """How much space there is left for a folder."""
+    """Describes the space that is left for a folder."""
     return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free for {folder}"
 
 

@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is meant as an image, by the end of its name."""
+    """Returns whether a file is meant as an image, by the end of its name."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 

@@ -29,7 +29,7 @@ DAMAGE = (
 
 
 class Member(NamedTuple):
-    """What the directory says of one; there may be a million."""
+    """Entry of a zip's directory; there may be a million."""
 
     start: int  # of its own header
     packed: int  # bytes in the zip
@@ -41,7 +41,7 @@ class Member(NamedTuple):
 
     @property
     def is_stored(self) -> bool:
-        """Whether its content lies in the file as it is."""
+        """Returns whether its content lies in the file as it is."""
         return self.method == zipfile.ZIP_STORED and not self.is_encrypted
 
 
@@ -84,7 +84,7 @@ class MappedZip:
         return self._raw(name)
 
     def content(self, name: str) -> np.ndarray | bytes:
-        """What is in a member that is stored, as `stored`, or compressed by deflate.
+        """Returns the content of a member that is stored, as `stored`, or compressed by deflate.
 
         Raises:
           ValueError: it is not where the directory says, or not what it says.
@@ -121,5 +121,5 @@ class MappedZip:
 
 
 def _encodings(name: str) -> tuple[bytes, ...]:
-    """How a zip may have it: in UTF-8, or as zipfile reads names of which it is not said."""
+    """Encodings of a name in a zip: UTF-8, or as zipfile reads names without that flag."""
     return name.encode(errors="replace"), name.encode("cp437", errors="replace")

@@ -82,7 +82,7 @@ def _scalar(dtype: Any, content: Any) -> Any:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Decodes bytes as protocol 2 writes them."""
     if encoding != "latin1":
         raise ValueError("bytes written in another encoding than latin1")
     return text.encode("latin1")

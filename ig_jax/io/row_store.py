@@ -27,7 +27,7 @@ DONE = "done"
 
 
 class Row(NamedTuple):
-    """What one row of an array is."""
+    """Shape and dtype of one row of an array."""
 
     shape: tuple[int, ...]
     dtype: Any  # of numpy
@@ -73,7 +73,7 @@ class RowStore:
         return len(self._header(name)) + self.rows * self._size(name)
 
     def _is_whole(self, name: str) -> bool:
-        """Whether the file of an array is there, with its header and at its length."""
+        """Returns whether the file of an array is there, with its header and at its length."""
         file, header = self.path(name), self._header(name)
         if not file.is_file() or file.stat().st_size != self._length(name):
             return False
@@ -104,7 +104,7 @@ class RowStore:
         return found
 
     def done(self, indices: Int[np.ndarray, "n"]) -> np.ndarray:
-        """Which rows are written, bool [n]."""
+        """Returns which rows are written, bool [n]."""
         return self.read(DONE)[indices] == 1
 
     def write(self, indices: Int[np.ndarray, "n"], values: Mapping[str, np.ndarray]) -> None:

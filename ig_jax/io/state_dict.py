@@ -233,7 +233,7 @@ def _read_index(file: Path) -> _Loaded:
 
 
 def _is_file_name(name: Any) -> bool:
-    """Whether it could be a file beside another, and not one elsewhere."""
+    """Returns whether it could be a file beside another, and not one elsewhere."""
     if not isinstance(name, str) or "\0" in name or name in ("", ".", ".."):
         return False
     return Path(name).name == name

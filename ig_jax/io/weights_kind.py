@@ -1,4 +1,4 @@
-"""What kind of file weights lie in, by its first bytes: a suffix says what somebody hoped for.
+"""Kinds of weight files, detected by their first bytes: a suffix says what somebody hoped for.
 
 The kinds that are read are safetensors, the JSON index of a sharded set, and both containers of
 torch.save. For everything else that people end up with instead there is a true sentence.

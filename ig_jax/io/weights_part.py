@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 
 def is_averaged(name: str) -> bool:
-    """Whether a word of the name says so: ema, model_ema, ema_0.9999, state_dict_ema, ..."""
+    """Returns whether a word of the name says so: ema, model_ema, ema_0.9999, ..."""
     return any(map(AVERAGED.fullmatch, _words(name)))
 
 
@@ -223,12 +223,12 @@ def _raiser(error: UserError) -> Callable[[], Arrays]:
 
 
 def _is_wrapper(first: str) -> bool:
-    """Whether a first component says 'a network' and nothing else."""
+    """Returns whether a first component says 'a network' and nothing else."""
     return first in RAW or _is_average(first)
 
 
 def _is_average(word: str) -> bool:
-    """Whether it says 'averaged weights' and nothing else."""
+    """Returns whether it says 'averaged weights' and nothing else."""
     words = _words(word)
     known = (AVERAGED.fullmatch(word) or word in WORDS or word.isdecimal() for word in words)
     return is_averaged(word) and all(known)

@@ -1,4 +1,4 @@
-"""What a feature space is: pictures in, the vectors that metrics compare out."""
+"""The protocol of feature spaces: images in, the vectors that metrics compare out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class FeatureSpace(Protocol):
-    """What turns pictures into features; a config section's `evaluate.features`."""
+    """Maps images to features; a config's section `evaluate.features`."""
 
     frechet: str  # what a Frechet distance is called here: 'fid' for Inception, 'fd' elsewhere
     gives: tuple[str, ...]  # which of the features it has

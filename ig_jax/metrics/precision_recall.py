@@ -65,7 +65,7 @@ def knn_radii(points: np.ndarray, k: int = 3) -> Float32[np.ndarray, "n"]:
 def inside_manifold(
     points: np.ndarray, centres: np.ndarray, radii: Float[np.ndarray, "m"]
 ) -> Bool[np.ndarray, "n"]:
-    """Whether each point [n, d] lies in a ball around some centre [m, d] with squared radius [m].
+    """Returns whether points [n, d] lie in a ball around some centre [m, d], squared radii [m].
 
     Raises:
       ValueError: dimensions differ, or a row is not finite.

@@ -34,7 +34,7 @@ MEND = "choose a file of FID statistics, or write one with --mode=reference"
 
 
 class Reference(NamedTuple):
-    """What a file says of real pictures; large arrays are views of the file."""
+    """Statistics of real images from a file; large arrays are views of the file."""
 
     pool: Gaussian | None  # of pooled features; None: must be computed from `pictures`
     spatial: Gaussian | None  # None: unknown
@@ -45,7 +45,7 @@ class Reference(NamedTuple):
 
 
 def read(path: Path, field: str) -> Reference:
-    """What the file holds, in float64 but for the large arrays; `field` of the config names it.
+    """Reads statistics, float64 but for the large arrays; `field` of the config names the file.
 
     Raises:
       UserError: the file is absent, damaged or of no known kind, it holds neither statistics nor
@@ -194,7 +194,7 @@ class _Arrays(NamedTuple):
 
 
 def _is_covariance(matrix: np.ndarray) -> bool:
-    """Whether a symmetric matrix is positive semidefinite, to the rounding of float32."""
+    """Returns whether a symmetric matrix is positive semidefinite, to the rounding of float32."""
     rounding = ASYMMETRY * np.trace(matrix) + np.finfo(np.float64).tiny
     try:
         np.linalg.cholesky(matrix + rounding * np.eye(len(matrix)))  # a tenth of eigenvalues' time

@@ -1,1 +1,1 @@
-"""What a run reports: console, metrics, throughput, profiles."""
+"""Reports of a run: console, metrics, throughput, profiles."""

@@ -28,7 +28,7 @@ def _room_or(otherwise: Callable[[str], None]) -> Iterator[None]:
 
 
 def _unsaid(why: str) -> None:
-    """What is said itself often goes to a file: if that has no room, nothing can be told."""
+    """Does nothing: standard output may be a file on the full disk, so nothing can be reported."""
 
 
 def say(text: str) -> None:
@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 
 def say_data(source: Any) -> None:
-    """What a source of data found, where it can tell; for programs that open it."""
+    """Prints the summary of a data source, where it has one; for programs that open it."""
     if hasattr(source, "summary"):
         say(f"data: {source.summary()}")
 
@@ -53,7 +53,7 @@ def _say_once(what: str, folder: Path, why: str) -> None:
 
 
 def room_or_not(what: str, folder: Path) -> AbstractContextManager[None]:
-    """What is written inside, in `folder`, may fail for want of space: that is said once."""
+    """Lets writes to `folder` inside fail for want of space, and reports that once."""
     return _room_or(partial(_say_once, what, folder))
 
 

@@ -1,4 +1,4 @@
-"""What libraries print beside the sentence that a user gets: silenced for the command line.
+"""Log messages of libraries: silenced for the command line, which reports errors itself.
 
 Orbax logs every error of its threads before it raises it here, where it becomes a sentence; the
 coroutines that it drops then are each told of by asyncio, with a stack trace.

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, metrics.jsonl (one object a line) and TensorBoard events.
+"""Metrics on disk: metrics.jsonl (one object a line) and TensorBoard events.
 
 Only process 0 writes. The TensorBoard writer needs no TensorFlow. A disk without room stops none of
 it: what should be written waits for the next time, and that is said once.
@@ -38,7 +38,7 @@ def _lines(path: Path) -> list[dict[str, Any] | None]:
 
 
 def _metrics(line: bytes) -> dict[str, Any] | None:
-    """What a line tells; None if it is not a step and other numbers."""
+    """Parses a line; None if it is not a step and other numbers."""
     try:
         found = files.parse_json(line, METRICS)
     except UserError:

@@ -1,4 +1,4 @@
-"""What a device could do at most: dense bfloat16 FLOP/s by the name that JAX gives it.
+"""Peak FLOP/s of devices, dense bfloat16, by the name that JAX gives them.
 
 Names are matched whole, never by their beginning: an H100 PCIe, an L40S and a MIG slice are other
 chips than those whose names they extend. Vendors like to print twice these numbers, "with

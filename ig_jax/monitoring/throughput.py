@@ -1,4 +1,4 @@
-"""What a training loop measures of itself between two lines of metrics.jsonl."""
+"""Throughput of a training loop, and means of its metrics between two lines of metrics.jsonl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What devices send each other in a training step; all of it is written out here.
+"""Communication between devices in a training step; all of it is written out here.
 
 A step runs on every device's own rows of the batch (`jax.shard_map`). Parameters arrive split as
 `placement.py` says. What only `data` splits is put together once, at the beginning of a forward
@@ -121,7 +121,7 @@ def over_devices(
         placed = placements(mesh, params)
 
         def reduce(path: str, grad: jax.Array) -> jax.Array:
-            """What putting together has not summed yet."""
+            """Sums the gradients that gathering has not summed yet."""
             over = tuple(axis for axis in axes if axis not in placed[path].over)
             return (lax.psum(grad, over) if over else grad) / parts
 
@@ -148,7 +148,7 @@ def over_devices(
 
 
 def share_out(mesh: Mesh) -> Callable[[str, jax.Array, Callable], jax.Array]:
-    """How the optimizer applies a function to whole matrices without doing all on each device.
+    """Applies a function to whole matrices without doing all of them on each device.
 
     Returns:
       `apply(path, leaf, fn)`: `fn(leaf)` for a leaf of this name, where `fn` treats a stack

@@ -46,7 +46,7 @@ _handler = None  # what C calls; kept here, because C does not keep it alive
 
 @dataclass(frozen=True)
 class Start:
-    """How one process joins its job.
+    """The way in which one process joins its job.
 
     `method` is jax's name for a platform that it asks by itself, "deactivate" where everything is
     told, None where it tries them all. `local_devices` are the GPUs of this process, as numbers
@@ -62,8 +62,9 @@ class Start:
 
 
 def detect(environ: Mapping[str, str], flags: Mapping[str, str | int | None]) -> Start | None:
-    """How this process joins its job, from the values of the flags in `VARIABLES` and from the
-    environment as it is after `import jax`; None: it is alone.
+    """Detects how this process joins its job, from the flags in `VARIABLES` and the environment.
+
+    The environment as it is after `import jax`; None: the process is alone.
 
     Flags count before variables, both before Slurm, TPU and Kubernetes.
 
@@ -117,7 +118,7 @@ def _slurm(environ: Mapping[str, str]) -> Start | None:
 
 
 def _share_of_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Which of the node's GPUs are this task's, where Slurm shows every task all of them."""
+    """This task's part of the node's GPUs, where Slurm shows every task all of them."""
     visible = len([g for g in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g])
     tasks = int(re.match(r"\d+", environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0])
     if visible <= 1 or tasks == 1 or "JAX_LOCAL_DEVICE_IDS" in environ:
@@ -231,7 +232,7 @@ def _cannot_meet(found: Start, reason: str) -> str:
 
 
 def lost(reason: str) -> str:
-    """What is said when another process is lost."""
+    """The message for the loss of another process."""
     return (
         f"another process of this job ended or cannot be reached ({reason}); nothing saved is "
         "lost: start the job again and it goes on from the newest checkpoint"
@@ -239,7 +240,7 @@ def lost(reason: str) -> str:
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that another process is gone."""
+    """Returns whether an error, or one that it came from, says that another process is gone."""
     if error is None:
         return False
     if isinstance(error, jax.errors.JaxRuntimeError) and _LOSS.search(str(error)):
@@ -248,7 +249,7 @@ def is_loss(error: BaseException | None) -> bool:
 
 
 def several() -> bool:
-    """Whether this process is one of a job."""
+    """Returns whether this process is one of several."""
     return jax.distributed.is_initialized()
 
 

@@ -55,7 +55,7 @@ class Owner:
 
     @classmethod
     def parse(cls, content: bytes) -> Owner | None:
-        """Who a lock file names; None if it is damaged, or not written yet."""
+        """Parses a lock file; None if it is damaged, or not written yet."""
         with suppress(UserError, TypeError):
             found = cls(**files.parse_json(content, NAME))
             if isinstance(found.pid, int) and all(
@@ -65,7 +65,7 @@ class Owner:
         return None
 
     def is_elsewhere(self) -> bool:
-        """Whether it is on another machine, where nothing can be known of it."""
+        """Returns whether it runs on another machine, where nothing can be known of it."""
         return self.host != socket.gethostname()
 
     def has_ended(self) -> bool:
@@ -208,7 +208,7 @@ _OR = "wait until it ends, or name another folder"
 
 
 def _take_over(descriptor: int, file: Path) -> bool:
-    """Whether the file is now that of this process, or has to be made anew.
+    """Returns whether the file is now that of this process, or has to be made anew.
 
     Raises:
       UserError: whoever left the file still works there.
@@ -263,7 +263,7 @@ def _clock_of(folder: Path) -> int:
 
 
 def _owner(descriptor: int) -> Owner | None:
-    """Who the file names, once that is written."""
+    """Waits until the file names an owner, and returns it."""
     deadline = time.monotonic() + WRITING
     while True:
         owner = Owner.parse(os.pread(descriptor, LARGEST, 0))
@@ -288,7 +288,7 @@ def _lock(descriptor: int, file: Path) -> None:
 
 
 def _flock(descriptor: int) -> bool:
-    """Whether no living process has the file locked, as far as its file system can tell."""
+    """Returns whether no living process has the file locked, as far as its file system can tell."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -65,7 +65,7 @@ def bytes_each(values: Any) -> int:
 
 
 def local_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """Which rows of a batch of `size` are on this process's devices, ascending."""
+    """Rows of a batch of `size` on this process's devices, ascending."""
     held = over_batch(mesh).addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
 

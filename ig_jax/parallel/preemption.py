@@ -50,7 +50,7 @@ class StopSignal:
             self.received = signal.Signals(number).name
 
     def before(self, step: int) -> bool:
-        """Whether to stop before this step; all processes get the same answer."""
+        """Returns whether to stop before this step; all processes get the same answer."""
         if self._together and multihost_utils.reached_preemption_sync_point(step):
             self.received = signal.SIGTERM.name
         return self.received is not None

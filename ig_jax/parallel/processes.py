@@ -1,4 +1,4 @@
-"""What the processes of a job share: slices of work, gathered rows, barriers."""
+"""Cooperation of a job's processes: slices of work, gathered rows, barriers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole story in one command: train, sample four ways, judge, one table and two pictures."""
+"""--mode=demo: train, sample four ways, evaluate; one table and two images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
 
 
 def title(guidances: Guidances) -> str:
-    """How a variant is called in pictures and tables."""
+    """Title of a variant in images and tables."""
     on = [f"{NAMES[kind]} {g.scale:g}" for kind, g in guidances.items() if g.scale != 1]
     if on == ["IG 0"]:
         return "readout alone"
@@ -37,15 +37,17 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     step, params = run_record.load_weights(exp, workdir)
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
-    judging, held_out = run_record.evaluator(exp)
-    generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline), decode=judging.decode)
+    evaluator, held_out = run_record.evaluator(exp)
+    generator = exp.pipeline.generator(
+        guide=guide_model.load(exp.pipeline), decode=evaluator.decode
+    )
     # All rows of the table are judged in runs of one size, which their measures depend on.
     together = min(len(held_out[1]), c.evaluate.num)
-    floor = base.compute_in_runs(judging, *held_out, together)
+    floor = base.compute_in_runs(evaluator, *held_out, together)
     seconds["evaluate"] += time.perf_counter() - started
     results: dict[str, Any] = {"floor": metrics_report.spread([floor])}
     titles, drawn = {"floor": FLOOR}, {}
-    ways = variants.variants(c.sample.guidances, readout=judging.shows_readout)
+    ways = variants.variants(c.sample.guidances, readout=evaluator.shows_readout)
     total = len(ways) * len(c.evaluate.seeds) * c.evaluate.num
     with console.progress(total, unit="image", what="sampling") as bar:
         for name, guidances in ways.items():
@@ -57,14 +59,14 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
                     generator, params, c.evaluate.num, seed, bar, guidances=guidances
                 )
                 drawn_at = time.perf_counter()
-                rows = judging.look(images)
-                measured.append(base.compute_in_runs(judging, rows, labels, together))
+                rows = evaluator.extract(images)
+                measured.append(base.compute_in_runs(evaluator, rows, labels, together))
                 seconds["sample"] += drawn_at - started
                 seconds["evaluate"] += time.perf_counter() - drawn_at
                 drawn.setdefault(titles[name], (images, labels))
             results[name] = metrics_report.spread(measured)
     by_title = {titles[name]: stats for name, stats in results.items()}
-    judging.draw(workdir / "samples.png", drawn, by_title)
+    evaluator.draw(workdir / "samples.png", drawn, by_title)
     judged = {**c.raw["evaluate"], "judged_together": together}
     results["settings"] = {**run_record.settings(exp, step), **judged}
     return results, seconds, titles

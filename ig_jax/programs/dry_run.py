@@ -1,4 +1,4 @@
-"""What --dry_run prints: parameters, bytes and the sampling grid, without computing anything."""
+"""--dry_run: parameters, bytes and the sampling grid, without computing anything."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ Seen = tuple[RowStore, np.ndarray | None]  # rows of a set of samples, and its l
 class _Evaluation:
     """One evaluation and its folder, which its settings name."""
 
-    def __init__(self, workdir: Path, judge: Evaluator, settings: dict[str, Any], num: int):
+    def __init__(self, workdir: Path, evaluator: Evaluator, settings: dict[str, Any], num: int):
         self.folder = run_record.folder(workdir / "evaluations", settings)
-        self.judge, self.settings, self.num = judge, settings, num
+        self.evaluator, self.settings, self.num = evaluator, settings, num
 
     @property
     def file(self) -> Path:
@@ -73,14 +73,14 @@ class _Evaluation:
         batches: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]],
         bar: Any,
     ) -> RowStore:
-        """What the judge keeps of all samples, on the disk; goes on where a run before stopped.
+        """Extracts features of all samples to the disk; resumes where an earlier run stopped.
 
         Args:
           name: of the set of samples.
           shape: of one of them.
           batches: yields (indices, samples) of the indices that it is given.
         """
-        store = RowStore(self.folder / f".{name}", self.num, self.judge.rows(shape))
+        store = RowStore(self.folder / f".{name}", self.num, self.evaluator.rows(shape))
         if jax.process_index() == 0:
             store.create()
         barrier(f"{name} begun")
@@ -88,7 +88,7 @@ class _Evaluation:
         missing = own[~store.done(own)]
         bar.update(len(own) - len(missing))
         for indices, images in batches(missing):
-            store.write(indices, self.judge.look(images))
+            store.write(indices, self.evaluator.extract(images))
             bar.update(len(indices))
         barrier(f"{name} seen")
         return store
@@ -104,11 +104,11 @@ class _Evaluation:
         size = len(held_out[1]) if held_out else 0
         for store, labels in seen:
             rows: Rows = {name: store.read(name) for name in store.names}
-            measured.append(self.judge.measure(rows, labels))
+            measured.append(self.evaluator.compute(rows, labels))
             if 0 < size < self.num:
-                in_runs.append(compute_in_runs(self.judge, rows, labels, size))
+                in_runs.append(compute_in_runs(self.evaluator, rows, labels, size))
         if held_out:
-            rest["floor"] = metrics_report.spread([self.judge.measure(*held_out)])
+            rest["floor"] = metrics_report.spread([self.evaluator.compute(*held_out)])
             rest["floor_samples"] = size
         if in_runs:
             rest["in_runs_of_the_floor"] = metrics_report.spread(in_runs)
@@ -117,7 +117,7 @@ class _Evaluation:
             "each": measured,
             "samples": self.num,
             **rest,
-            **self.judge.record(),
+            **self.evaluator.record(),
             "settings": self.settings,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "versions": versions.versions(),
@@ -151,7 +151,7 @@ class _Evaluation:
 
 
 def _is_record(found: Any) -> bool:
-    """Whether this is what `_Evaluation.finish` writes, as far as it is used again."""
+    """Returns whether this is what `_Evaluation.finish` writes, as far as it is used again."""
     match found:
         case {
             "measures": spread,
@@ -167,7 +167,7 @@ def _is_record(found: Any) -> bool:
 
 
 def _is_spread(found: Any) -> bool:
-    """Whether this is {'fd': {'mean', 'std'}, ...}, as `measures.spread` gives it."""
+    """Returns whether this is {'fd': {'mean', 'std'}, ...}, as `measures.spread` gives it."""
     return (
         isinstance(found, dict)
         and len(found) > 0
@@ -210,16 +210,23 @@ def _how(exp: Experiment, step: int, cost: Mapping[str, int] | None) -> str:
 
 
 def _of_checkpoint(
-    exp: Experiment, workdir: Path, judge: Evaluator, held_out: HeldOut | None
+    exp: Experiment, workdir: Path, evaluator: Evaluator, held_out: HeldOut | None
 ) -> dict[str, Any] | None:
     c = exp.config
     step, params = run_record.load_weights(exp, workdir)
-    generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline), decode=judge.decode)
+    generator = exp.pipeline.generator(
+        guide=guide_model.load(exp.pipeline), decode=evaluator.decode
+    )
     network = {"network_sha256": pytree.digest(params)}
     decisive = {name: c.raw["evaluate"][name] for name in ("num", "seeds")}
-    settings = {**run_record.settings(exp, step), **judge.record(), **network, "evaluate": decisive}
+    settings = {
+        **run_record.settings(exp, step),
+        **evaluator.record(),
+        **network,
+        "evaluate": decisive,
+    }
     del settings["seed"]  # of --mode=sample; here there may be several
-    job = _Evaluation(workdir, judge, settings, c.evaluate.num)
+    job = _Evaluation(workdir, evaluator, settings, c.evaluate.num)
 
     def see() -> tuple[list[Seen], dict[str, Any]]:
         seen, total = [], len(process_slice(job.num)) * len(c.evaluate.seeds)
@@ -245,22 +252,22 @@ def _of_checkpoint(
     return job.run(see)
 
 
-def _of_files(exp: Experiment, workdir: Path, judge: Evaluator) -> dict[str, Any] | None:
+def _of_files(exp: Experiment, workdir: Path, evaluator: Evaluator) -> dict[str, Any] | None:
     field, path = "evaluate.samples", Path(exp.config.evaluate.samples)
-    if not isinstance(judge, ImageEvaluator):
+    if not isinstance(evaluator, ImageEvaluator):
         raise UserError(f"{field} = {str(path)!r}: points of a known density are not judged so")
-    grey = judge.training is not None and judge.training.shape[-1] == 1
+    grey = evaluator.training is not None and evaluator.training.shape[-1] == 1
     found = SavedSamples(path, field, channels=1 if grey else 3)
     if found.left_out:
         console.say(found.remark())
     if len(found) < FEWEST:
-        raise UserError(f"{field} = {str(path)!r}: {len(found)} samples are too few to judge")
+        raise UserError(f"{field} = {str(path)!r}: {len(found)} samples are too few to evaluate")
     settings = {
         "samples": str(found.path),
         "sha256": found.digest(),
-        **judge.record(),
+        **evaluator.record(),
     }
-    job = _Evaluation(workdir, judge, settings, len(found))
+    job = _Evaluation(workdir, evaluator, settings, len(found))
     size = exp.config.sample.batch_size
 
     def batches(missing: np.ndarray) -> Iterator[tuple]:
@@ -285,10 +292,10 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any] | None:
       The record, in process 0.
 
     Raises:
-      UserError: a checkpoint, the samples, or what judging needs is missing; the disk is full.
+      UserError: a checkpoint, the samples, or what evaluating needs is missing; the disk is full.
     """
     with disk_errors.reported(workdir):
-        judge, held_out = run_record.evaluator(exp)
+        evaluator, held_out = run_record.evaluator(exp)
         if exp.config.evaluate.samples:
-            return _of_files(exp, workdir, judge)
-        return _of_checkpoint(exp, workdir, judge, held_out)
+            return _of_files(exp, workdir, evaluator)
+        return _of_checkpoint(exp, workdir, evaluator, held_out)

@@ -62,7 +62,7 @@ def published(exp: Experiment, params: Params) -> dict[str, np.ndarray]:
 
 
 def _described(run: Run) -> Declared:
-    """What the exported file does not say by itself."""
+    """Declarations that the exported arrays do not make by themselves."""
     model, c = run.exp.config.model, run.meta["config"]
     family, process, codec = c["model"]["name"], c["process"], c["data"]["codec"]
     rounding = codec.get("rounding", CODECS[codec["name"]].rounding)
@@ -113,7 +113,7 @@ def _own_form(run: Run, origin: Original | None) -> tuple[dict[str, np.ndarray],
 
 
 def _origin(workdir: Path, run: Run) -> Original | None:
-    """What import left out, if this run was imported and it can be read."""
+    """Arrays that import left out, if this run was imported and they can be read."""
     if not run.meta["imported"] or not (workdir / original.NAME).exists():
         return None
     try:
@@ -124,13 +124,13 @@ def _origin(workdir: Path, run: Run) -> Original | None:
 
 
 def _is_as_imported(run: Run, weights: str) -> bool:
-    """Whether these are the averaged weights of the file, that nothing was trained on."""
+    """Returns whether these are the averaged weights of the file, that nothing was trained on."""
     alone = run.meta["imported"] in ("weights", True)
     return not run.meta["step"] and (alone or weights != "raw")
 
 
 class Exported(NamedTuple):
-    """What is written: the arrays, what they do not say by themselves, and the model card."""
+    """Contents of an export: the arrays, declarations about them, and the model card."""
 
     state: dict[str, np.ndarray]
     told: Declared
@@ -183,7 +183,7 @@ def export_checkpoint(workdir: Path, output: Path, weights: str) -> None:
 
 
 def _left_out(origin: Original, state: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """What the published file had besides: training heads, a second half of its outputs."""
+    """Lists what the published file had besides: training heads, a second half of its outputs."""
     heads = sorted({name.split(".")[0] for name in origin.arrays if name not in state})
     final = origin.arrays.get("final_layer.linear.bias")
     halved = final is not None and len(final) != len(state["final_layer.linear.bias"])

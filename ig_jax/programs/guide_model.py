@@ -29,7 +29,7 @@ def _open(guide: Guide) -> tuple[Checkpoints, int]:
 
 
 def record(sampling: Sample) -> dict[str, Any] | None:
-    """What of it decides how samples look, its newest step by number; None where it is off."""
+    """Settings of the guide that decide how samples look, its step by number; None if it is off."""
     if sampling.autoguidance.scale == 1:
         return None
     checkpoints, step = _open(sampling.guide)

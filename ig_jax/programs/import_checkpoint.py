@@ -256,7 +256,7 @@ def _optimizer(training: Training, found: Detected) -> optimizer_state.Published
 
 
 def _trained_for(training: Training, optimizer: optimizer_state.Published, file: Path) -> str:
-    """How long the published run was, in a line; LightningDiT's files tell it by their names."""
+    """Describes the length of the published run; LightningDiT's files tell it by their names."""
     steps = training.steps
     if steps is None:
         steps = int(file.stem) if re.fullmatch(r"[0-9]{7,}", file.stem) else optimizer.updates

@@ -1,4 +1,4 @@
-"""Whether a run can fit into the memory of this machine: a bound from below, before it starts.
+"""Lower bound on the host memory of a run, checked before it starts.
 
 Counted is only what must be there at one time: parameters, optimizer and averages, and the tokens
 of one batch. What this lets pass may still be too large; what it refuses certainly is.
@@ -32,7 +32,7 @@ def of_device() -> int:
 
 
 def shortage(exp: Experiment, mode: str) -> str:
-    """Why `mode` cannot run here, in a sentence with a way out; '' where nothing speaks against it.
+    """Returns why `mode` cannot run here, in a sentence with a way out; '' where it may fit.
 
     Args:
       exp: a run on the devices of this machine.
@@ -103,7 +103,7 @@ def _of_batch(exp: Experiment) -> str:
 
 
 def _of_rows(exp: Experiment) -> str:
-    """What the host gathers for one call of the compiled program."""
+    """Bytes that the host gathers for one call of the compiled program."""
     c = exp.config.train
     rows = c.batch_size // jax.process_count() * c.steps_per_dispatch
     needed = rows * _stored_bytes(exp)

@@ -180,7 +180,7 @@ class _Preparation:
         files.write_json(self.note(part.number), note)
 
     def read_note(self, part: int) -> dict[str, Any] | None:
-        """What is noted of a part; None where it is to be made, perhaps again."""
+        """Reads the note of a part; None where the part is to be made, perhaps again."""
         if not self.note(part).exists():
             return None
         with suppress(UserError):
@@ -249,7 +249,7 @@ class _Preparation:
 
 
 def _settings(file: Path) -> dict[str, Any] | None:
-    """What a folder was begun with; None if that is damaged."""
+    """Reads the settings that a folder was begun with; None if they are damaged."""
     with suppress(UserError):
         found = files.read_json(file)
         if isinstance(found, dict):
@@ -258,7 +258,7 @@ def _settings(file: Path) -> dict[str, Any] | None:
 
 
 def _is_note(found: Any, channels: int) -> bool:
-    """Whether this is what `_Preparation._write_note` writes."""
+    """Returns whether this is what `_Preparation._write_note` writes."""
     match found:
         case {
             "indices": [_, *_] as indices,

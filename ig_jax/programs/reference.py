@@ -43,7 +43,7 @@ Part = tuple[dict[str, Moments], np.ndarray]  # moments by name, features of som
 
 
 def _chosen(total: int) -> np.ndarray:
-    """Which pictures precision and recall are taken with, ascending; always the same ones."""
+    """Indices of the images for precision and recall, ascending; always the same ones."""
     return np.sort(np.random.default_rng(0).permutation(total)[:CHOSEN])
 
 
@@ -98,7 +98,7 @@ def _write_part(file: Path, parts: Iterator[Rows], kept: np.ndarray) -> None:
 
 
 def _read_part(file: Path, count: int, kept: int) -> Part | None:
-    """What a file of `_write_part` holds of `count` pictures; None where it is to be made.
+    """Reads a file of `_write_part` on `count` images; None where it is to be made.
 
     A damaged one is made again.
     """
@@ -138,7 +138,7 @@ class _Parts:
         return self.folder / f"{self._name}-{part:05d}.npz"
 
     def kept(self, part: int) -> np.ndarray:
-        """Which of its pictures' features are kept, by their places within the part."""
+        """Places within the part of the images whose features are kept."""
         places = self._chosen - self.ranges[part].start
         return places[(0 <= places) & (places < len(self.ranges[part]))]
 
@@ -158,7 +158,7 @@ class _Parts:
 
 
 def _is_there(target: Path) -> bool:
-    """Whether the statistics are there; damaged ones are made again."""
+    """Returns whether the statistics are there; damaged ones are made again."""
     if not target.exists():
         return False
     try:

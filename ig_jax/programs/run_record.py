@@ -1,4 +1,4 @@
-"""What programs that sample from a run share: its weights, settings and folders of results."""
+"""Weights, settings and result folders of a run, for the programs that sample from it."""
 
 from __future__ import annotations
 

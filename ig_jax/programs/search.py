@@ -34,7 +34,7 @@ SHOWN = 10  # best settings in the table
 
 
 def numbers(s: Sample) -> dict[str, float]:
-    """What a search may vary, as the config has it: 'ig.scale', ..., 'sampler.num_steps'."""
+    """Values that a search may vary, as configured: 'ig.scale', ..., 'sampler.num_steps'."""
     ends = ("scale", "low", "high")
     guidances = {kind: {e: getattr(g, e) for e in ends} for kind, g in s.guidances.items()}
     return pytree.flatten({**guidances, "sampler": {"num_steps": s.sampler.num_steps}})
@@ -77,10 +77,10 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
 def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     c = exp.config.search
     step, params = run_record.load_weights(exp, workdir)
-    judging, _ = run_record.evaluator(exp)
-    search = _race(exp, workdir, step, judging.measures)
-    generator = exp.pipeline.generator(guide=_guide(exp), decode=judging.decode)
-    judging.rows(generator.shape)  # raises now what does not fit
+    evaluator, _ = run_record.evaluator(exp)
+    search = _race(exp, workdir, step, evaluator.metrics)
+    generator = exp.pipeline.generator(guide=_guide(exp), decode=evaluator.decode)
+    evaluator.rows(generator.shape)  # raises now what does not fit
     done, total = search.finished * c.num, search.total * c.num
     with console.progress(total, initial=done, unit="image", what="searching") as bar:
 
@@ -89,14 +89,14 @@ def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
             images, labels = variants.draw(
                 generator, params, c.num, seed, bar, guidances=guidances, sampler=sampler
             )
-            return judging.measure(judging.look(images), labels)
+            return evaluator.compute(evaluator.extract(images), labels)
 
         for _ in search.run(measure):
             bar.set_postfix_str(f"best: {search.rows()[0]['candidate']}", refresh=False)
     rows = search.rows()
     picture = workdir / "search.png"
     search_report.heat_map(picture, rows, c.metric, metrics_report.BETTER[c.metric], c.space.method)
-    shown = {name: metrics_report.METRICS[name] for name in judging.measures}
+    shown = {name: metrics_report.METRICS[name] for name in evaluator.metrics}
     console.say("\n" + search_report.table(rows, shown, c.metric, SHOWN) + "\n")
     console.say(f"± is the standard error over seeds of {c.num} samples; 'minus config' is paired")
     console.say(f"all settings: {workdir / 'search.json'}, picture: {picture}")

@@ -26,7 +26,7 @@ Noise = Callable[[Array], Latents]
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What `SAMPLERS` holds."""
+    """The protocol of samplers, the classes in `SAMPLERS`."""
 
     num_steps: int
     order: int  # of convergence, which a test measures; strong order does not apply to the SDE

@@ -1,4 +1,4 @@
-"""What a search found: a table of the best settings, and a picture of the metric over them.
+"""Report of a search: a table of the best settings, and a heat map of the metric over them.
 
 Rows are those of `race.Search.rows`, best first. Uncertainties are standard errors over seeds.
 """

@@ -1,4 +1,4 @@
-"""What a search compares: points of a grid or random ones, and the config's own setting first."""
+"""Search spaces: points of a grid or random ones, with the config's own setting first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHOLE = ("sampler.num_steps",)  # fields that take whole numbers
 
 @dataclass(frozen=True)
 class Space:
-    """What to try: fields below `sample` such as 'ig.scale', each with the values it may take."""
+    """Values to try: fields below `sample` such as 'ig.scale', each with the values it may take."""
 
     values: Mapping[str, tuple[float, ...]]
     method: str  # grid: every combination; random: uniform between smallest and largest value
@@ -97,7 +97,7 @@ def _settled(
 
 
 def candidates(space: Space, seed: int, default: Mapping[str, float | int]) -> list[Candidate]:
-    """What is to be compared, each once; number 0 is the config's own setting.
+    """Lists the candidates, each once; number 0 is the config's own setting.
 
     Combinations with low > high are left out, and guidances that are off (scale 1) differ by
     their interval only in name. A random space may yield fewer points than asked for when hardly

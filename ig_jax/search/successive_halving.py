@@ -30,7 +30,7 @@ SIGNS = {"lower": 1, "higher": -1}  # which direction is better -> factor that m
 
 @dataclass(frozen=True)
 class Halving:
-    """How candidates are compared and dropped."""
+    """Rules by which candidates are compared and dropped."""
 
     metric: str  # the measure that decides
     better: str  # lower or higher
@@ -51,7 +51,7 @@ class Halving:
         return 2 ** (round_ - 1)
 
     def kept(self, challengers: int) -> int:
-        """How many of the candidates other than the config's own go on, rounded up."""
+        """Number of the candidates other than the config's own that go on, rounded up."""
         # 0.07 * 100 is a little above 7 in floating point.
         return math.ceil(self.keep * challengers * (1 - 1e-12))
 
@@ -235,7 +235,7 @@ class Search:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """What was measured, best first: the longer in the race, then by the metric's mean.
+        """Rows of measurements, best first: the longer in the search, then by the metric's mean.
 
         To be asked during or after `run`, which finds out who was dropped. Each row has the keys
         candidate {field: value}, default (is it the config's own), seeds, every measure {mean,

@@ -1,4 +1,4 @@
-"""What a run that goes on does otherwise than before: told, because its curves will show it."""
+"""Changes of a resumed run's settings: reported, because its curves will show them."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _next_multiple(step: int, every: int) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training run ended; its last step is saved."""
+    """Outcome of a training run; its last step is saved."""
 
     state: TrainState
     step: int
@@ -182,7 +182,7 @@ class Trainer:
         return step, state
 
     def _record(self) -> None:
-        """What makes this run: resolved config, versions, command line."""
+        """Writes what makes this run: resolved config, versions, command line."""
         if jax.process_index() == 0:
             record = {
                 "config": dict(self.exp.config.raw),
@@ -240,14 +240,14 @@ class Trainer:
         self.window = throughput.Window()
 
     def _shown(self, summary: Mapping[str, Any]) -> dict[str, str]:
-        """What stands beside the bar."""
+        """Values that stand beside the bar."""
         told = {"loss": f"{summary['loss']:.4f}", "img/s": f"{summary['images_per_second']:,.0f}"}
         if "mfu" in summary:
             told["MFU"] = f"{summary['mfu']:.0%}"
         return told | {"GiB": f"{summary['memory_gib']:.1f}"}
 
     def _events(self) -> dict[str, int]:
-        """What happens every how many steps."""
+        """Event -> every how many steps it happens."""
         c = self.exp.config
         every = {"log": c.log.every_steps, "save": c.checkpoint.every_steps}
         if c.log.samples_every_steps:
@@ -270,7 +270,7 @@ class Trainer:
             console.leave_out(bar, seconds)
 
     def _draw(self, due: set[str]) -> None:
-        """What samples of the averaged weights are for, while training."""
+        """Samples from the averaged weights, for previews and evaluation."""
         averaged = ema.first(self.state.ema, self.exp.config.train.ema_decays)
         weights = replicate_locally(self.exp.mesh, averaged)
         if "preview" in due and jax.process_index() == 0:

@@ -32,13 +32,13 @@ def exp():
 
 @pytest.fixture(scope="module")
 def judged(exp):
-    """The judge, and its verdict on the held-out images."""
-    judging, held_out = run_record.evaluator(exp)
-    return judging, judging.measure(*held_out)
+    """The evaluator, and its verdict on the held-out images."""
+    evaluator, held_out = run_record.evaluator(exp)
+    return evaluator, evaluator.compute(*held_out)
 
 
 def measure(judged, images, labels):
-    return judged[0].measure(judged[0].look(images), labels)
+    return judged[0].compute(judged[0].extract(images), labels)
 
 
 def real(split):
@@ -51,7 +51,7 @@ def test_held_out_images_are_close_to_the_training_images_but_no_copies(judged):
     _, floor = judged
     assert floor == measure(judged, *real("held_out"))
     assert set(floor) == {*OF_DIGITS, "inception_score_torch_fidelity"}
-    assert set(judged[0].measures) == OF_DIGITS
+    assert set(judged[0].metrics) == OF_DIGITS
     assert floor["accuracy"] > 0.95
     assert floor["precision"] > 0.9 and floor["recall"] > 0.9
     assert 8.5 < floor["inception_score"] <= 10
@@ -94,26 +94,26 @@ def test_the_inception_score_is_a_mean_over_runs_of_5000_in_order(judged):
     by_class = np.repeat(np.eye(10, dtype=np.float32) * 100, 500, axis=0)
     alike = np.tile(by_class[:1], (5000, 1))
     # Without the neighbours that precision and recall would look for.
-    judge = replace(judged[0], real=replace(judged[0].real, rows=None))
-    features = np.random.default_rng(0).standard_normal((10_000, judge.real.pool.mean.size))
+    evaluator = replace(judged[0], real=replace(judged[0].real, rows=None))
+    features = np.random.default_rng(0).standard_normal((10_000, evaluator.real.pool.mean.size))
     rows = {"pool": features, "nearest": np.ones(10_000)}
-    found = judge.measure({**rows, "logits": np.concatenate([by_class, alike])}, None)
+    found = evaluator.compute({**rows, "logits": np.concatenate([by_class, alike])}, None)
     assert found["inception_score"] == pytest.approx((10 + 1) / 2, rel=1e-6)
 
 
 def test_sets_of_different_sizes_are_compared_in_runs_of_one_size(judged):
     """Training images are at no distance from themselves, a quarter of them far: it is the size."""
-    judging, floor = judged
+    evaluator, floor = judged
     images, labels = (x[np.random.default_rng(0).permutation(1442)] for x in real("train"))
-    rows = judging.look(images)
-    found = base.compute_in_runs(judging, rows, labels, 355)
+    rows = evaluator.extract(images)
+    found = base.compute_in_runs(evaluator, rows, labels, 355)
     runs = [{n: r[i : i + 355] for n, r in rows.items()} for i in (0, 355, 710, 1065)]
-    expected = np.mean([judging.measure(r, None)["fd"] for r in runs])
+    expected = np.mean([evaluator.compute(r, None)["fd"] for r in runs])
     assert found["fd"] == pytest.approx(expected, rel=1e-12)
-    assert judging.measure(rows, labels)["fd"] < 1e-6 < 0.3 * floor["fd"] < found["fd"]
+    assert evaluator.compute(rows, labels)["fd"] < 1e-6 < 0.3 * floor["fd"] < found["fd"]
     assert found["accuracy"] > 0.99 and found["nearest"] == 0
     with pytest.raises(ValueError, match="size = 1500: there are only 1442 samples"):
-        base.compute_in_runs(judging, rows, labels, 1500)
+        base.compute_in_runs(evaluator, rows, labels, 1500)
 
 
 def test_wrong_labels_cost_accuracy_alone(judged):
@@ -148,8 +148,8 @@ def test_without_labels_all_is_measured_but_accuracy(judged):
 
 def test_what_is_kept_of_a_picture_does_not_depend_on_the_batch(judged):
     images, _ = real("held_out")
-    together = judged[0].look(images)
-    alone = judged[0].look(images[37:38])
+    together = judged[0].extract(images)
+    alone = judged[0].extract(images[37:38])
     for name, row in judged[0].rows((8, 8, 1)).items():
         assert together[name].shape == (len(images), *row.shape)
         assert together[name].dtype == row.dtype
@@ -160,11 +160,11 @@ def test_one_device_gives_the_verdict_of_two(judged):
     images, labels = real("held_out")
     alone = run_record.evaluator(tiny.experiment(devices=jax.devices()[:1]))
     assert len(jax.devices()) == 2
-    several, one = judged[0].look(images), alone[0].look(images)
+    several, one = judged[0].extract(images), alone[0].extract(images)
     for name in several:
         np.testing.assert_allclose(one[name], several[name], rtol=0, atol=2e-5)
-    for name, value in judged[0].measure(several, labels).items():
-        assert alone[0].measure(one, labels)[name] == pytest.approx(value, rel=1e-5), name
+    for name, value in judged[0].compute(several, labels).items():
+        assert alone[0].compute(one, labels)[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_a_source_without_held_out_images_has_no_floor():
@@ -307,9 +307,9 @@ def test_more_samples_than_were_held_out_are_also_judged_in_runs_of_as_many(tmp_
     changes = {"evaluate.num": 360, "evaluate.seeds": (0,), "sample.batch_size": 120}
     exp, trained = tiny.experiment(changes), tiny.trained()
     record = evaluate.run(exp, trained.copy(tmp_path))
-    judging, _ = run_record.evaluator(exp)
+    evaluator, _ = run_record.evaluator(exp)
     drawn = variants.draw(exp.pipeline.generator(), trained.weights("0.9"), 360, 0, Bar())
-    found = base.compute_in_runs(judging, judging.look(drawn[0]), drawn[1], 355)
+    found = base.compute_in_runs(evaluator, evaluator.extract(drawn[0]), drawn[1], 355)
     in_runs = {name: stats["mean"] for name, stats in record["in_runs_of_the_floor"].items()}
     assert in_runs == pytest.approx(found, rel=1e-6)
     assert in_runs["fd"] != record["measures"]["fd"]["mean"] and record["floor_samples"] == 355
@@ -331,7 +331,7 @@ def test_samples_that_cannot_be_judged_are_told_in_a_sentence(tmp_path):
         "absent.npz": "evaluate.samples = .*absent.npz: cannot be read",
         "empty": "evaluate.samples = .*empty': holds no images",
         "float.npz": "arr_0 is float32 of shape .*; must be pictures, uint8",
-        "few.npz": "3 samples are too few to judge",
+        "few.npz": "3 samples are too few to evaluate",
         "large.npz": r"evaluate.features: pictures are \[16, 16, 1\]: must have 64 values",
     }.items():
         with pytest.raises(UserError, match=sentence):
@@ -367,7 +367,7 @@ def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_pa
 
 
 def test_a_damaged_result_is_made_again_and_a_whole_one_is_not(judged, tmp_path, capsys):
-    job = evaluate._Evaluation(tmp_path, judge=judged[0], settings={"a": (1, 2)}, num=20)
+    job = evaluate._Evaluation(tmp_path, evaluator=judged[0], settings={"a": (1, 2)}, num=20)
     assert job.done() is None
     spread = {"fd": {"mean": 1.0, "std": 0.5}, "recall": {"mean": 0.5, "std": 0.0}}
     whole = {"measures": spread, "each": [{"fd": 1.0}], "samples": 20, "of": "20 samples"}

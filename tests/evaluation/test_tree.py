@@ -260,12 +260,12 @@ def test_each_panel_is_titled_with_its_name_and_its_outlier_rate(monkeypatch, tm
 
 
 def test_the_judge_of_a_density_finds_exact_samples_faultless_and_noise_not():
-    judge = DensityEvaluator(TREE, TREE.held_out())
+    evaluator = DensityEvaluator(TREE, TREE.held_out())
     points, labels = TREE.sample(4000, seed=9)
     samples = points.reshape(-1, 1, 1, 2).astype(np.float32)
-    good = judge.measure(judge.look(samples), labels)
+    good = evaluator.compute(evaluator.extract(samples), labels)
     assert good["outliers"] < 0.02 and good["recall"] > 0.94
-    half = judge.measure(judge.look(samples * [1.0, 0.5]), labels)
+    half = evaluator.compute(evaluator.extract(samples * [1.0, 0.5]), labels)
     assert half["outliers"] > 0.5 and half["recall"] < good["recall"] - 0.1
 
 

@@ -45,7 +45,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
     exp = experiment.experiment(run_config.parse(settings(), jax.device_count()))
     c = exp.config
     _, params = run_record.load_weights(exp, workdir)
-    judging, _ = run_record.evaluator(exp)
+    evaluator, _ = run_record.evaluator(exp)
     [row] = [row for row in rows if row["candidate"] == {"ig.scale": 3.0}]
     guidances, sampler = search.apply(c.sample, Candidate.of(row["candidate"]))
 
@@ -56,7 +56,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
         images, labels = variants.draw(
             exp.pipeline.generator(), params, 20, value["seed"], Bar(), guidances=guidances
         )
-        found = judging.measure(judging.look(images), labels)
+        found = evaluator.compute(evaluator.extract(images), labels)
         assert found == {k: v for k, v in value.items() if k != "seed"}
     assert sampler == c.sample.sampler
 

@@ -139,7 +139,7 @@ class ImageFolder(Cropped):
         return _Unlabelled(self.path, self.size, 1)
 
     def summary(self) -> str:
-        """What was found, in a line."""
+        """Number of images and classes, in a line."""
         return f"{len(self):,} pictures, {self._opened.classes.about}, in {self.path}"
 
     def __len__(self) -> int:

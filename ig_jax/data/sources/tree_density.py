@@ -203,7 +203,7 @@ class Tree:
     def is_outlier(
         self, points: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, "n"]
     ) -> Bool[np.ndarray, "n"]:
-        """Whether the density of its class at a point is below the 1 % quantile of that class."""
+        """Returns whether the density of a point's class there is below its 1 % quantile."""
         # Negated, so that a point that is not finite is an outlier.
         return ~(self.log_density(points, labels) >= self.threshold())
 

@@ -1,4 +1,4 @@
-"""What the JSON files of a TensorFlow Datasets folder say: its splits, and what an example holds.
+"""The JSON files of a TensorFlow Datasets folder: its splits, and the features of an example.
 
 TFDS itself imports whatever module these files name (`pythonClassName`), here and in features
 within features, and reads what their fields point to. So they are read here, into the few words
@@ -37,7 +37,7 @@ MOST_VALUES = 2**26  # of one tensor; a latent has some thousands
 
 @dataclass(frozen=True)
 class Feature:
-    """What an example holds under one name, as far as it is read here."""
+    """One feature of an example, as far as it is read here."""
 
     kind: str  # Tensor, Image, ClassLabel, Text, ...
     shape: tuple[int | None, ...]  # None: any size

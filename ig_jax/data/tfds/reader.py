@@ -69,7 +69,7 @@ class Split:
         return f"{shard.file.name}:{record}"
 
     def place(self, index: int) -> str:
-        """What to call an example when talking to the user."""
+        """Name of an example in messages."""
         shard, record = self._locate(index)
         return f"{shard.file}: record {record}"
 
@@ -117,7 +117,7 @@ class Split:
 
 
 class OfSplit(ABC):
-    """What sources share that are a split of a data set: `path`, `split`, and access to both."""
+    """Base of sources that are a split of a data set: `path`, `split`, and access to both."""
 
     path: str
     split: str

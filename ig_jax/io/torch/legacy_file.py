@@ -64,7 +64,7 @@ def _header_pickle(mapped: mmap.mmap) -> Any:
 
 
 class _Reference(NamedTuple):
-    """What a persistent id says: a storage, and the part of it that is meant, in elements."""
+    """A persistent id: a storage, and the part of it that is meant, in elements."""
 
     key: str
     dtype: np.dtype

@@ -1,4 +1,4 @@
-"""What PyTorch's names in a pickle stand for here: storages, the tensors over them, parameters.
+"""PyTorch's names in a pickle as NumPy: storages, the tensors over them, parameters.
 
 A tensor is a view of a storage: an offset, a size and a stride per axis, all counted in elements;
 two tensors may share a storage. The names in `STORAGES` and `MAKERS` are those of PyTorch that are

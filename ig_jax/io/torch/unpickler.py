@@ -47,7 +47,7 @@ class Name:
 
 
 class Record(Mapping):
-    """What an argparse.Namespace held, by name; read-only."""
+    """Contents of an argparse.Namespace, by name; read-only."""
 
     def __init__(self) -> None:
         self._fields: dict[str, Any] = {}
@@ -66,7 +66,7 @@ class Record(Mapping):
 
 
 class Stateful(ABC):
-    """What a maker may return to be given the state that the pickle has of it."""
+    """Base of what a maker returns to be given the state that the pickle has of it."""
 
     @abstractmethod
     def set_state(self, state: Any) -> None: ...
@@ -133,7 +133,7 @@ def _dotted(file: io.BytesIO | mmap.mmap) -> str:
 
 
 def leaves(value: Any, most: int) -> Iterator[Any]:
-    """What lies in a value's dicts, lists, tuples, sets and Records, met as often as it is held.
+    """Yields what a value's dicts, lists, tuples, sets and Records hold, as often as it is held.
 
     Raises:
       UserError: it is nested too deep, or copying it as it is walked would cost more than `most`.
@@ -216,7 +216,7 @@ class _Machine:
         self._allowed = self._charged = 0
 
     def allow(self, cost: int) -> None:
-        """How much all steps so far and the next may cost."""
+        """Sets how much all steps so far and the next may cost."""
         self._allowed = cost
 
     def _charge(self, cost: int) -> None:
