@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import compiled
 import cpu_devices
 
 os.environ["XLA_FLAGS"] = cpu_devices.xla_flags(2)
 os.environ["JAX_PLATFORMS"] = "cpu"
+compiled.quickly()
 
 import jax
 import pytest
