@@ -18,7 +18,7 @@ demo: .venv/.installed ## train, sample and evaluate on the digits, on any machi
 	$(python) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo
 
 test: .venv/.installed-test ## run the tests; ARGS="..." goes to pytest
-	$(python) -m pytest -n auto --dist loadfile $(ARGS)
+	$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: .venv/.installed-test ## run the tests that take minutes
 	$(python) -m pytest -m slow $(ARGS)

@@ -3,16 +3,33 @@
 import os
 from pathlib import Path
 
+import compiled
 import cpu_devices
 
 os.environ["XLA_FLAGS"] = cpu_devices.xla_flags(2)
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A core is for a worker: threads of two workers that wait for each other burn both.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+compiled.quickly()
 
 import jax
 import pytest
 from places import GOLDEN
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Begun first, the longest before the others, so that no worker is left alone with one of them.
+LONGEST = (
+    *("test_pages", "test_sharding", "test_processes", "test_killed", "test_chaos", "test_storage"),
+    *("test_prepare", "test_import", "test_evaluate", "test_train", "test_search", "test_readme"),
+    *("test_codecs", "test_reference_mode", "test_benchmarks", "test_checkpoint_faults"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the order of LONGEST, then as they were."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,7 +5,6 @@ Integrals are sums over a grid finer than the narrowest Gaussian, which are then
 
 import numpy as np
 import pytest
-import tiny  # noqa: F401 - sets up the shared cache of compiled programs
 from matplotlib.figure import Figure
 from PIL import Image
 

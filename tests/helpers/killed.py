@@ -13,10 +13,13 @@ import json
 import os
 from pathlib import Path
 
+import compiled
 import numpy as np
-from jobs import ROOT, Run  # first: it finds ig_jax
 
-import tiny  # noqa: F401, isort: skip, its cache of compiled programs
+# ruff: noqa: E402, jax reads this when it is imported
+compiled.quickly()
+
+from jobs import ROOT, Run
 
 PATIENCE = 1500.0
 PLACES = {"sample": "samples", "evaluate": "evaluations"}

@@ -1,13 +1,10 @@
 """The smallest run that has every part: what the tests of the programs train, sample and judge.
 
 Also a config file for the command line, `--config=tests/helpers/tiny.py`, so that a test can start
-the very same run in a process of its own. Compiling is most of what such a run costs: all of them,
-in all processes of one test session, share one cache of compiled programs, made without the
-optimisations that so small a network never repays.
+the very same run in a process of its own.
 """
 
 import atexit
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,17 +26,6 @@ from ig_jax.training import trainer
 from ig_jax.types import Params
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = "JAX_COMPILATION_CACHE_DIR"
-
-if CACHE not in os.environ:
-    os.environ[CACHE] = tempfile.mkdtemp(prefix="ig_jax_compiled_")
-    atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
-# The environment is for the processes that tests start: here jax has read it already.
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 def get_config() -> ConfigDict:

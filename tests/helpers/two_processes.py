@@ -13,10 +13,13 @@ import signal
 import sys
 from pathlib import Path
 
-from jobs import ROOT, Run  # first: it finds ig_jax
+import compiled
+import cpu_devices
 
-import cpu_devices  # isort: skip
-import tiny  # noqa: F401, isort: skip, its cache of compiled programs
+# ruff: noqa: E402, jax reads this when it is imported
+compiled.quickly()
+
+from jobs import ROOT, Run
 
 PATIENCE = 1500.0
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import lively
 import numpy as np
 import pytest
-import tiny  # noqa: F401 - sets up the shared cache of compiled programs
 from places import KEYS
 from published_networks import config_of, dit, sit
 from safetensors.numpy import load_file, save_file

@@ -9,7 +9,6 @@ import functools
 import lively
 import numpy as np
 import pytest
-import tiny  # noqa: F401 - sets up the shared cache of compiled programs
 from published_variants import (
     AP_HEAD,
     CLASSES,

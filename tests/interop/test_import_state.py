@@ -15,7 +15,6 @@ import lively
 import numpy as np
 import optax
 import pytest
-import tiny  # noqa: F401 - sets up the shared cache of compiled programs
 from published_networks import config_of, dit, sit
 from published_optimizers import (
     ADAMW,
