@@ -27,6 +27,7 @@ from ig_jax.interop.declared import Declared
 from ig_jax.interop.detect import detect
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.programs import export_checkpoint, import_checkpoint
 
 KEYS = Path(__file__).parent / "golden" / "keys"
@@ -45,7 +46,7 @@ def dit(**changes):
     Both have as many more output channels behind those of each pixel of a patch.
     """
     net = lively.make(qk_norm=True, mlp_ratio=4.0, **({"readouts": ()} | changes))
-    net = DiT(net.settings, net.side, net.channels, net.num_classes)
+    net = Network(DiT, net.settings, net.side, net.channels, net.num_classes)
     params = lively.parameters(net)
     return net, params, parameter_names.to_published(params)
 
@@ -69,7 +70,7 @@ def test_a_lightningdit_says_its_options():
     rest = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1}
     options = {"swiglu": True, "rope": False, "rms_norm": True, "shift": False, "qk_norm": True}
     settings = LightningDiTSettings(**kinds, **rest, **options, readouts=())
-    net = LightningDiT(settings, 4, 5, 7)
+    net = Network(LightningDiT, settings, 4, 5, 7)
     found = detect(parameter_names.to_published(lively.parameters(net)))
     assert found.model == {"name": "lightningdit", **kinds, **rest, **options, "readouts": ()}
     assert (found.side, found.channels, found.classes) == (4, 5, 7)

@@ -19,6 +19,7 @@ from ig_jax.interop.declared import Declared
 from ig_jax.interop.detect import detect
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SIZES, SiT, SiTSettings
 
 KEYS = Path(__file__).parent / "golden" / "keys"
@@ -78,7 +79,7 @@ def make_lightningdit(
         rms_norm=True,
         shift=True,
     )
-    net = LightningDiT(settings, side, channels=channels, num_classes=classes)
+    net = Network(LightningDiT, settings, side, channels=channels, num_classes=classes)
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
