@@ -16,13 +16,14 @@ from ig_jax import prng
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.config.run_config import Config, parse
 from ig_jax.models import MODELS
+from ig_jax.models.network import Network
 from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS, ema, skip_spikes
 from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel import collectives, partitioning
 from ig_jax.parallel.mesh import local_mesh, make_mesh, replicated
-from ig_jax.types import DTYPES, NetFn, Params
+from ig_jax.types import DTYPES, Params
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Experiment:
         return self.config.sample.batch_size * self.own_mesh.size // self.mesh.size
 
     @cached_property
-    def net(self) -> NetFn:
+    def net(self) -> Network:
         name = self.config.raw["model"]["name"]
         _, network = MODELS[name]
         side, _, channels = self.config.latent_shape
@@ -68,7 +69,7 @@ class Experiment:
     def split_objective(self) -> Objective:
         """As `objective`, for parameters that devices share."""
         dtype = DTYPES[self.config.model.dtype]
-        gather = collectives.gather(self.mesh, self.abstract_params, dtype)
+        gather = collectives.gather(self.mesh, self.net.axes, self.abstract_params, dtype)
         return replace(self.objective, net=replace(self.net, gather=gather))
 
     @cached_property
@@ -84,7 +85,7 @@ class Experiment:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         _, build = OPTIMIZERS[self.config.raw["optim"]["name"]]
-        share = collectives.share_out(self.mesh)
+        share = collectives.share_out(self.mesh, self.net.axes)
         optimizer = build(self.config.optim, self.total_steps, share)
         factor = self.config.train.spike_factor
         return skip_spikes(optimizer, factor) if factor else optimizer
@@ -107,7 +108,7 @@ class Experiment:
         Raises:
           UserError: a parameter cannot be split as the mesh asks.
         """
-        return partitioning.abstract(self.mesh, jax.eval_shape(self.fresh_state))
+        return partitioning.abstract(self.mesh, self.net.axes, jax.eval_shape(self.fresh_state))
 
     @property
     def weights_here(self) -> Params:

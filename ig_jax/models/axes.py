@@ -1,9 +1,12 @@
 """Logical axis names of parameters: what each axis of an array counts.
 
-A parameter is named where it is created: `nnx.Param` keeps the names as its `out_sharding`
-metadata, which `nnx.vmap` extends and `nnx.get_partition_spec` reads. How arrays are split over
-devices, which of them are matrices to Muon, and how many FLOPs they cost follow from the names
-(`parallel/partitioning.py`, `optim/matrix_axes.py`, `monitoring/flops.py`).
+A parameter is named where it is created: `nnx.Param` keeps the names as its metadata `axis_names`,
+to which `nnx.vmap` adds that of a stack. How arrays are split over devices, which of them are
+matrices to Muon, and how many FLOPs they cost follow from the names (`parallel/partitioning.py`,
+`optim/matrix_axes.py`, `monitoring/flops.py`).
+
+Flax's own metadata `out_sharding` is left alone: under a mesh Flax takes its names for those of the
+mesh's axes, and places every array as it is created.
 
 Kernels are laid out inputs first, then outputs, and one of the two is the width of the residual
 stream or of the conditioning vector. Biases carry the names of the outputs they are added to.
@@ -17,6 +20,8 @@ from typing import Any
 from flax import nnx
 
 LAYERS = "layers"  # the blocks of a stack
+# How `nnx.vmap` names the axis along which it stacks modules.
+STACKED = {nnx.PARTITION_NAME: LAYERS, "axis_names": LAYERS}
 EMBED = "embed"  # width of the residual stream
 CONDITION = "condition"  # width of the conditioning vector
 TIME_FEATURES = "time_features"
@@ -39,8 +44,6 @@ Axes = Mapping[str, tuple[str, ...]]  # dotted path of a parameter -> names of i
 def named(*names: str) -> dict[str, Any]:
     """Metadata of an `nnx.Param` whose axes have these names.
 
-    The array stays where it is created: placing it is up to the program, which may have no mesh.
-
     Raises:
       ValueError: a name is not in `NAMES`.
     """
@@ -50,7 +53,7 @@ def named(*names: str) -> dict[str, Any]:
             f"{unknown[0]!r} names no axis: add it to NAMES in ig_jax/models/axes.py, or use one "
             f"of {', '.join(sorted(NAMES))}"
         )
-    return {"out_sharding": names, "eager_sharding": False}
+    return {"axis_names": names}
 
 
 def linear(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -69,7 +72,7 @@ def of_module(module: nnx.Module) -> Axes:
     """
     found = {}
     for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        dotted, names = ".".join(map(str, path)), param.get_metadata("out_sharding", None)
+        dotted, names = ".".join(map(str, path)), param.get_metadata("axis_names", None)
         shape = param.get_value().shape
         if names is None or len(names) != len(shape):
             raise ValueError(

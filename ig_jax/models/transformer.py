@@ -189,7 +189,7 @@ class Transformer(nnx.Module):
         self.t_embedder = embed.TimeEmbed(width, scale=settings.time_scale, rngs=rngs)
         self.y_embedder = embed.LabelEmbed(num_classes, width, rngs=rngs)
         # One stack [depth, ...] a matrix.
-        self.blocks = nnx.vmap(block, transform_metadata={nnx.PARTITION_NAME: axes.LAYERS})(
+        self.blocks = nnx.vmap(block, transform_metadata=axes.STACKED)(
             jax.random.split(block_key, settings.depth)
         )
         self.heads = nnx.Dict(
