@@ -3,17 +3,18 @@
 import os
 from pathlib import Path
 
+import compiled
 import cpu_devices
 
 os.environ["XLA_FLAGS"] = cpu_devices.xla_flags(2)
 os.environ["JAX_PLATFORMS"] = "cpu"
+compiled.quickly()
 
 import jax
 import pytest
+from places import GOLDEN
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

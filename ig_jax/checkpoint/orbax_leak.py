@@ -4,7 +4,8 @@ tensorstore (seen in 0.1.72 to 0.1.86) never frees the names in a dict that it m
 `Spec.to_json` and `experimental_collect_matching_metrics` lose about 130 bytes a name. Orbax
 (0.12.8) calls the first for each array of each save, to learn what it has just written into the
 spec, and the second for each item, to log a rate; 131 arrays lose 0.13 MiB a save. Here both are
-answered without tensorstore. `tests/test_checkpoint_leak.py` fails where that no longer helps.
+answered without tensorstore. `tests/checkpoint/test_checkpoint_leak.py` fails where that no longer
+helps.
 """
 
 from __future__ import annotations

@@ -1,0 +1,29 @@
+"""Compiling, most of what tests cost: fewer optimisations, and every program once a session.
+
+Settings go through the environment, so that they hold in the processes that tests start as well.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def quickly() -> None:
+    """Before jax is imported: without the optimisations that programs this small never repay.
+
+    All processes started from here on share one cache of compiled programs, which goes with this
+    one, so that nothing of another session is trusted.
+    """
+    if CACHE not in os.environ:
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="ig_jax_compiled_")
+        atexit.register(_remove, os.environ[CACHE], os.getpid())
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:  # a fork ends earlier
+        shutil.rmtree(folder, ignore_errors=True)

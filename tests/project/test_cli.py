@@ -1,0 +1,341 @@
+"""The command line: what is printed, what is written, and that every mistake is one sentence.
+
+Most cases run in this process, through the functions that `python main.py` is made of; a few start
+the real program.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+from absl.testing import flagsaver
+
+import main
+from ig_jax.data.sources.digits import Digits
+from ig_jax.programs import dry_run
+
+CONFIGS = sorted(
+    str(path.relative_to(tiny.ROOT))
+    for path in (tiny.ROOT / "configs").glob("*.py")
+    if path.name not in ("__init__.py", "base.py")
+)
+TINY, DIGITS = "--config=tests/helpers/tiny.py", "--config=configs/digits.py"
+
+# ml_collections reads a config file in a way that Python 3.12 no longer has.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A finished run, made before a test listens to what is printed."""
+    return tiny.trained()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs `python main.py *arguments` in this process; gives status, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        # ml_collections looks for --config.field=value here, not in what absl is given.
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        monkeypatch.chdir(tiny.ROOT)
+        with flagsaver.flagsaver():
+            try:
+                main.main(main.parse_flags(sys.argv))
+                status = 0
+            except SystemExit as end:
+                status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def program(*arguments: str, cwd=tiny.ROOT) -> subprocess.CompletedProcess:
+    """Runs the real program in a process of its own."""
+    command = [sys.executable, str(tiny.ROOT / "main.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+def assert_one_sentence(status: int, err: str, *parts: str) -> None:
+    assert status == 2
+    assert len(err) < 1000
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert "Traceback" not in err and "\\n" not in err, err
+    for part in parts:
+        assert part in err
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+# Arguments, and what the sentence must hold.
+MISTAKES = {
+    "unknown_key": (
+        [DIGITS, "--config.model.dept=3"],
+        ["model.dept: unknown field", "did you mean 'depth'"],
+    ),
+    "unknown_section": (
+        [DIGITS, "--config.modle.depth=3"],
+        ["modle.depth: unknown field", "did you mean 'model'"],
+    ),
+    "key_like_no_other": (
+        [DIGITS, "--config.model.zzz=3"],
+        ["model.zzz: unknown field", "configs/base.py shows every field"],
+    ),
+    "key_below_a_number": ([DIGITS, "--config.model.depth.x=1"], ["model.depth.x: unknown field"]),
+    "word_for_a_number": ([DIGITS, "--config.model.depth=deep"], ["config.model.depth", "'deep'"]),
+    "fraction_for_a_number": (
+        [DIGITS, "--config.model.depth=2.5"],
+        ["config.model.depth", "'2.5'"],
+    ),
+    "number_for_a_flag": ([DIGITS, "--config.model.qk_norm=7"], ["config.model.qk_norm", "'7'"]),
+    "number_for_a_section": ([DIGITS, "--config.model=3"], ["--config.model=3"]),
+    "broken_rule": ([DIGITS, "--config.model.hidden_size=50"], ["model.hidden_size = 50: must be"]),
+    "two_mistakes": (
+        [DIGITS, "--config.train.steps=0", "--config.train.batch_size=0"],
+        ["train."],
+    ),
+    "no_config": ([], ["--config is missing", "--config=configs/digits.py"]),
+    "missing_file": (["--config=configs/nope.py"], ["--config=configs/nope.py", "configs/"]),
+    "folder_for_a_file": (["--config=configs"], ["--config=configs"]),
+    "argument_not_taken": ([f"{DIGITS}:large"], ["--config=configs/digits.py:large"]),
+    "unknown_flag": ([DIGITS, "--stepz=3"], ["stepz"]),
+    "bad_mode": ([DIGITS, "--mode=draw"], ["--mode=draw", "train|sample|evaluate|search|demo"]),
+    "method_for_a_section": (
+        [DIGITS, "--config.search.space.values.cfg.scale=3"],
+        ["search.space.values.cfg.scale: cannot be set on the command line"],
+    ),
+    "below_a_text": ([DIGITS, "--config.model.name.x=1"], ["model.name.x: no such field"]),
+    "index_of_a_number": ([DIGITS, "--config.seed[0]=1"], ["seed[0]: no such field"]),
+    "value_of_many_digits": (
+        [DIGITS, f"--config.seed={'9' * 5000}"],
+        [f"flag --config.seed={'9' * 180}", "9... "],
+    ),
+    "bytes_for_a_flag": ([DIGITS, "--config.model.qk_norm=\udcff\x1b"], ["=\\udcff\\x1b"]),
+    "text_for_a_section": ([DIGITS, "--config.optim.name={}"], ["optim.name = '{}': no such name"]),
+    "stray_word": ([DIGITS, "train"], ["'train' is not a flag", "--mode="]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_on_the_command_line_is_told_in_one_sentence(call, arguments, parts):
+    status, out, err = call(*arguments)
+    assert_one_sentence(status, err, *parts)
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("raise ValueError('broken here')", "import not_there", "def get_config(:"),
+        *("def get_config(): raise TypeError('mine')", "def get_config(): return 3"),
+    ],
+)
+def test_a_config_file_that_fails_says_what_failed_in_one_sentence(call, tmp_path, text):
+    (tmp_path / "broken.py").write_text(text + "\n")
+    status, _, err = call(f"--config={tmp_path}/broken.py")
+    assert_one_sentence(status, err, "broken.py")
+
+
+def test_a_config_file_that_returns_nothing_is_told(call, tmp_path):
+    (tmp_path / "empty.py").write_text("def get_config(): pass\n")
+    status, _, err = call(f"--config={tmp_path}/empty.py", "--verbosity=-3")
+    assert status == 2
+    assert f"error: --config={tmp_path}/empty.py: its get_config() returns nothing\n" in err
+
+
+@pytest.mark.parametrize("mode", ["train", "demo"])
+def test_a_workdir_below_a_file_is_refused_by_name(call, tmp_path, mode):
+    (tmp_path / "file").touch()
+    status, _, err = call(TINY, f"--workdir={tmp_path}/file/run", f"--mode={mode}")
+    assert_one_sentence(status, err, f"{tmp_path}/file/run: cannot be written to", "name another")
+
+
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+@pytest.mark.parametrize("folder", ["", "checkpoints"])
+def test_without_a_checkpoint_there_is_nothing_to_sample(call, tmp_path, mode, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    status, _, err = call(TINY, f"--workdir={tmp_path}", f"--mode={mode}")
+    assert_one_sentence(status, err, str(tmp_path), "--mode=train")
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "demo"])
+def test_the_workdir_of_another_model_is_refused_by_field_and_left_alone(
+    trained, call, tmp_path, mode
+):
+    workdir = trained.copy(tmp_path)
+    before = contents(workdir)
+    status, _, err = call(
+        TINY, f"--workdir={workdir}", f"--mode={mode}", "--config.model.num_heads=4"
+    )
+    assert_one_sentence(status, err, "model.num_heads: 2 there, 4 here", "another --workdir")
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=1",
+        "process.path=cosine",
+        "data.source.split=held_out",
+        "objective.label_drop=0.5",
+        "train.batch_size=8",
+    ],
+)
+def test_a_run_is_not_continued_with_what_would_make_it_another(trained, call, tmp_path, change):
+    status, _, err = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.{change}")
+    field, _, value = change.partition("=")
+    assert_one_sentence(status, err, f"{field}: ", value, " here): use its settings")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["model.unroll=2", "model.remat=full", "train.steps_per_dispatch=1", "log.every_steps=1"],
+)
+def test_a_run_is_continued_with_what_only_changes_its_pace(trained, call, tmp_path, change):
+    status, out, _ = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.{change}")
+    assert status == 0
+    assert f"resuming {tmp_path} at step 24" in out
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ("learning_rate=0.5", "optim.learning_rate: 0.003 before, 0.5 from step 24 on"),
+        ("clip_norm=2.0", "optim.clip_norm: 1.0 before, 2.0 from step 24 on"),
+        ("schedule=linear", "the learning rate jumps from 0.003 to 0 at step 24: optim.schedule"),
+    ],
+)
+def test_a_run_is_continued_with_other_updates_and_says_so(trained, call, tmp_path, change, told):
+    status, out, _ = call(TINY, f"--workdir={trained.copy(tmp_path)}", f"--config.optim.{change}")
+    assert status == 0
+    assert f"resuming {tmp_path} at step 24" in out
+    assert len([line for line in out.splitlines() if line.startswith(told)]) == 1
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused(call, tmp_path):
+    status, _, err = call(TINY, f"--workdir={tmp_path}", "--config.train.batch_size=2000")
+    assert_one_sentence(
+        status, err, "train.batch_size = 2000", f"the {len(Digits('train'))} examples"
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_passes_a_dry_run_that_writes_nothing(call, tmp_path, config):
+    status, out, err = call(f"--config={config}", f"--workdir={tmp_path}/run", "--dry_run")
+    assert status == 0, err
+    assert re.search(r"^total +[\d,]+ +[\d.]+$", out, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_shows_parameters_and_guidance_of_every_step(call, tmp_path):
+    status, out, _ = call(
+        *(TINY, "--dry_run", f"--workdir={tmp_path}/run"),
+        *("--config.sample.sampler.num_steps=4", "--config.sample.cfg.high=0.5"),
+    )
+    exp = tiny.experiment()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(exp.abstract_params))
+    assert status == 0
+    assert re.search(rf"^total +{parameters:,} ", out, re.MULTILINE)
+    table = out[out.index("t_next") :].splitlines()[1:]
+    assert [line.split(maxsplit=3) for line in table] == [
+        ["0", "1.0000", "0.7500", "ig 2"],
+        ["1", "0.7500", "0.5000", "ig 2"],
+        ["2", "0.5000", "0.2500", "ig 2, cfg 1.2"],
+        ["3", "0.2500", "0.0000", "ig 2, cfg 1.2"],
+    ]
+    assert re.search(
+        r"Euler, 4 steps, 6 network evaluations a sample, [\d.]+ [MG]FLOP; t = 1 is", out
+    )
+    assert "loss/flow" in out and "loss/internal_guidance" in out
+
+
+def described(changes) -> tuple[str, list[list[str]]]:
+    """What a dry run says of sampling, and the rows of its table."""
+    text = dry_run.describe(tiny.experiment(changes))
+    about = text[text.index("sampling: ") :].splitlines()
+    return about[0], [line.split(maxsplit=3) for line in about[2:]]
+
+
+UNGUIDED = {"sample.ig.scale": 1.0, "sample.cfg.scale": 1.0}
+
+
+def test_a_dry_run_counts_the_second_evaluation_of_heun2_as_guided_at_its_own_time():
+    sampler = {"sample.sampler": {"name": "heun2", "num_steps": 2}, "sample.cfg.low": 0.5}
+    about, table = described(sampler)
+    # At 1, 1/2, 1/2 both branches, at 0 one.
+    assert about.startswith("sampling: Heun2, 2 steps, 7 network evaluations a sample,")
+    assert [row[3] for row in table] == ["ig 2, cfg 1.2"] * 2
+
+
+def test_a_dry_run_shows_the_pieces_of_a_sampler_that_chooses_its_steps():
+    sampler = {"sample.sampler": {"name": "dopri5", "num_steps": 9}, "sample.ig.low": 0.25}
+    about, table = described({**UNGUIDED, **sampler, "sample.ig.scale": 3.0})
+    assert "Dopri5, at most 9 steps of its own choice on each line below" in about
+    assert table == [["0", "1.0000", "0.2500", "ig 3"], ["1", "0.2500", "0.0000", "off"]]
+
+
+def test_a_dry_run_shows_shifted_times():
+    _, table = described({**UNGUIDED, "sample.time_shift": 2.0})
+    assert table == [
+        ["0", "1.0000", "0.8000", "off"],
+        ["1", "0.8000", "0.5000", "off"],
+        ["2", "0.5000", "0.0000", "off"],
+    ]
+
+
+def test_the_workdir_holds_what_made_the_run(trained):
+    record = json.loads((trained.workdir / "config.json").read_text())
+    assert record["config"]["model"]["hidden_size"] == 16
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["command"]
+
+
+def test_the_default_workdir_is_named_after_the_config_and_its_argument():
+    assert main.run.default_workdir("configs/digits.py") == "runs/digits"
+    assert main.run.default_workdir("configs/digits.py:large") == "runs/digits-large"
+
+
+def test_the_program_tells_a_dry_run_on_stdout_and_ends_with_0(tmp_path):
+    done = program(f"--config={tiny.ROOT}/configs/digits.py", "--dry_run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "total" in done.stdout and "t_next" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", ["missing_file", "unknown_key", "broken_rule"])
+def test_the_program_ends_with_2_and_one_sentence(case):
+    arguments, parts = MISTAKES[case]
+    done = program(*arguments)
+    assert_one_sentence(done.returncode, done.stderr, *parts)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "demo", "import", "export"])
+def test_a_backend_that_is_not_there_is_told_in_every_mode(call, monkeypatch, tmp_path, mode):
+    def devices():
+        raise AssertionError  # as jax does of a cuda that is not installed
+
+    monkeypatch.setattr(jax, "devices", devices)
+    jobs = {"import": ["--checkpoint=x.pt"], "export": ["--output=x.safetensors"]}
+    arguments = jobs.get(mode, [TINY])
+    status, _, err = call(*arguments, f"--workdir={tmp_path}/run", f"--mode={mode}")
+    assert_one_sentence(status, err, "JAX_PLATFORMS=cpu: jax cannot start there", "unset it")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_tells_a_backend_that_jax_does_not_know(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    done = program(DIGITS, "--dry_run")
+    assert_one_sentence(done.returncode, done.stderr, "JAX_PLATFORMS=nonsense: ", "pip install")

@@ -1,0 +1,115 @@
+"""Every config of configs/ parses, traces and says what it reproduces; presets are as published."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+from places import ROOT
+
+from ig_jax import experiment as build
+from ig_jax import guidance, pytree
+from ig_jax.config import run_config
+from ig_jax.generation import plan as generator
+from ig_jax.programs import dry_run
+
+FOLDER = ROOT / "configs"
+PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
+VARIANTS = {"digits": ["lightningdit", "accelerated"], "lightningdit_xl": ["no_cfg"]}
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PARTS)
+RUNS = [(name, *variant) for name in NAMES for variant in ((), *zip(VARIANTS.get(name, [])))]
+
+
+def experiment(name: str, *variant: str) -> build.Experiment:
+    module = importlib.import_module(f"configs.{name}")
+    parsed = run_config.parse(module.get_config(*variant), jax.device_count())
+    return build.experiment(parsed)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=":".join)
+def test_every_config_traces_its_training_step_and_its_sampler(run):
+    text = dry_run.describe(experiment(*run))
+    assert "training:" in text and "network evaluations a sample" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_says_how_it_is_started(name):
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python main.py --config=configs/{name}.py" in text
+    if name not in ("digits", "tree"):
+        assert "Reproduces:" in text and "GPU hours" in text
+
+
+@pytest.mark.parametrize("name", ["digits", "lightningdit_xl"])
+def test_an_unknown_variant_is_told_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=f":nonsense is no variant.*known: .*{VARIANTS[name][0]}"):
+        importlib.import_module(f"configs.{name}").get_config("nonsense")
+
+
+# Parameters of the published models with one readout, pos_embed included.
+@pytest.mark.parametrize("name, count", [("sit_xl", 677_786_144), ("lightningdit_xl", 677_951_296)])
+def test_full_size_models_have_as_many_parameters_as_the_published(name, count):
+    assert pytree.count(experiment(name).abstract_params) == count
+
+
+def plan(name: str, *variant: str):
+    """Times, and the kinds that are on at each step's start."""
+    exp = experiment(name, *variant)
+    s = exp.config.sample
+    p = generator.plan(exp.config, s.sampler, s.guidances)
+    on = [stretch.on for stretch in p.cut for _ in range(stretch.start, stretch.stop)]
+    return np.array(p.grid), on, p, s
+
+
+# Config -> FID, labels, CFG and IG of the row that it says it reproduces (arXiv 2512.24176).
+ROWS = {
+    ("sit_b",): (16.19, "random", 1.0, 2.3),
+    ("sit_xl",): (1.46, "random", 1.35, 1.4),
+    ("lightningdit_xl",): (1.19, "random", 1.45, 1.4),
+    ("lightningdit_xl", "no_cfg"): (1.34, "random", 1.0, 1.7),
+}
+
+
+@pytest.mark.parametrize("run", [r for r in RUNS if r[0] not in ("digits", "tree")], ids=":".join)
+def test_a_config_is_set_to_the_row_that_it_names_or_says_that_there_is_none(run):
+    text = importlib.import_module(f"configs.{run[0]}").__doc__
+    s = experiment(*run).config.sample
+    if run not in ROWS:
+        assert "Reproduces: no published row" in text and "labels" in text and "CFG" in text
+        return
+    fid, labels, cfg, ig = ROWS[run]
+    assert (s.labels, s.cfg.scale, s.ig.scale) == (labels, cfg, ig)
+    words = " ".join(text.split())
+    for told in (f"FID {fid}", labels, f"IG {ig}", f"CFG {cfg}" if cfg != 1 else "CFG"):
+        assert told in words
+
+
+def test_sit_xl_is_sampled_as_published():
+    grid, on, _, s = plan("sit_xl")
+    np.testing.assert_allclose(grid, [*np.linspace(1, 0.04, 250), 0], rtol=1e-12)
+    assert [k for k in on] == [{"ig", "cfg"} if t <= 0.7 else {"ig"} for t in grid[:-1]]
+    assert (s.ig.scale, s.cfg.scale) == (1.4, 1.35)
+
+
+def test_sit_b_is_sampled_as_in_the_ablation():
+    grid, on, _, s = plan("sit_b")
+    assert on == [{"ig"} if t >= 0.3 else set() for t in grid[:-1]] and s.ig.scale == 2.3
+
+
+def test_lightningdit_xl_is_sampled_as_published():
+    grid, on, p, s = plan("lightningdit_xl")
+    # In their time: 125 points from noise to data, shifted by 0.3; CFG discarded below 0.19.
+    t = np.linspace(0, 1, 125)
+    theirs = 0.3 * t / (1 + (0.3 - 1) * t)
+    np.testing.assert_allclose(1 - grid, theirs, atol=1e-12)
+    assert on == [{"ig"} if t < 0.19 else {"ig", "cfg"} for t in theirs[:-1]]
+    assert (s.ig.scale, s.cfg.scale) == (1.4, 1.45)
+    # 248 calls there, each of both halves; here only the conditional one before CFG sets in.
+    cost = guidance.evaluations(p.cut, s.sampler.calls())
+    assert cost.network == 248 + sum(t >= 0.19 for t in [*theirs[:-1], *theirs[1:]])
+
+
+def test_lightningdit_xl_without_cfg_is_sampled_as_published():
+    _, on, p, s = plan("lightningdit_xl", "no_cfg")
+    assert set(on) == {frozenset({"ig"})} and s.ig.scale == 1.7
+    assert guidance.evaluations(p.cut, s.sampler.calls()).network == 248

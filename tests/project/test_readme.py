@@ -1,0 +1,105 @@
+"""Everything the README shows works: its commands, its examples, its links."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import commands
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from places import ROOT
+from readme import README, blocks, example
+
+from configs import digits
+from ig_jax import experiment
+from ig_jax.config import run_config
+from ig_jax.data import SOURCES
+from ig_jax.generation import batches, generator
+from ig_jax.objectives import TERMS
+from ig_jax.programs import dry_run
+from ig_jax.samplers import SAMPLERS
+from ig_jax.training import trainer
+
+
+def shown() -> list[list[str]]:
+    """The words of every command."""
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.split("\n")]
+    return [shlex.split(line) for line in lines if line]
+
+
+def is_program(words: list[str]) -> bool:
+    return words[:2] == ["python", "main.py"]
+
+
+def harmless(words: list[str]) -> list[str]:
+    """The command in the form that checks everything and computes nothing."""
+    if words[0] == "make":
+        return ["make", "--dry-run", *words[1:]]
+    if words[0] == "python" and words[1].startswith("benchmarks/"):
+        return [sys.executable, *words[1:], "--help"]
+    raise ValueError(f"README.md shows {words!r}, which no rule here knows how to try")
+
+
+def test_the_programs_of_the_readme_parse_and_trace():
+    dry = [[*words[2:], "--dry_run"] for words in shown() if is_program(words)]
+    for words, (status, _, err) in zip(dry, commands.run(dry, ROOT), strict=True):
+        assert status == 0, f"{words}: {err}"
+
+
+@pytest.mark.parametrize("words", [w for w in shown() if not is_program(w)], ids=" ".join)
+def test_command_of_the_readme_is_accepted(words):
+    done = subprocess.run(harmless(words), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_are_found():
+    assert len(shown()) >= 10 and sum(map(is_program, shown())) >= 8
+
+
+def tiny() -> ConfigDict:
+    c = digits.get_config()
+    c.model.depth, c.model.hidden_size, c.model.unroll = 3, 16, 1
+    c.train.steps, c.train.batch_size, c.train.steps_per_dispatch = 2, 4, 1
+    c.log.every_steps, c.log.samples_every_steps = 1, 0
+    c.sample.batch_size = 4
+    c.sample.sampler.num_steps = 2
+    return c
+
+
+def test_term_of_the_readme_trains(monkeypatch, tmp_path):
+    monkeypatch.setitem(TERMS, "huber", example("Huber"))
+    c = tiny()
+    c.objective.terms.huber = ConfigDict({"weight": 0.1, "delta": 1.0})
+    trainer.run(experiment.experiment(run_config.parse(c, jax.device_count())), tmp_path)
+    assert '"loss/huber"' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_sampler_of_the_readme_samples(monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "midpoint", example("Midpoint"))
+    c = tiny()
+    c.sample.sampler = ConfigDict({"name": "midpoint", "num_steps": 3})
+    exp = experiment.experiment(run_config.parse(c, jax.device_count()))
+    assert "Midpoint, 3 steps, 10 network evaluations" in dry_run.describe(exp)
+    params = jax.jit(exp.net.init)(jax.random.key(0))
+    [(_, images, _)] = batches.batches(generator.Generator(exp), params, 0, np.arange(4))
+    assert images.shape == (4, 8, 8, 1)
+
+
+def test_source_of_the_readme_trains(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "pictures.npz", images=images, labels=np.arange(12) % 3)
+    monkeypatch.setitem(SOURCES, "npz", example("Npz"))
+    c = tiny()
+    c.data.source = ConfigDict({"name": "npz", "path": str(tmp_path / "pictures.npz")})
+    exp = experiment.experiment(run_config.parse(c, jax.device_count()))
+    assert exp.net.latent_shape == (4, 4, 3) and exp.num_classes == 3
+    assert trainer.run(exp, tmp_path / "run").finished
+
+
+def test_files_the_readme_links_to_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
