@@ -16,6 +16,7 @@ from ig_jax import prng
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.config.run_config import Config, parse
 from ig_jax.models import MODELS
+from ig_jax.models.axes import Axes
 from ig_jax.models.network import Network
 from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
@@ -51,6 +52,11 @@ class Experiment:
         return network(self.config.model, side, channels, self.num_classes)
 
     @property
+    def axes(self) -> Axes:
+        """Names of the axes of everything that is trained, by dotted path."""
+        return self.net.axes
+
+    @property
     def num_classes(self) -> int:
         return self.config.data.source.num_classes
 
@@ -69,7 +75,7 @@ class Experiment:
     def split_objective(self) -> Objective:
         """As `objective`, for parameters that devices share."""
         dtype = DTYPES[self.config.model.dtype]
-        gather = collectives.gather(self.mesh, self.net.axes, self.abstract_params, dtype)
+        gather = collectives.gather(self.mesh, self.axes, self.abstract_params, dtype)
         return replace(self.objective, net=replace(self.net, gather=gather))
 
     @cached_property
@@ -85,7 +91,7 @@ class Experiment:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         _, build = OPTIMIZERS[self.config.raw["optim"]["name"]]
-        share = collectives.share_out(self.mesh, self.net.axes)
+        share = collectives.share_out(self.mesh, self.axes)
         optimizer = build(self.config.optim, self.total_steps, share)
         factor = self.config.train.spike_factor
         return skip_spikes(optimizer, factor) if factor else optimizer
@@ -108,7 +114,7 @@ class Experiment:
         Raises:
           UserError: a parameter cannot be split as the mesh asks.
         """
-        return partitioning.abstract(self.mesh, self.net.axes, jax.eval_shape(self.fresh_state))
+        return partitioning.abstract(self.mesh, self.axes, jax.eval_shape(self.fresh_state))
 
     @property
     def weights_here(self) -> Params:

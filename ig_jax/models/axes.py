@@ -1,9 +1,8 @@
 """Logical axis names of parameters: what each axis of an array counts.
 
 A parameter is named where it is created: `nnx.Param` keeps the names as its metadata `axis_names`,
-to which `nnx.vmap` adds that of a stack. How arrays are split over devices, which of them are
-matrices to Muon, and how many FLOPs they cost follow from the names (`parallel/partitioning.py`,
-`optim/matrix_axes.py`, `monitoring/flops.py`).
+to which `nnx.vmap` adds that of a stack. How arrays are split over devices and how many FLOPs they
+cost follow from the names (`parallel/partitioning.py`, `monitoring/flops.py`).
 
 Flax's own metadata `out_sharding` is left alone: under a mesh Flax takes its names for those of the
 mesh's axes, and places every array as it is created.

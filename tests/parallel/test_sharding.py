@@ -443,10 +443,10 @@ def test_a_parameter_without_a_rule_is_named():
 
 def test_a_rule_that_matches_nothing_is_named(monkeypatch):
     exp = tiny.experiment()
-    assert partitioning.placements(exp.mesh, exp.net.axes, exp.abstract_params)
+    assert partitioning.placements(exp.mesh, exp.axes, exp.abstract_params)
     monkeypatch.setitem(partitioning.RULES, "experts", "tensor")
     with pytest.raises(UserError, match="rule 'experts' .* matches no parameter"):
-        partitioning.placements(exp.mesh, exp.net.axes, exp.abstract_params)
+        partitioning.placements(exp.mesh, exp.axes, exp.abstract_params)
 
 
 def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
