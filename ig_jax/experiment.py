@@ -19,6 +19,8 @@ from ig_jax.config.parser import make, named
 from ig_jax.config.run_config import Config, parse
 from ig_jax.errors import UserError, shown
 from ig_jax.models import MODELS
+from ig_jax.models.axes import Axes
+from ig_jax.models.network import Network
 from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS, ema, skip_spikes
@@ -26,7 +28,7 @@ from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel import collectives, partitioning
 from ig_jax.parallel.mesh import local_mesh, make_mesh, replicate_locally, replicated
 from ig_jax.pipeline import Pipeline
-from ig_jax.types import DTYPES, Codec, NetFn, Params
+from ig_jax.types import DTYPES, Codec, Params
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,16 @@ class Experiment:
         )
 
     @cached_property
-    def net(self) -> NetFn:
+    def net(self) -> Network:
         name = self.config.raw["model"]["name"]
         _, network = MODELS[name]
         side, _, channels = self.config.latent_shape
         return network(self.config.model, side, channels, self.num_classes)
+
+    @property
+    def axes(self) -> Axes:
+        """Names of the axes of everything that is trained, by dotted path."""
+        return self.net.axes
 
     @property
     def num_classes(self) -> int:
@@ -82,7 +89,7 @@ class Experiment:
     def split_objective(self) -> Objective:
         """As `objective`, for parameters that devices share."""
         dtype = DTYPES[self.config.model.dtype]
-        gather = collectives.gather(self.mesh, self.abstract_params, dtype)
+        gather = collectives.gather(self.mesh, self.axes, self.abstract_params, dtype)
         return replace(self.objective, net=replace(self.net, gather=gather))
 
     @cached_property
@@ -98,7 +105,7 @@ class Experiment:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         _, build = OPTIMIZERS[self.config.raw["optim"]["name"]]
-        share = collectives.share_out(self.mesh)
+        share = collectives.share_out(self.mesh, self.axes)
         optimizer = build(self.config.optim, self.total_steps, share)
         factor = self.config.train.spike_factor
         return skip_spikes(optimizer, factor) if factor else optimizer
@@ -121,7 +128,7 @@ class Experiment:
         Raises:
           UserError: a parameter cannot be split as the mesh asks.
         """
-        return partitioning.abstract(self.mesh, jax.eval_shape(self.fresh_state))
+        return partitioning.abstract(self.mesh, self.axes, jax.eval_shape(self.fresh_state))
 
     @property
     def replicated_params(self) -> Params:

@@ -41,6 +41,8 @@ class NetOutput:
     pred: Latents | Abstract  # what the process says the network predicts
     heads: Mapping[int, Latents | Abstract]  # readout depth -> early prediction; IG reads these
     features: Mapping[int, Tokens | Abstract]  # depth -> tokens after that block, only those tapped
+    # Where the log variance of an ancestral step lies between its bounds; None: not predicted.
+    variance: Latents | Abstract | None = None
 
 
 @runtime_checkable

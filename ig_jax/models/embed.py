@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ig_jax.models import layers
+from ig_jax.models import axes, layers
+from ig_jax.models.axes import CLASSES, CONDITION, EMBED, WINDOW
 from ig_jax.types import Labels, Latents, Times, Tokens
 
 TIME_FEATURES = 256
@@ -64,6 +65,7 @@ class PatchEmbed(nnx.Module):
             kernel_init=layers.xavier_flat,
             dtype=dtype,
             rngs=rngs,
+            **axes.linear((*WINDOW, "channels"), (EMBED,)),
         )
 
     def __call__(self, x: Latents) -> Tokens:
@@ -80,8 +82,16 @@ class TimeEmbed(nnx.Module):
 
     def __init__(self, hidden_size: int, *, scale: float, rngs: nnx.Rngs):
         self.scale = scale
-        self.fc1 = nnx.Linear(TIME_FEATURES, hidden_size, kernel_init=layers.normal_002, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden_size, hidden_size, kernel_init=layers.normal_002, rngs=rngs)
+        kinds = {"kernel_init": layers.normal_002, "rngs": rngs}
+        self.fc1 = nnx.Linear(
+            TIME_FEATURES,
+            hidden_size,
+            **kinds,
+            **axes.linear((axes.TIME_FEATURES,), (CONDITION,)),
+        )
+        self.fc2 = nnx.Linear(
+            hidden_size, hidden_size, **kinds, **axes.linear((CONDITION,), (CONDITION,))
+        )
 
     def __call__(self, t: Times) -> Float[Array, "b d"]:
         return self.fc2(nnx.silu(self.fc1(time_features(t * self.scale))))
@@ -92,7 +102,11 @@ class LabelEmbed(nnx.Module):
 
     def __init__(self, num_classes: int, hidden_size: int, *, rngs: nnx.Rngs):
         self.table = nnx.Embed(
-            num_classes + 1, hidden_size, embedding_init=layers.normal_002, rngs=rngs
+            num_classes + 1,
+            hidden_size,
+            embedding_init=layers.normal_002,
+            embedding_metadata=axes.named(CLASSES, CONDITION),
+            rngs=rngs,
         )
 
     def __call__(self, y: Labels) -> Float[Array, "b d"]:

@@ -17,6 +17,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ig_jax.models import axes
+from ig_jax.models.axes import CONDITION, EMBED, HEADS, MLP
 from ig_jax.types import Tokens
 
 xavier = nnx.initializers.xavier_uniform()
@@ -53,31 +55,42 @@ def modulate(x: Tokens, shift: Float[Array, "b d"] | None, scale: Float[Array, "
     return x if shift is None else x + shift[:, None]
 
 
-def layer_norm(hidden_size: int, *, affine: bool, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(
+    size: int, axis: str, *, affine: bool, epsilon: float, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
     """LayerNorm that computes in float32; two-pass variance, because E[x^2] - E[x]^2 cancels."""
     return nnx.LayerNorm(
-        hidden_size,
+        size,
         use_scale=affine,
         use_bias=affine,
         epsilon=epsilon,
         use_fast_variance=False,
         dtype=jnp.float32,
+        scale_metadata=axes.named(axis),
+        bias_metadata=axes.named(axis),
         rngs=rngs,
+    )
+
+
+def rms_norm(size: int, axis: str, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm that computes in float32; eps 1e-6."""
+    return nnx.RMSNorm(
+        size, epsilon=1e-6, dtype=jnp.float32, scale_metadata=axes.named(axis), rngs=rngs
     )
 
 
 def norm(hidden_size: int, options: BlockOptions, rngs: nnx.Rngs) -> nnx.Module:
     """The norm before attention, MLP and final layer; eps 1e-6."""
     if options.rms_norm:
-        return nnx.RMSNorm(hidden_size, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
-    return layer_norm(hidden_size, affine=False, epsilon=1e-6, rngs=rngs)
+        return rms_norm(hidden_size, EMBED, rngs=rngs)
+    return layer_norm(hidden_size, EMBED, affine=False, epsilon=1e-6, rngs=rngs)
 
 
 def head_norm(head_dim: int, options: BlockOptions, rngs: nnx.Rngs) -> nnx.Module:
     """The norm of one head's queries or keys: RMSNorm eps 1e-6, or affine LayerNorm eps 1e-5."""
     if options.rms_norm:
-        return nnx.RMSNorm(head_dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
-    return layer_norm(head_dim, affine=True, epsilon=1e-5, rngs=rngs)
+        return rms_norm(head_dim, "head_dim", rngs=rngs)
+    return layer_norm(head_dim, "head_dim", affine=True, epsilon=1e-5, rngs=rngs)
 
 
 def rotation_angles(side: int, head_dim: int) -> np.ndarray:
@@ -130,7 +143,12 @@ class Attention(nnx.Module):
         head_dim = hidden_size // num_heads
         # (3, heads, head_dim) as axes of their own, so that heads can be split over devices.
         self.qkv = nnx.LinearGeneral(
-            hidden_size, (3, num_heads, head_dim), kernel_init=xavier, dtype=dtype, rngs=rngs
+            hidden_size,
+            (3, num_heads, head_dim),
+            kernel_init=xavier,
+            dtype=dtype,
+            rngs=rngs,
+            **axes.linear((EMBED,), ("qkv", HEADS, "head_dim")),
         )
         self.proj = nnx.LinearGeneral(
             (num_heads, head_dim),
@@ -139,6 +157,7 @@ class Attention(nnx.Module):
             kernel_init=xavier,
             dtype=dtype,
             rngs=rngs,
+            **axes.linear((HEADS, "head_dim"), (EMBED,)),
         )
         self.options = options
         if options.qk_norm:
@@ -179,8 +198,9 @@ class Mlp(nnx.Module):
     """hidden_size -> hidden -> hidden_size with the tanh-approximated GELU."""
 
     def __init__(self, hidden_size: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(hidden_size, hidden, kernel_init=xavier, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, hidden_size, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        kinds = {"kernel_init": xavier, "dtype": dtype, "rngs": rngs}
+        self.fc1 = nnx.Linear(hidden_size, hidden, **kinds, **axes.linear((EMBED,), (MLP,)))
+        self.fc2 = nnx.Linear(hidden, hidden_size, **kinds, **axes.linear((MLP,), (EMBED,)))
 
     def __call__(self, x: Tokens) -> Tokens:
         return self.fc2(gelu(self.fc1(x)))
@@ -191,10 +211,11 @@ class SwiGlu(nnx.Module):
 
     def __init__(self, hidden_size: int, hidden: int, *, dtype, rngs: nnx.Rngs):
         # One matrix of both maps; (2, hidden) as axes, so that `hidden` can be split.
+        kinds = {"kernel_init": xavier, "dtype": dtype, "rngs": rngs}
         self.w12 = nnx.LinearGeneral(
-            hidden_size, (2, hidden), kernel_init=xavier, dtype=dtype, rngs=rngs
+            hidden_size, (2, hidden), **kinds, **axes.linear((EMBED,), ("gate", MLP))
         )
-        self.w3 = nnx.Linear(hidden, hidden_size, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.w3 = nnx.Linear(hidden, hidden_size, **kinds, **axes.linear((MLP,), (EMBED,)))
 
     def __call__(self, x: Tokens) -> Tokens:
         # Two products. On a GPU XLA would transpose the result of one, for the backward pass.
@@ -241,6 +262,7 @@ class Block(nnx.Module):
             kernel_init=zeros,
             dtype=dtype,
             rngs=rngs,
+            **axes.linear((CONDITION,), ("modulation",)),
         )
 
     def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Tokens:
@@ -268,10 +290,13 @@ class FinalLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.norm = norm(hidden_size, options, rngs)
+        kinds = {"kernel_init": init, "dtype": dtype, "rngs": rngs}
         self.modulation = nnx.Linear(
-            hidden_size, 2 * hidden_size, kernel_init=init, dtype=dtype, rngs=rngs
+            hidden_size, 2 * hidden_size, **kinds, **axes.linear((CONDITION,), ("modulation",))
         )
-        self.linear = nnx.Linear(hidden_size, features, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.linear = nnx.Linear(
+            hidden_size, features, **kinds, **axes.linear((EMBED,), ("patch_values",))
+        )
 
     def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Float[Array, "b n f"]:
         shift, scale = jnp.split(self.modulation(nnx.silu(c)), 2, axis=-1)

@@ -21,8 +21,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from ig_jax.models import layers
-from ig_jax.models.transformer import Transformer, TransformerSettings
-from ig_jax.types import Labels, Latents, NetOutput, Params
+from ig_jax.models.transformer import WHOLE, Transformer, TransformerSettings
+from ig_jax.types import Gather, Labels, Latents, NetOutput
 
 # Names of the published models: depth, hidden size, heads.
 SIZES = {
@@ -54,16 +54,21 @@ class LightningDiTSettings(TransformerSettings):
         )
 
 
-@dataclass(frozen=True)
 class LightningDiT(Transformer):
     """A LightningDiT for latents [side, side, channels]."""
 
     readout_init: ClassVar[nnx.Initializer] = layers.xavier
 
     def __call__(
-        self, params: Params, x: Latents, t: Array, y: Labels, *, taps: tuple[int, ...] = ()
+        self,
+        x: Latents,
+        t: Array,
+        y: Labels,
+        *,
+        taps: tuple[int, ...] = (),
+        gather: Gather = WHOLE,
     ) -> NetOutput:
         """As `Transformer.__call__`, in this code's direction of time."""
-        out = super().__call__(params, x, 1 - t, y, taps=taps)
+        out = super().__call__(x, 1 - t, y, taps=taps, gather=gather)
         pred, heads = jax.tree.map(lambda v: -v, (out.pred, out.heads))
         return out.replace(pred=pred, heads=heads)

@@ -28,7 +28,6 @@ class SiTSettings(TransformerSettings):
         )
 
 
-@dataclass(frozen=True)
 class SiT(Transformer):
     """A SiT for latents [side, side, channels]."""
 

@@ -6,7 +6,8 @@ published code it is called `final_layer_xr`, and the depth it reads `encoder_de
 1). Here any number of depths may have one.
 
 A family (`sit.py`, `dit.py`, `lightningdit.py`) is a settings class, which says what its blocks are
-made of, and a network class, which may turn inputs and outputs into this code's conventions.
+made of, and a module class, which may turn inputs and outputs into this code's conventions.
+Programs use the module as a pure function of its parameters (`network.py`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,12 @@ from jaxtyping import Array
 
 from ig_jax.bounds import at_most
 from ig_jax.errors import shown
-from ig_jax.models import embed, layers, trunk
+from ig_jax.models import axes, embed, layers, trunk
 from ig_jax.types import DTYPES, Gather, Key, Labels, Latents, NetOutput, Params, Tokens, Whole
 
 # Beyond these, tracing a network or its position table takes minutes, and no machine trains it.
 WIDEST, MOST_READOUTS, POSITIONS = 2**20, 64, 2**27
+WHOLE = Whole()
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,20 @@ class TransformerSettings(ABC):
         self._check_heads()
         self._check_readouts()
 
+    def check_side(self, side: int) -> None:
+        """Raises ValueError where a network of these settings cannot be one for such latents."""
+        if side % self.patch_size:
+            raise ValueError(
+                f"patch_size = {self.patch_size}: must divide the side of the latents, {side}"
+            )
+        tokens = (side // self.patch_size) ** 2
+        if tokens * self.hidden_size > POSITIONS:
+            raise ValueError(
+                f"patch_size = {self.patch_size}: makes {tokens:,} tokens of latents of side "
+                f"{side}, and their position table would have more than {POSITIONS:,} numbers; "
+                "choose a larger patch or smaller latents"
+            )
+
     def _check_heads(self) -> None:
         if self.hidden_size % self.num_heads:
             enough = -(-self.hidden_size // self.num_heads) * self.num_heads
@@ -120,145 +135,109 @@ def data_of(params: Params) -> tuple[int, int, int]:
     return patch * math.isqrt(tokens), channels, rows - 1
 
 
-class _Shell(nnx.Module):
-    """Everything of a network but its blocks."""
+class Transformer(nnx.Module):
+    """A network for latents [side, side, channels].
+
+    Xavier-uniform matrices and zero biases; label table and time MLP N(0, 0.02); the blocks'
+    modulation and the final head zero, early heads as the family does. All float32.
+    """
+
+    readout_init: ClassVar[nnx.Initializer]  # of both matrices of an early head
+    outputs: ClassVar[int] = 1  # values of a head for each channel: prediction, then variance
 
     def __init__(
         self,
-        s: TransformerSettings,
+        settings: TransformerSettings,
         side: int,
         channels: int,
-        classes: int,
-        outputs: int,
-        readout_init: nnx.Initializer,
+        num_classes: int,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | Key,
     ):
-        dtype = DTYPES[s.dtype]
-        features = s.patch_size**2 * outputs * channels
+        """Creates the parameters.
 
-        def head(init: nnx.Initializer):
-            return layers.FinalLayer(
-                s.hidden_size, features, s.options, init, dtype=dtype, rngs=rngs
-            )
+        Args:
+          settings: of the family.
+          side: of the latents.
+          channels: of the latents.
+          num_classes: without the null class.
+          rngs: one key of its stream `params` is drawn. A key instead is used as it is.
+        """
+        settings.check_side(side)
+        key = rngs.params() if isinstance(rngs, nnx.Rngs) else rngs
+        outer_key, block_key = jax.random.split(key)
+        rngs, dtype = nnx.Rngs(outer_key), DTYPES[settings.dtype]
+        width, grid = settings.hidden_size, side // settings.patch_size
 
+        def head(init: nnx.Initializer) -> layers.FinalLayer:
+            features = settings.patch_size**2 * self.outputs * channels
+            options = settings.options
+            return layers.FinalLayer(width, features, options, init, dtype=dtype, rngs=rngs)
+
+        def block(key: Key) -> layers.Block:
+            s, rngs = settings, nnx.Rngs(key)
+            return layers.Block(width, s.num_heads, s.mlp_ratio, s.options, dtype=dtype, rngs=rngs)
+
+        self.settings, self.channels = settings, channels
         self.pos_embed = nnx.Param(
-            jnp.asarray(embed.position_table(side // s.patch_size, s.hidden_size))
+            jnp.asarray(embed.position_table(grid, width)),
+            **axes.named("batch", "position", "position_features"),
         )
         self.x_embedder = embed.PatchEmbed(
-            channels, s.hidden_size, s.patch_size, dtype=dtype, rngs=rngs
+            channels, width, settings.patch_size, dtype=dtype, rngs=rngs
         )
-        self.t_embedder = embed.TimeEmbed(s.hidden_size, scale=s.time_scale, rngs=rngs)
-        self.y_embedder = embed.LabelEmbed(classes, s.hidden_size, rngs=rngs)
-        self.heads = nnx.Dict({f"depth_{depth}": head(readout_init) for depth in s.readouts})
+        self.t_embedder = embed.TimeEmbed(width, scale=settings.time_scale, rngs=rngs)
+        self.y_embedder = embed.LabelEmbed(num_classes, width, rngs=rngs)
+        # One stack [depth, ...] a matrix.
+        self.blocks = nnx.vmap(block, transform_metadata=axes.STACKED)(
+            jax.random.split(block_key, settings.depth)
+        )
+        self.heads = nnx.Dict(
+            {f"depth_{depth}": head(type(self).readout_init) for depth in settings.readouts}
+        )
         self.final_layer = head(layers.zeros)
 
-    def tokens(self, x: Latents) -> Tokens:
-        # The residual stream is float32 (as under the reference's autocast): the table promotes it.
-        return self.x_embedder(x) + self.pos_embed[...]
-
-    def condition(self, t: Array, y: Labels) -> Array:
-        return self.t_embedder(t) + self.y_embedder(y)
-
-
-def _params(module: nnx.Module) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
-
-
-@dataclass(frozen=True)
-class Transformer:
-    """A network for latents [side, side, channels]: initial parameters and the forward pass."""
-
-    settings: TransformerSettings
-    side: int
-    channels: int
-    num_classes: int
-    gather: Gather = Whole()  # inside a program whose devices share the parameters
-
-    readout_init: ClassVar[nnx.Initializer]  # of both matrices of an early head
-    outputs: ClassVar[int] = 1  # values of a head for each channel; the first is the prediction
-
-    def __post_init__(self):
-        if self.side % self.settings.patch_size:
-            raise ValueError(
-                f"patch_size = {self.settings.patch_size}: must divide the side of the latents, "
-                f"{self.side}"
-            )
-        tokens = (self.side // self.settings.patch_size) ** 2
-        if tokens * self.settings.hidden_size > POSITIONS:
-            raise ValueError(
-                f"patch_size = {self.settings.patch_size}: makes {tokens:,} tokens of latents of "
-                f"side {self.side}, and their position table would have more than {POSITIONS:,} "
-                "numbers; choose a larger patch or smaller latents"
-            )
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.side, self.side, self.channels
-
-    def _shell(self, rngs: nnx.Rngs) -> _Shell:
-        data = (self.side, self.channels, self.num_classes)
-        family = type(self)
-        return _Shell(self.settings, *data, family.outputs, family.readout_init, rngs=rngs)
-
-    def _block(self, rngs: nnx.Rngs) -> layers.Block:
-        s = self.settings
-        dtype = DTYPES[s.dtype]
-        return layers.Block(
-            s.hidden_size, s.num_heads, s.mlp_ratio, s.options, dtype=dtype, rngs=rngs
-        )
-
-    @cached_property
-    def _graphs(self) -> tuple[nnx.GraphDef, nnx.GraphDef]:
-        """What the modules are without their arrays; made once, abstractly."""
-        shell = nnx.eval_shape(lambda: self._shell(nnx.Rngs(0)))
-        block = nnx.eval_shape(lambda: self._block(nnx.Rngs(0)))
-        return nnx.split(shell, nnx.Param, ...)[0], nnx.split(block, nnx.Param, ...)[0]
-
-    def init(self, key: Key) -> Params:
-        """Fresh float32 parameters, a nested dict; `blocks` holds one stack [depth, ...] a matrix.
-
-        Xavier-uniform matrices and zero biases; label table and time MLP N(0, 0.02); the blocks'
-        modulation and the final head zero, early heads as the family does. Call it under `jax.jit`.
-        """
-        shell_key, block_key = jax.random.split(key)
-        block_keys = jax.random.split(block_key, self.settings.depth)
-        blocks = jax.vmap(lambda k: _params(self._block(nnx.Rngs(k))))(block_keys)
-        return {**_params(self._shell(nnx.Rngs(shell_key))), "blocks": blocks}
-
     def __call__(
-        self, params: Params, x: Latents, t: Array, y: Labels, *, taps: tuple[int, ...] = ()
+        self,
+        x: Latents,
+        t: Array,
+        y: Labels,
+        *,
+        taps: tuple[int, ...] = (),
+        gather: Gather = WHOLE,
     ) -> NetOutput:
         """Prediction at (x, t) for labels y, with the early predictions and the tapped tokens.
 
         Args:
-          params: as `init` makes them.
           x: latents [b, side, side, channels].
           t: times [b], what the process's `condition_time` says.
           y: labels [b]; `num_classes` is the null class.
           taps: depths (from 1) whose tokens are returned, float32.
+          gather: puts one block's parameters together where devices share them.
         """
         s = self.settings
-        shell_graph, block_graph = self._graphs
-        params = self.gather.once(params)
-        rest = {name: leaf for name, leaf in params.items() if name != "blocks"}
-        shell = nnx.merge(shell_graph, rest)
-        c = shell.condition(t, y)
+        c = self.t_embedder(t) + self.y_embedder(y)
+        graph, stacked = nnx.split(self.blocks)
         tokens, exits = trunk.run_blocks(
-            lambda p, tokens: nnx.merge(block_graph, self.gather.block(p))(tokens, c),
-            params["blocks"],
-            shell.tokens(x),
+            lambda p, tokens: nnx.merge(graph, gather.block(p))(tokens, c),
+            nnx.to_pure_dict(stacked),
+            # The residual stream is float32 (as under the reference's autocast): the table
+            # promotes it.
+            self.x_embedder(x) + self.pos_embed[...],
             exits=s.readouts + taps,
             remat=s.remat,
             unroll=s.unroll,
         )
 
-        def read(head: layers.FinalLayer, tokens: Tokens) -> Latents:
+        def read(head: layers.FinalLayer, tokens: Tokens) -> tuple[Latents, Latents | None]:
             values = embed.unpatchify(head(tokens, c), s.patch_size)
-            return values[..., : self.channels].astype(jnp.float32)
+            pred, rest = values[..., : self.channels], values[..., self.channels :]
+            return pred.astype(jnp.float32), rest.astype(jnp.float32) if self.outputs > 1 else None
 
+        pred, variance = read(self.final_layer, tokens)
         return NetOutput(
-            pred=read(shell.final_layer, tokens),
-            heads={d: read(shell.heads[f"depth_{d}"], exits[d]) for d in s.readouts},
+            pred=pred,
+            heads={d: read(self.heads[f"depth_{d}"], exits[d])[0] for d in s.readouts},
             features={d: exits[d] for d in taps},
+            variance=variance,
         )

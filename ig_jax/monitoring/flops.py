@@ -16,15 +16,16 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ig_jax import pytree
-from ig_jax.models.transformer import Transformer
+from ig_jax.models.axes import CLASSES, CONDITION, is_matrix
+from ig_jax.models.network import Network
 from ig_jax.types import Params
 
 
-def forward(net: Transformer, params: Params, heads: Collection[int] | None = None) -> int:
+def forward(net: Network, params: Params, heads: Collection[int] | None = None) -> int:
     """FLOPs of one image through the network, its final head and early heads.
 
     Args:
-      net: gives depth, width and the number of tokens.
+      net: gives depth, width, the number of tokens, and the names of the parameters' axes.
       params: as `net.init` makes them; abstract ones will do.
       heads: depths of the early heads that are computed; None for all.
     """
@@ -36,13 +37,14 @@ def forward(net: Transformer, params: Params, heads: Collection[int] | None = No
     tokens = (net.side // s.patch_size) ** 2
     total = 4 * s.depth * tokens**2 * s.hidden_size  # q k^T and attention times v
     for path, leaf in pytree.flatten(params).items():
-        if path.endswith("kernel"):
-            once = "modulation" in path or "t_embedder" in path  # for an image, not for a token
+        names = net.axes[path]
+        if is_matrix(names) and CLASSES not in names:  # a label's row is looked up
+            once = CONDITION in names  # for an image, not for a token
             total += 2 * pytree.count(leaf) * (1 if once else tokens)
     return total
 
 
-def train_step(net: Transformer, params: Params, batch_size: int) -> int:
+def train_step(net: Network, params: Params, batch_size: int) -> int:
     """FLOPs of the gradient on `batch_size` images: three forward passes each.
 
     Nothing is added for the optimizer, whose cost does not depend on the batch: that of Muon is

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from ig_jax import pytree
 
+# `models/axes.py` says the same of a network; an optimizer also gets trees that are no module's.
 # End of a name -> our axes that make the first dimension of the published shape, those that make
 # the second, and those of any further ones, in order; the depth of a stack is not counted.
 _AXES = {
@@ -71,7 +72,7 @@ def matrix_of(path: str, shape: tuple[int, ...]) -> Matrix | None:
     if len(shape) != stacked + len(axes):
         raise ValueError(
             f"{path} has shape {shape}: a leaf called {end} has {stacked + len(axes)} axes here; "
-            "add what it is to _AXES in optim/leaves.py"
+            "add what it is to _AXES in optim/matrix_axes.py"
         )
     sizes = shape[stacked:]
     return Matrix(

@@ -154,7 +154,7 @@ def _scale_by_adamw(s: MuonSettings) -> optax.GradientTransformation:
 
 
 def muon(s: MuonSettings, total_steps: int, share: Share = alone) -> optax.GradientTransformation:
-    """Muon on the leaves that `leaves.matrix_of` calls a matrix, AdamW on the other trained ones.
+    """Muon on the leaves that `matrix_axes.matrix_of` calls a matrix, AdamW on the rest.
 
     Each update costs `newton_schulz_flops` on top of the gradient, shared out over devices by
     `share`.

@@ -1,7 +1,7 @@
 """Communication between devices in a training step; all of it is written out here.
 
 A step runs on every device's own rows of the batch (`jax.shard_map`). Parameters arrive split as
-`placement.py` says. What only `data` splits is put together once, at the beginning of a forward
+`partitioning.py` says. What only `data` splits is put together once, at the beginning of a forward
 pass; what `fsdp` splits, one block at a time inside the scan over the blocks, again in the backward
 pass. The gradient of putting together is sum and split: so gradients leave as parameters came, and
 the optimizer works on every device's own shards. Blocks' matrices travel in the type that computes
@@ -22,6 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from ig_jax import pytree
+from ig_jax.models.axes import Axes
 from ig_jax.parallel.mesh import BATCH, FSDP, parts_of_batch
 from ig_jax.parallel.partitioning import Placed, place, placements
 from ig_jax.types import Params
@@ -91,14 +92,15 @@ class Gather:
         return pytree.map_named(gather, params)
 
 
-def gather(mesh: Mesh, params: Params, dtype: Any) -> Gather:
-    """For a network with these parameters, which may be abstract."""
-    return Gather(placements(mesh, params), dtype)
+def gather(mesh: Mesh, axes: Axes, params: Params, dtype: Any) -> Gather:
+    """For a network with these parameters, which may be abstract, and names of their axes."""
+    return Gather(placements(mesh, axes, params), dtype)
 
 
 def over_devices(
     gradients: Callable[[Params, Any, Params], tuple[Params, Mapping[str, Any]]],
     mesh: Mesh,
+    axes: Axes,
     *,
     sums: Callable[[str], bool],
 ) -> Callable[[Params, Any, Params], tuple[Params, Mapping[str, Any]]]:
@@ -107,28 +109,29 @@ def over_devices(
     Args:
       gradients: what it returns for a part of the rows: gradients of the mean, and metrics.
       mesh: over which the batch is split, and parameters are placed.
+      axes: names of the parameters' axes.
       sums: whether the metric of a name is a sum over rows; others are means.
 
     Returns:
       A function of global arrays, for use inside `jit`; its gradients are placed as parameters are.
     """
     parts = parts_of_batch(mesh)
-    axes = tuple(axis for axis in BATCH if mesh.shape[axis] > 1)
-    if not axes:
+    devices = tuple(axis for axis in BATCH if mesh.shape[axis] > 1)
+    if not devices:
         return gradients
 
     def run(params: Params, batch: Any, teacher: Params) -> tuple[Params, Mapping[str, Any]]:
-        placed = placements(mesh, params)
+        placed = placements(mesh, axes, params)
 
         def reduce(path: str, grad: jax.Array) -> jax.Array:
             """Sums the gradients that gathering has not summed yet."""
-            over = tuple(axis for axis in axes if axis not in placed[path].over)
+            over = tuple(axis for axis in devices if axis not in placed[path].over)
             return (lax.psum(grad, over) if over else grad) / parts
 
         def each(*local: Any) -> tuple[Params, Mapping[str, Any]]:
             grads, metrics = gradients(*local)
             reduced = {
-                name: lax.psum(value, axes) / (1 if sums(name) else parts)
+                name: lax.psum(value, devices) / (1 if sums(name) else parts)
                 for name, value in metrics.items()
             }
             return pytree.map_named(reduce, grads), reduced
@@ -137,9 +140,9 @@ def over_devices(
         mapped = jax.shard_map(
             each,
             mesh=mesh,
-            in_specs=(split, PartitionSpec(axes), split),
+            in_specs=(split, PartitionSpec(devices), split),
             out_specs=(split, PartitionSpec()),
-            axis_names=set(axes),
+            axis_names=set(devices),
             check_vma=False,  # the sums over devices are ours
         )
         return mapped(params, batch, teacher)
@@ -147,7 +150,7 @@ def over_devices(
     return run
 
 
-def share_out(mesh: Mesh) -> Callable[[str, jax.Array, Callable], jax.Array]:
+def share_out(mesh: Mesh, axes: Axes) -> Callable[[str, jax.Array, Callable], jax.Array]:
     """Applies a function to whole matrices without doing all of them on each device.
 
     Returns:
@@ -157,7 +160,7 @@ def share_out(mesh: Mesh) -> Callable[[str, jax.Array, Callable], jax.Array]:
     """
 
     def apply(path: str, leaf: jax.Array, fn: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        placed = place(mesh, path, leaf.shape)
+        placed = place(mesh, axes, path, leaf.shape)
         if not placed.over:
             return fn(leaf)
         spec = placed.spec(leaf.ndim, tensor=False)

@@ -62,7 +62,7 @@ def _training(exp: Experiment) -> list[str]:
     short = memory_check.shortage(exp, "train")
     if short:
         lines.append(f"training does not fit here: {short}")
-    whole = partitioning.kept_whole(exp.mesh, exp.abstract_params)
+    whole = partitioning.kept_whole(exp.mesh, exp.axes, exp.abstract_params)
     if whole:
         lines.append(f"not divisible over data, so whole on each device: {', '.join(whole)}")
     return lines

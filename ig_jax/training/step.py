@@ -113,7 +113,7 @@ def train_step(
     return update(
         state,
         Noised(x0, batch["label"], draws),
-        gradients=collectives.over_devices(of_rows, exp.mesh, sums=is_sum),
+        gradients=collectives.over_devices(of_rows, exp.mesh, exp.axes, sums=is_sum),
         optimizer=exp.optimizer,
         decays=c.train.ema_decays,
     )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SiT, SiTSettings
 
 SETTINGS = SiTSettings(
@@ -30,15 +31,15 @@ SETTINGS = SiTSettings(
 CLASSES = 5
 
 
-def make(side: int = 4, channels: int = 3, classes: int = CLASSES, **changes) -> SiT:
-    return SiT(dataclasses.replace(SETTINGS, **changes), side, channels, classes)
+def make(side: int = 4, channels: int = 3, classes: int = CLASSES, **changes) -> Network:
+    return Network(SiT, dataclasses.replace(SETTINGS, **changes), side, channels, classes)
 
 
-def abstract(net: SiT):
+def abstract(net: Network):
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
-def parameters(net: SiT):
+def parameters(net: Network):
     """Every leaf N(0, 0.2^2), those that start at zero or are fixed too."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
@@ -46,7 +47,7 @@ def parameters(net: SiT):
     )
 
 
-def inputs(net: SiT, batch: int = 3):
+def inputs(net: Network, batch: int = 3):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.standard_normal((batch, *net.latent_shape)), jnp.float32)
     return x, jnp.asarray(rng.random(batch), jnp.float32), jnp.arange(batch) % (CLASSES + 1)
@@ -64,11 +65,11 @@ def compile_quickly(function: Callable) -> Callable:
 
 
 @functools.cache
-def compiled(net: SiT) -> Callable:
+def compiled(net: Network) -> Callable:
     return compile_quickly(functools.partial(net, taps=(1, 3)))
 
 
-def forward(net: SiT, params, *inputs):
+def forward(net: Network, params, *inputs):
     """The network's output with the tokens after blocks 1 and 3."""
     return compiled(net)(params, *inputs)
 
@@ -79,7 +80,7 @@ def close(actual, expected, rtol: float = 1e-5) -> None:
         np.testing.assert_allclose(a, e, rtol=0, atol=rtol * np.abs(e).max())
 
 
-def weighted_sum(net: SiT, params):
+def weighted_sum(net: Network, params):
     """A scalar that every output enters with weights of its own."""
     result = net(params, *inputs(net))
     rng = np.random.default_rng(2)

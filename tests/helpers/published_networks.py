@@ -7,6 +7,7 @@ import lively
 
 from ig_jax.interop import parameter_names
 from ig_jax.models.dit import DiT
+from ig_jax.models.network import Network
 
 
 def sit(**changes):
@@ -22,7 +23,7 @@ def dit(**changes):
     Both have as many more output channels behind those of each pixel of a patch.
     """
     net = lively.make(qk_norm=True, mlp_ratio=4.0, **({"readouts": ()} | changes))
-    net = DiT(net.settings, net.side, net.channels, net.num_classes)
+    net = Network(DiT, net.settings, net.side, net.channels, net.num_classes)
     params = lively.parameters(net)
     return net, params, parameter_names.to_published(params)
 

@@ -12,6 +12,7 @@ from ig_jax.config.run_config import parse
 from ig_jax.interop import parameter_names
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.programs import export_checkpoint, import_checkpoint
 
 WIDTH, HEADS, CHANNELS, CLASSES = 16, 2, 3, 5
@@ -35,7 +36,7 @@ def sit(*, sigma=False, qk_norm=False, width=WIDTH, heads=HEADS, readout=False, 
     sizes = {"depth": 2, "hidden_size": width, "num_heads": heads, "qk_norm": qk_norm}
     net = lively.make(4, CHANNELS, CLASSES, **sizes, mlp_ratio=4.0, readouts=(1,) * readout)
     if sigma:
-        net = DiT(net.settings, net.side, net.channels, net.num_classes)
+        net = Network(DiT, net.settings, net.side, net.channels, net.num_classes)
     return parameter_names.to_published(drawn(net)) | (extra or {}), net
 
 
@@ -48,7 +49,7 @@ def lightningdit(
     settings = LightningDiTSettings(
         **sizes, **rest, **kinds, qk_norm=qk_norm, readouts=(1,) * readout
     )
-    net = LightningDiT(settings, 4, CHANNELS, CLASSES)
+    net = Network(LightningDiT, settings, 4, CHANNELS, CLASSES)
     state = parameter_names.to_published(drawn(net))
     if sigma:
         state |= with_sigma(state)

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from ig_jax import pytree
 from ig_jax.interop import parameter_names
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SiT, SiTSettings
-from ig_jax.models.transformer import Transformer
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Objective
 from ig_jax.types import NetFn, Params, Process
@@ -131,13 +131,13 @@ def parameters_of(
         return [pytest.param(None, marks=pytest.mark.skip(reason=missing.msg))]
 
 
-def sit(model: Mapping[str, Any]) -> SiT:
+def sit(model: Mapping[str, Any]) -> Network:
     """The published SiT + IG of these constructor arguments."""
     settings = SiTSettings(**_common(model), **{n: model[n] for n in ("mlp_ratio", "qk_norm")})
-    return SiT(settings, *_data(model))
+    return Network(SiT, settings, *_data(model))
 
 
-def lightningdit(model: Mapping[str, Any]) -> LightningDiT:
+def lightningdit(model: Mapping[str, Any]) -> Network:
     """The published LightningDiT + IG of these constructor arguments."""
     settings = LightningDiTSettings(
         **_common(model),
@@ -148,7 +148,7 @@ def lightningdit(model: Mapping[str, Any]) -> LightningDiT:
         rms_norm=model["use_rmsnorm"],
         shift=not model.get("wo_shift", False),
     )
-    return LightningDiT(settings, *_data(model))
+    return Network(LightningDiT, settings, *_data(model))
 
 
 def _common(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,11 +162,11 @@ def _data(model: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 @functools.cache
-def _shapes(net: Transformer) -> Params:
+def _shapes(net: Network) -> Params:
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
-def from_published(net: Transformer, state: Mapping[str, np.ndarray]) -> Params:
+def from_published(net: Network, state: Mapping[str, np.ndarray]) -> Params:
     """A state dict of the reference as our parameters, or anything else under the same names."""
     return jax.tree.map(jnp.asarray, parameter_names.from_published(state, _shapes(net)))
 

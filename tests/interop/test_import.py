@@ -26,6 +26,7 @@ from ig_jax.interop import parameter_names
 from ig_jax.interop.declared import Declared
 from ig_jax.interop.detect import detect
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.programs import export_checkpoint, import_checkpoint
 
 SRA_HEAD = {"ap_head.linear1.weight": np.zeros((2, 2)), "ap_head.linear2.bias": np.zeros(2)}
@@ -47,7 +48,7 @@ def test_a_lightningdit_says_its_options():
     rest = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1}
     options = {"swiglu": True, "rope": False, "rms_norm": True, "shift": False, "qk_norm": True}
     settings = LightningDiTSettings(**kinds, **rest, **options, readouts=())
-    net = LightningDiT(settings, 4, 5, 7)
+    net = Network(LightningDiT, settings, 4, 5, 7)
     found = detect(parameter_names.to_published(lively.parameters(net)))
     assert found.model == {"name": "lightningdit", **kinds, **rest, **options, "readouts": ()}
     assert (found.side, found.channels, found.classes) == (4, 5, 7)

@@ -38,6 +38,7 @@ from ig_jax.config import run_config
 from ig_jax.errors import UserError
 from ig_jax.interop import optimizer_state, parameter_names
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.programs import export_checkpoint, import_checkpoint
 from ig_jax.training.trainer import Trainer
 
@@ -47,7 +48,9 @@ def lightningdit():
     sizes = {"depth": 3, "hidden_size": 16, "num_heads": 2, "patch_size": 1, "mlp_ratio": 4.0}
     options = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True, "qk_norm": False}
     rest = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1}
-    net = LightningDiT(LightningDiTSettings(**sizes, **options, **rest, readouts=(2,)), 4, 5, 7)
+    net = Network(
+        LightningDiT, LightningDiTSettings(**sizes, **options, **rest, readouts=(2,)), 4, 5, 7
+    )
     state = parameter_names.to_published(lively.parameters(net))
     return net, state | parameter_names.rotary_tables(4, 8)
 

@@ -19,6 +19,7 @@ from ig_jax.interop.declared import Declared
 from ig_jax.interop.detect import detect
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SIZES, SiT, SiTSettings
 
 READOUT = 2
@@ -32,7 +33,7 @@ def make(
     side: int,
     classes: int,
     readouts: tuple[int, ...] = (READOUT,),
-    network: type[SiT] = SiT,
+    family: type[SiT] = SiT,
 ):
     settings = SiTSettings(
         depth=depth,
@@ -47,7 +48,7 @@ def make(
         remat="none",
         unroll=1,
     )
-    net = network(settings, side, channels=4, num_classes=classes)
+    net = Network(family, settings, side, channels=4, num_classes=classes)
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
@@ -77,7 +78,7 @@ def make_lightningdit(
         rms_norm=True,
         shift=True,
     )
-    net = LightningDiT(settings, side, channels=channels, num_classes=classes)
+    net = Network(LightningDiT, settings, side, channels=channels, num_classes=classes)
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
@@ -171,7 +172,7 @@ def full_size(file: str, depth: int = 0):
     sizes, common = (depth or all_blocks, *widths), {"classes": 1000, "readouts": readouts}
     if network is LightningDiT:
         return make_lightningdit(*sizes, side=16, channels=32, **common)
-    return make(*sizes, qk_norm=False, side=32, network=network, **common)
+    return make(*sizes, qk_norm=False, side=32, family=network, **common)
 
 
 def entry_shapes(file: str) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from ig_jax import guidance
 from ig_jax.diffusion import process
 from ig_jax.diffusion.ddpm import BETAS, DDPM, STEPS
 from ig_jax.models.dit import DiT
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SiTSettings
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Draws, Objective
@@ -29,12 +30,12 @@ from ig_jax.objectives.base import Draws, Objective
 pytestmark = pytest.mark.golden
 
 
-def dit(model) -> DiT:
+def dit(model) -> Network:
     """The published DiT of these constructor arguments."""
     named = ("depth", "hidden_size", "num_heads", "patch_size", "mlp_ratio", "qk_norm")
     kinds = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1, "readouts": ()}
     settings = SiTSettings(**{name: model[name] for name in named}, **kinds)
-    return DiT(settings, model["input_size"], model["in_channels"], model["num_classes"])
+    return Network(DiT, settings, model["input_size"], model["in_channels"], model["num_classes"])
 
 
 def network_of(state):
@@ -64,7 +65,7 @@ def times(steps: np.ndarray) -> jax.Array:
     return jnp.asarray((steps + 1) / STEPS, jnp.float32)
 
 
-def with_halves_exchanged(net: DiT, params):
+def with_halves_exchanged(net: Network, params):
     """A head that gives the variance where it gave the noise: the network then predicts it."""
 
     def exchange(leaf):

@@ -16,6 +16,7 @@ from flax import nnx
 
 from ig_jax import optim, pytree
 from ig_jax.models import embed
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SIZES, SiT, SiTSettings
 
 SETTINGS = SiTSettings(
@@ -31,23 +32,23 @@ SETTINGS = SiTSettings(
     remat="none",
     unroll=1,
 )
-NET = SiT(SETTINGS, side=4, channels=5, num_classes=99)
+NET = Network(SiT, SETTINGS, side=4, channels=5, num_classes=99)
 
 
-def published(size: str, patch_size: int) -> SiT:
+def published(size: str, patch_size: int) -> Network:
     """A size of the papers for 256-pixel images, with one readout."""
     depth, hidden_size, num_heads = SIZES[size]
     shape = {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads}
     rest = {"patch_size": patch_size, "mlp_ratio": 4.0, "qk_norm": False, "readouts": (4,)}
-    return SiT(dataclasses.replace(SETTINGS, **shape, **rest), 32, 4, 1000)
+    return Network(SiT, dataclasses.replace(SETTINGS, **shape, **rest), 32, 4, 1000)
 
 
 @functools.cache
-def abstract(net: SiT):
+def abstract(net: Network):
     return jax.eval_shape(net.init, jax.random.key(0))
 
 
-def outputs(net: SiT, batch: int, taps: tuple[int, ...]):
+def outputs(net: Network, batch: int, taps: tuple[int, ...]):
     """Shapes of everything that leaves the network."""
     x = jax.ShapeDtypeStruct((batch, *net.latent_shape), jnp.float32)
     t, y = (jax.ShapeDtypeStruct((batch,), kind) for kind in (jnp.float32, jnp.int32))
@@ -84,7 +85,7 @@ def test_published_sizes_have_the_published_numbers_of_parameters(size, everythi
     "side, patch, channels", [(8, 2, 4), (8, 4, 3), (16, 8, 1), (6, 3, 5), (1, 1, 7)]
 )
 def test_outputs_have_the_shape_of_the_latents_and_taps_a_token_a_patch(side, patch, channels):
-    net = SiT(dataclasses.replace(SETTINGS, patch_size=patch), side, channels, 10)
+    net = Network(SiT, dataclasses.replace(SETTINGS, patch_size=patch), side, channels, 10)
     out = outputs(net, batch=3, taps=(2,))
     assert out.pred.shape == out.heads[1].shape == (3, side, side, channels)
     assert out.features[2].shape == (3, (side // patch) ** 2, SETTINGS.hidden_size)
@@ -93,7 +94,7 @@ def test_outputs_have_the_shape_of_the_latents_and_taps_a_token_a_patch(side, pa
 def test_a_patch_that_does_not_divide_the_latents_is_refused():
     settings = dataclasses.replace(SETTINGS, patch_size=3)
     with pytest.raises(ValueError, match="patch_size = 3: must divide the side of the latents, 4"):
-        SiT(settings, 4, 3, 10)
+        Network(SiT, settings, 4, 3, 10)
 
 
 @pytest.mark.parametrize(

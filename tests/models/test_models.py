@@ -12,7 +12,7 @@ from jax.extend import core
 
 from ig_jax.models import embed, layers
 from ig_jax.models.dit import DiT
-from ig_jax.models.sit import SiT
+from ig_jax.models.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def filled(module: nnx.Module, params):
     return module
 
 
-def by_hand(net: SiT, params, x, t, y):
+def by_hand(net: Network, params, x, t, y):
     """Tokens after every block, and what each head makes of them, by a Python loop."""
     s, kinds = net.settings, {"dtype": jnp.float32, "rngs": nnx.Rngs(0)}
     patches = embed.PatchEmbed(net.channels, s.hidden_size, s.patch_size, **kinds)
@@ -178,10 +178,10 @@ def test_times_that_bfloat16_cannot_tell_apart_stay_distinct():
 
 @pytest.fixture(scope="module")
 def dit(net):
-    return DiT(net.settings, net.side, net.channels, net.num_classes)
+    return Network(DiT, net.settings, net.side, net.channels, net.num_classes)
 
 
-def halves(net: DiT, params):
+def halves(net: Network, params):
     """The outputs of every head, each leaf [..., pixel of a patch, noise or variance, channel]."""
     heads = {**params["heads"], "final_layer": params["final_layer"]}
     pixels = net.settings.patch_size**2
@@ -206,12 +206,38 @@ def test_a_dit_predicts_what_a_sit_with_its_noise_rows_does(net, dit):
     final = narrow("final_layer", params["final_layer"])
     same = {**params, "heads": heads, "final_layer": final}
     expected = lively.forward(net, same, *lively.inputs(net))
-    lively.close(lively.forward(dit, params, *lively.inputs(dit)), expected, rtol=1e-6)
+    found = lively.forward(dit, params, *lively.inputs(dit))
+    assert expected.variance is None
+    lively.close(found.replace(variance=None), expected, rtol=1e-6)
 
 
-def test_a_dit_holds_its_variance_rows_without_reading_them(dit):
+def test_a_dit_predicts_the_variance_that_a_sit_with_its_variance_rows_does(dit):
     params = lively.parameters(dit)
-    gradient = jax.grad(functools.partial(lively.weighted_sum, dit))
+    rows = jax.tree.map(lambda leaf: leaf[:, :, 1], halves(dit, params))["final_layer"]
+    linear = {
+        "kernel": rows["kernel"].reshape(dit.settings.hidden_size, -1),
+        "bias": rows["bias"].reshape(-1),
+    }
+    sit = lively.make(readouts=())
+    same = {name: leaf for name, leaf in params.items() if name != "heads"}
+    same["final_layer"] = {**params["final_layer"], "linear": linear}
+    found = lively.forward(dit, params, *lively.inputs(dit))
+    expected = lively.forward(sit, same, *lively.inputs(sit))
+    assert found.variance.dtype == jnp.float32
+    lively.close(found.variance, expected.pred, rtol=1e-6)
+
+
+class Noise(Network):
+    """What a DiT predicts but the variance."""
+
+    def __call__(self, *args, **options):
+        return super().__call__(*args, **options).replace(variance=None)
+
+
+def test_a_dit_holds_its_variance_rows_without_reading_them_for_the_noise(dit):
+    params = lively.parameters(dit)
+    noise = Noise(dit.family, dit.settings, dit.side, dit.channels, dit.num_classes)
+    gradient = jax.grad(functools.partial(lively.weighted_sum, noise))
     grads = lively.compile_quickly(gradient)(params)
     for name, head in halves(dit, grads).items():
         for leaf in head.values():

@@ -12,6 +12,7 @@ import pytest
 
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SiT, SiTSettings
 from ig_jax.monitoring import flops, peak_flops
 
@@ -30,9 +31,9 @@ WIDE = {
 }
 OPTIONS = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True}
 NETS = {
-    "sit": SiT(SiTSettings(**WIDE | {"readouts": (2, 1)}), 16, 4, 10),
-    "lightningdit": LightningDiT(LightningDiTSettings(**WIDE, **OPTIONS), 16, 8, 10),
-    "dit": DiT(SiTSettings(**WIDE | {"readouts": ()}), 16, 4, 10),
+    "sit": Network(SiT, SiTSettings(**WIDE | {"readouts": (2, 1)}), 16, 4, 10),
+    "lightningdit": Network(LightningDiT, LightningDiTSettings(**WIDE, **OPTIONS), 16, 8, 10),
+    "dit": Network(DiT, SiTSettings(**WIDE | {"readouts": ()}), 16, 4, 10),
 }
 every_net = pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 

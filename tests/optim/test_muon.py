@@ -24,6 +24,7 @@ from places import HELPERS, KEYS, ROOT
 from ig_jax import optim, pytree
 from ig_jax.checkpoint import compatibility
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SIZES
 from ig_jax.optim import matrix_axes
 from ig_jax.optim.muon import newton_schulz, newton_schulz_flops
@@ -82,10 +83,10 @@ def groups(params) -> dict[str, list[str]]:
     return {**held, "fixed": sorted(rest)}
 
 
-def lightningdit() -> LightningDiT:
+def lightningdit() -> Network:
     sit = dataclasses.asdict(dataclasses.replace(lively.SETTINGS, qk_norm=True, readouts=(1,)))
     options = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True}
-    return LightningDiT(LightningDiTSettings(**sit, **options), 4, 3, lively.CLASSES)
+    return Network(LightningDiT, LightningDiTSettings(**sit, **options), 4, 3, lively.CLASSES)
 
 
 SIT_NORMS = [f"blocks.attn.{n}_norm.{leaf}" for n in "qk" for leaf in ("scale", "bias")]

@@ -27,12 +27,19 @@ from jax.sharding import Mesh, PartitionSpec
 from ig_jax import pytree
 from ig_jax.config.run_config import ConfigError
 from ig_jax.errors import UserError
+from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.parallel import collectives, partitioning
 from ig_jax.parallel.mesh import AXES, make_mesh
 from ig_jax.training import step
 
 ONE = (1, 1, 1)
 DEPTH = meshes.COMMON["model.depth"]
+LIGHT = LightningDiTSettings(
+    **dataclasses.asdict(lively.SETTINGS), swiglu=True, rope=True, rms_norm=True, shift=True
+)
+# What the parameters of a SiT and of a LightningDiT are called, and their axes.
+AXES_OF_BOTH = lively.make().axes | Network(LightningDiT, LIGHT, 4, 3, lively.CLASSES).axes
 # What sums over devices may move by adding in another order: losses and norms are means of
 # thousands of products, a few last places; Adam and Newton-Schulz divide small gradients by
 # their own size, so a parameter moves by more, but far below a step's 3e-3.
@@ -355,7 +362,7 @@ F, T = ("fsdp", "data"), "tensor"
     ],
 )
 def test_a_leaf_is_split_by_the_end_of_its_name(path, shape, spec):
-    placed = partitioning.place(mesh(2, 2, 2), path, shape)
+    placed = partitioning.place(mesh(2, 2, 2), AXES_OF_BOTH, path, shape)
     assert placed.spec(len(shape)) == PartitionSpec(*spec)
 
 
@@ -372,7 +379,9 @@ def test_a_leaf_is_split_by_the_end_of_its_name(path, shape, spec):
     ],
 )
 def test_fsdp_always_splits_and_data_where_it_divides(shape, length, over):
-    placed = partitioning.place(mesh(*shape), "final_layer.linear.kernel", (length, 16))
+    placed = partitioning.place(
+        mesh(*shape), AXES_OF_BOTH, "final_layer.linear.kernel", (length, 16)
+    )
     assert (placed.axis, placed.over) == (0 if over else None, over)
 
 
@@ -424,20 +433,20 @@ def test_a_leaf_that_the_mesh_does_not_divide_is_named_before_anything_is_made()
         step.init_state(exp)
     sentence = r"mesh\.fsdp = 8: does not divide axis 1 of blocks\.modulation\.kernel \[2, 12, 72\]"
     with pytest.raises(UserError, match=f"{sentence}; choose a divisor of 12"):
-        partitioning.place(mesh(1, 8, 1), "blocks.modulation.kernel", (2, 12, 72))
+        partitioning.place(mesh(1, 8, 1), AXES_OF_BOTH, "blocks.modulation.kernel", (2, 12, 72))
 
 
 def test_a_parameter_without_a_rule_is_named():
     with pytest.raises(UserError, match="no rule says .* blocks.attn.gate.weight .* RULES"):
-        partitioning.place(mesh(8, 1, 1), "blocks.attn.gate.weight", (2, 16, 16))
+        partitioning.place(mesh(8, 1, 1), AXES_OF_BOTH, "blocks.attn.gate.weight", (2, 16, 16))
 
 
 def test_a_rule_that_matches_nothing_is_named(monkeypatch):
     exp = tiny.experiment()
-    assert partitioning.placements(exp.mesh, exp.abstract_params)
-    monkeypatch.setitem(partitioning.RULES, r"attn\.gate\.weight", (0, None))
-    with pytest.raises(UserError, match=r"rule .*attn.*gate.*weight' .* matches no parameter"):
-        partitioning.placements(exp.mesh, exp.abstract_params)
+    assert partitioning.placements(exp.mesh, exp.axes, exp.abstract_params)
+    monkeypatch.setitem(partitioning.RULES, "experts", "tensor")
+    with pytest.raises(UserError, match="rule 'experts' .* matches no parameter"):
+        partitioning.placements(exp.mesh, exp.axes, exp.abstract_params)
 
 
 def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
@@ -455,7 +464,7 @@ def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
 def test_weights_converted_once_change_no_bit_of_the_prediction_or_of_the_gradient():
     net = lively.make(dtype="bfloat16", qk_norm=True)
     params = lively.parameters(net)
-    gather = collectives.gather(make_mesh(jax.devices()[:1]), params, jnp.bfloat16)
+    gather = collectives.gather(make_mesh(jax.devices()[:1]), net.axes, params, jnp.bfloat16)
     losses = [
         functools.partial(lively.weighted_sum, n)
         for n in (net, dataclasses.replace(net, gather=gather))

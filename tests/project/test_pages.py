@@ -24,6 +24,7 @@ from ig_jax.io.torch import writer as torch_writer
 from ig_jax.metrics import reference_statistics
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
+from ig_jax.models.network import Network
 from ig_jax.models.sit import SiT, SiTSettings
 
 DOCS = commands.ROOT / "docs"
@@ -141,16 +142,16 @@ def plant_networks(root: Path) -> None:
     options = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True}
     lightningdit = LightningDiTSettings(**MODEL | {"readouts": ()}, **rest, **options, patch_size=1)
     files = {
-        "SiT-XL-2-256x256.pt": DiT(plain, 4, 4, CLASSES),  # the same names and shapes
-        "DiT-XL-2-256x256.pt": DiT(plain, 4, 4, CLASSES),
-        "lightningdit-xl-imagenet256-800ep.pt": LightningDiT(lightningdit, 2, 32, CLASSES),
+        "SiT-XL-2-256x256.pt": Network(DiT, plain, 4, 4, CLASSES),  # the same names and shapes
+        "DiT-XL-2-256x256.pt": Network(DiT, plain, 4, 4, CLASSES),
+        "lightningdit-xl-imagenet256-800ep.pt": Network(LightningDiT, lightningdit, 2, 32, CLASSES),
     }
     for name, net in files.items():
         state = parameter_names.to_published(lively.parameters(net))
-        if isinstance(net, LightningDiT):
+        if net.family is LightningDiT:
             state |= parameter_names.rotary_tables(2, 8)
         torch_writer.save(root / "weights" / name, state)
-    state = parameter_names.to_published(lively.parameters(SiT(sit, 4, 4, CLASSES)))
+    state = parameter_names.to_published(lively.parameters(Network(SiT, sit, 4, 4, CLASSES)))
     raw = published_order(state, "ig_sit_b2")
     first = drawn(raw, 1, 1e-3)
     opt = adamw_state(raw, first, squares(first), ADAMW)
