@@ -96,13 +96,19 @@ def gather(mesh: Mesh, params: Params, dtype: Any) -> Gather:
     return Gather(placements(mesh, params), dtype)
 
 
+def gather_terms(mesh: Mesh, terms: Params) -> Gather:
+    """For the heads of loss terms, which may be abstract; each is used whole, in its own type."""
+    placed = {path: place(mesh, path, leaf.shape) for path, leaf in pytree.flatten(terms).items()}
+    return Gather(placed, jnp.float32)
+
+
 def over_devices(
-    gradients: Callable[[Params, Any, Params], tuple[Params, Mapping[str, Any]]],
+    gradients: Callable[..., tuple[Params, Mapping[str, Any]]],
     mesh: Mesh,
     *,
     sums: Callable[[str], bool],
-) -> Callable[[Params, Any, Params], tuple[Params, Mapping[str, Any]]]:
-    """`gradients(params, batch, teacher)` of a mean over rows, computed on each device's own rows.
+) -> Callable[..., tuple[Params, Mapping[str, Any]]]:
+    """`gradients(params, batch, teacher, step)` of a mean over rows, on each device's own rows.
 
     Args:
       gradients: what it returns for a part of the rows: gradients of the mean, and metrics.
@@ -117,7 +123,9 @@ def over_devices(
     if not axes:
         return gradients
 
-    def run(params: Params, batch: Any, teacher: Params) -> tuple[Params, Mapping[str, Any]]:
+    def run(
+        params: Params, batch: Any, teacher: Params, step: jax.Array | int = 0
+    ) -> tuple[Params, Mapping[str, Any]]:
         placed = placements(mesh, params)
 
         def reduce(path: str, grad: jax.Array) -> jax.Array:
@@ -133,16 +141,19 @@ def over_devices(
             }
             return pytree.map_named(reduce, grads), reduced
 
-        split = pytree.map_named(lambda p, x: placed[p].spec(x.ndim, tensor=False), params)
+        def specs(tree: Params) -> Any:
+            return pytree.map_named(lambda p, x: placed[p].spec(x.ndim, tensor=False), tree)
+
+        split, whole = specs(params), PartitionSpec()
         mapped = jax.shard_map(
             each,
             mesh=mesh,
-            in_specs=(split, PartitionSpec(axes), split),
-            out_specs=(split, PartitionSpec()),
+            in_specs=(split, PartitionSpec(axes), specs(teacher), whole),
+            out_specs=(split, whole),
             axis_names=set(axes),
             check_vma=False,  # the sums over devices are ours
         )
-        return mapped(params, batch, teacher)
+        return mapped(params, batch, teacher, jnp.asarray(step))
 
     return run
 
