@@ -38,6 +38,8 @@ from ig_jax.types import Params
 # may want.
 ARRAYS = ("params", "opt_state", "ema")
 WEIGHTS = ("params", "ema")
+# What was imported -> the items that such a checkpoint does not hold.
+LACKING = {"weights": ("opt_state", "ema", TERMS), "state": (TERMS,), "": ()}
 
 T = TypeVar("T")
 
@@ -296,8 +298,8 @@ class Checkpoints:
     def _look(self, step: int, arrays: tuple[str, ...]) -> str:
         folder = self.directory / str(step)
         try:
-            weights_alone = _meta(folder)["imported"] == "weights"
-            items = ["params"] if weights_alone else arrays
+            lacking = LACKING[_meta(folder)["imported"]]
+            items = [name for name in arrays if name not in lacking]
             integrity.require_whole(folder, items, nested=["opt_state"])
         except Damaged as error:
             return f"{error.file.relative_to(folder)} {error.fault}"
