@@ -130,7 +130,7 @@ def breakdown(
     draw, alone, both = noised(exp), jax.jit(forward(exp)), jax.jit(gradients(exp))
     ready = draw(state.step, batch, encoder)
     teacher = ema.first(state.ema, exp.config.train.ema_decays)
-    step, params = state.step, state.params
+    step, params = state.step, state.trained
     drawing = time(lambda: draw(step, batch, encoder))
     forwards = time(lambda: alone(params, ready, teacher))
     gradients_too = time(lambda: both(params, ready, teacher))
@@ -211,8 +211,8 @@ def counted_flops(exp: Experiment) -> tuple[float, float]:
     state, batches = abstract(exp)
     batch = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in batches.items()}
     drawn = jax.eval_shape(noised(exp), state.step, batch, exp.encoder_weights)
-    gradient = jax.jit(gradients(exp)).lower(state.params, drawn, state.params)
-    update = jax.jit(exp.optimizer.update).lower(state.params, state.opt_state, state.params)
+    gradient = jax.jit(gradients(exp)).lower(state.trained, drawn, state.params)
+    update = jax.jit(exp.optimizer.update).lower(state.trained, state.opt_state, state.trained)
     of_batch, of_update = (each.cost_analysis()["flops"] for each in (gradient, update))
     return of_batch / exp.config.train.batch_size, of_update
 

@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     c.objective = ConfigDict()
     c.objective.label_drop = 0.1  # share of labels replaced by the null class; CFG needs some
     c.objective.terms = ConfigDict()
+    # Any term may have weight_factor, which multiplies its weight after each epoch behind the first
+    # constant_epochs; without them the weight is constant.
     c.objective.terms.flow = ConfigDict({"weight": 1.0})
     c.objective.terms.internal_guidance = ConfigDict({"weight": 0.5})
 

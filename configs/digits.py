@@ -3,6 +3,8 @@
   python main.py --config=configs/digits.py --mode=demo
   python main.py --config=configs/digits.py:lightningdit --mode=demo    # trained with Muon
   python main.py --config=configs/digits.py:accelerated --mode=demo     # SiT, guided while training
+  python main.py --config=configs/digits.py:layersync --mode=demo       # SiT, block 2 learns from 4
+  python main.py --config=configs/digits.py:sra2 --mode=demo            # SiT, block 2 learns x_0
 
 Two CPU cores, a few minutes. README.md shows the tables that these made.
 """
@@ -11,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base, lightningdit_xl
 
-VARIANTS = ("sit", "lightningdit", "accelerated")
+VARIANTS = ("sit", "lightningdit", "accelerated", "layersync", "sra2")
 
 
 def get_config(variant: str = "sit") -> ConfigDict:
@@ -24,6 +26,10 @@ def get_config(variant: str = "sit") -> ConfigDict:
             {"weight": 1.0, "omega": 0.5, "bias": "network"}
         )
         c.sample.ig = base.guidance(1.0)  # it has learnt what IG 2 would extrapolate to
+    if variant == "layersync":
+        c.objective.terms.layersync = ConfigDict({"weight": 0.2, "depth": 2, "target_depth": 4})
+    if variant == "sra2":
+        c.objective.terms.sra2 = ConfigDict({"weight": 1.0, "depth": 2})
     if variant == "lightningdit":
         lightningdit_xl.lightningdit(c)
         c.optim.learning_rate = 3e-3

@@ -37,3 +37,12 @@ def sized(size: str, readout: int, epochs: float, source: str) -> ConfigDict:
     c.train.epochs = epochs
     c.sample.update(sampling.sit_xl_ig())
     return c
+
+
+def without_readouts(size: str, epochs: float, source: str) -> ConfigDict:
+    """The recipe of SiT alone, sampled without guidance: the base of terms that align tokens."""
+    c = sized(size, readout=1, epochs=epochs, source=source)
+    c.model.readouts = ()
+    del c.objective.terms.internal_guidance
+    c.sample.ig, c.sample.cfg = base.guidance(1.0), base.guidance(1.0)
+    return c

@@ -19,12 +19,12 @@ from ig_jax.config.parser import make, named
 from ig_jax.config.run_config import Config, parse
 from ig_jax.errors import UserError, shown
 from ig_jax.models import MODELS
-from ig_jax.models.axes import Axes
+from ig_jax.models.axes import Axes, of_heads
 from ig_jax.models.network import Network
 from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS, ema, skip_spikes
-from ig_jax.optim.train_state import TrainState
+from ig_jax.optim.train_state import TERMS, TrainState, trained
 from ig_jax.parallel import collectives, partitioning
 from ig_jax.parallel.mesh import local_mesh, make_mesh, replicate_locally, replicated
 from ig_jax.pipeline import Pipeline
@@ -65,10 +65,10 @@ class Experiment:
         side, _, channels = self.config.latent_shape
         return network(self.config.model, side, channels, self.num_classes)
 
-    @property
+    @cached_property
     def axes(self) -> Axes:
         """Names of the axes of everything that is trained, by dotted path."""
-        return self.net.axes
+        return {**self.net.axes, **of_heads({TERMS: self.abstract_terms})}
 
     @property
     def num_classes(self) -> int:
@@ -83,6 +83,8 @@ class Experiment:
             terms=self.config.objective.terms,
             label_drop=self.config.objective.label_drop,
             null_class=self.num_classes,
+            dtype=DTYPES[self.config.model.dtype],
+            steps_per_epoch=self.config.train.steps_per_epoch(len(self.config.data.source)),
         )
 
     @cached_property
@@ -90,7 +92,8 @@ class Experiment:
         """As `objective`, for parameters that devices share."""
         dtype = DTYPES[self.config.model.dtype]
         gather = collectives.gather(self.mesh, self.axes, self.abstract_params, dtype)
-        return replace(self.objective, net=replace(self.net, gather=gather))
+        heads = collectives.gather_terms(self.mesh, self.axes, self.abstract_terms)
+        return replace(self.objective, net=replace(self.net, gather=gather), gather=heads)
 
     @cached_property
     def encoder_weights(self) -> Params:
@@ -115,11 +118,18 @@ class Experiment:
         """Shapes and dtypes of the network's parameters."""
         return jax.eval_shape(self.net.init, jax.random.key(0))
 
+    @cached_property
+    def abstract_terms(self) -> Params:
+        """Shapes and dtypes of the heads that loss terms train, by term; {} without any."""
+        return jax.eval_shape(self.objective.init, jax.random.key(0))
+
     def fresh_state(self) -> TrainState:
         """A state of step 0, as a pure function."""
-        params = self.net.init(prng.key(self.config.seed, "init"))
+        key = prng.key(self.config.seed, "init")
+        params, terms = self.net.init(key), self.objective.init(key)
         averages = ema.init(params, self.config.train.ema_decays)
-        return TrainState(jnp.int32(0), params, self.optimizer.init(params), averages)
+        opt_state = self.optimizer.init(trained(params, terms))
+        return TrainState(jnp.int32(0), params, opt_state, averages, terms)
 
     @cached_property
     def abstract_state(self) -> TrainState:

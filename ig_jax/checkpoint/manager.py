@@ -1,9 +1,10 @@
 """Checkpoints: asynchronous, atomic, with everything that resuming needs.
 
 A checkpoint is one orbax step directory with four items: `params`, `opt_state`, `ema` (so that
-sampling reads only what it uses) and `meta` (step, data position, resolved config, versions). A
-save that was cut short leaves a temporary directory which is never mistaken for a checkpoint. One
-that cannot be read is left out, and a save that a full disk refuses stops nothing before `wait`.
+sampling reads only what it uses) and `meta` (step, data position, resolved config, versions); where
+loss terms train heads, those are a fifth, `terms`, which only training reads. A save that was cut
+short leaves a temporary directory which is never mistaken for a checkpoint. One that cannot be read
+is left out, and a save that a full disk refuses stops nothing before `wait`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from ig_jax.errors import UserError
 from ig_jax.io import disk_errors
 from ig_jax.monitoring import console
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import TrainState
+from ig_jax.optim.train_state import TERMS, TrainState
 from ig_jax.parallel.processes import barrier, from_process_0
 from ig_jax.types import Params
 
-# The items that hold arrays: all of them, and those that sampling may want.
+# The items that hold arrays: all of them (`TERMS` where there are heads), and those that sampling
+# may want.
 ARRAYS = ("params", "opt_state", "ema")
 WEIGHTS = ("params", "ema")
+# What was imported -> the items that such a checkpoint does not hold.
+LACKING = {"weights": ("opt_state", "ema", TERMS), "state": (TERMS,), "": ()}
 
 T = TypeVar("T")
 
@@ -77,6 +81,13 @@ def _meta(folder: Path) -> dict[str, Any]:
             if imported in ("weights", "state", ""):
                 return found | {"imported": imported}
     raise Damaged(file, "is not what was written")
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The items of a state that hold arrays; those that it lacks are left out."""
+    items = {name: getattr(state, name) for name in ARRAYS}
+    held = {name: item for name, item in items.items() if item is not None}
+    return held | ({TERMS: state.terms} if state.terms else {})
 
 
 def _no_room(error: Exception) -> int | None:
@@ -133,7 +144,7 @@ class Checkpoints:
         self._remove_damaged_records()
         return ocp.CheckpointManager(
             self.directory,
-            item_names=(*ARRAYS, "meta"),
+            item_names=(*ARRAYS, TERMS, "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=not self._reading,
@@ -181,8 +192,7 @@ class Checkpoints:
             "versions": versions(),
             "imported": imported,
         }
-        held = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
-        arrays = {name: ocp.args.StandardSave(x) for name, x in held.items() if x is not None}
+        arrays = {name: ocp.args.StandardSave(x) for name, x in _items(state).items()}
         items = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
         self._asked, self._failure = step, ""
         try:
@@ -288,8 +298,8 @@ class Checkpoints:
     def _look(self, step: int, arrays: tuple[str, ...]) -> str:
         folder = self.directory / str(step)
         try:
-            weights_alone = _meta(folder)["imported"] == "weights"
-            items = ["params"] if weights_alone else arrays
+            lacking = LACKING[_meta(folder)["imported"]]
+            items = [name for name in arrays if name not in lacking]
             integrity.require_whole(folder, items, nested=["opt_state"])
         except Damaged as error:
             return f"{error.file.relative_to(folder)} {error.fault}"
@@ -362,10 +372,9 @@ class Checkpoints:
         Every device reads its own shards, however many devices wrote them. A part of `like` that is
         None is not read.
         """
-        items = {"params": like.params, "opt_state": like.opt_state, "ema": like.ema}
-        found = self._read(step, {n: x for n, x in items.items() if x is not None})
+        found = self._read(step, _items(like))
         count = jax.device_put(np.int32(step), like.step.sharding)
-        return TrainState(count, *(found.get(name) for name in items))
+        return like.replace(step=count, **found)
 
     def weights(self, step: int, which: str, like: Params) -> Params:
         """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or a decay.

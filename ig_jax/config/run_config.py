@@ -137,6 +137,7 @@ def _check_model(c: Config) -> None:
     for name, term in c.objective.terms.items():
         try:
             term.check(c.model.readouts)
+            term.needs.check(c.model.depth)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}: {error}") from error
 

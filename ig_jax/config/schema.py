@@ -121,6 +121,10 @@ class Train:
             f"needs at least one decay, not above {MOST_AVERAGES}, each once; the first samples",
         )
 
+    def steps_per_epoch(self, dataset_size: int) -> int:
+        """Whole batches in the data set, at least 1: an epoch of schedules of loss weights."""
+        return max(1, dataset_size // self.batch_size)
+
     def total_steps(self, dataset_size: int) -> int:
         """Length of the run in optimizer steps, rounded up.
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from flax import nnx
 
+from ig_jax import pytree
+
 LAYERS = "layers"  # the blocks of a stack
 # How `nnx.vmap` names the axis along which it stacks modules.
 STACKED = {nnx.PARTITION_NAME: LAYERS, "axis_names": LAYERS}
@@ -33,7 +35,7 @@ NAMES = frozenset(
     {
         *(LAYERS, EMBED, CONDITION, TIME_FEATURES, CLASSES, HEADS, MLP, *WINDOW),
         *("qkv", "head_dim", "gate", "modulation", "channels", "patch_values"),
-        *("batch", "position", "position_features"),
+        *("batch", "position", "position_features", "head_features"),
     }
 )
 
@@ -80,6 +82,19 @@ def of_module(module: nnx.Module) -> Axes:
             )
         found[dotted] = tuple(names)
     return found
+
+
+def of_heads(params: Mapping[str, Any]) -> Axes:
+    """The axis names of the heads of loss terms: plain trees of kernels, inputs first, and biases.
+
+    The inputs of a kernel are split as the width of the residual stream is.
+    """
+    return {
+        path: (EMBED, *["head_features"] * (len(leaf.shape) - 1))
+        if len(leaf.shape) > 1
+        else ("head_features",) * len(leaf.shape)
+        for path, leaf in pytree.flatten(params).items()
+    }
 
 
 def names_of(axes: Axes, path: str) -> tuple[str, ...] | None:

@@ -119,3 +119,11 @@ def unpatchify(tokens: Float[Array, "b n f"], patch: int) -> Latents:
     side, channels = round(n**0.5), features // patch**2
     x = tokens.reshape(b, side, side, patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, side * patch, side * patch, channels)
+
+
+def patchify(x: Latents, patch: int) -> Float[Array, "b n f"]:
+    """The inverse of `unpatchify`: latents [b, h, w, c] -> tokens [b, n, p*p*c]."""
+    b, height, width, channels = x.shape
+    rows, columns = height // patch, width // patch
+    x = x.reshape(b, rows, patch, columns, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, patch**2 * channels)

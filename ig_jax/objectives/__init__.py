@@ -4,10 +4,14 @@ from ig_jax.objectives.acceleration import AcceleratedFlow
 from ig_jax.objectives.cosine import Cosine
 from ig_jax.objectives.flow import FlowMatching
 from ig_jax.objectives.internal_guidance import InternalGuidance
+from ig_jax.objectives.layersync import LayerSync
+from ig_jax.objectives.sra2 import Sra2
 
 TERMS = {
     "flow": FlowMatching,
     "accelerated_flow": AcceleratedFlow,
     "internal_guidance": InternalGuidance,
     "cosine": Cosine,
+    "layersync": LayerSync,
+    "sra2": Sra2,
 }

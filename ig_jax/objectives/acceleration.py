@@ -20,28 +20,28 @@ release code for it, nor the omega they used; no published number can be reprodu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from jax import lax
 
 from ig_jax.bounds import below_one
 from ig_jax.errors import shown
-from ig_jax.objectives.base import NoisedBatch, require_weight, squared_error
-from ig_jax.types import PerExample
+from ig_jax.objectives.base import NoisedBatch, Term, squared_error
+from ig_jax.types import NONE, Params, PerExample
 
 BIASES = ("network", "ema")
 
 
 @dataclass(frozen=True)
-class AcceleratedFlow:
+class AcceleratedFlow(Term):
     """Squared error of the final output against the shifted target."""
 
-    weight: float
     omega: float  # 0 is plain flow matching
     bias: str  # whose outputs make the bias: network (the one that trains), ema (its average)
     readout: int = 0  # depth of the early head; 0 where there is only one
 
     def __post_init__(self):
-        require_weight(self.weight)
+        super().__post_init__()
         if not below_one(self.omega):
             raise ValueError(
                 f"omega = {self.omega}: must lie in [0, 1); at 1 the target runs away from the "
@@ -61,8 +61,9 @@ class AcceleratedFlow:
                 f"readout = {self.readout}: must be one of model.readouts = {shown(readouts)}"
             )
 
-    def __call__(self, p: NoisedBatch) -> PerExample:
-        out = p.out if self.bias == "network" else p.teacher(p.x_t, p.t, p.y)
+    def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
+        inputs = batch.x_t, batch.t, batch.y
+        out = batch.out if self.bias == "network" else batch.teacher(*inputs)
         early = out.heads[self.readout or next(iter(out.heads))]
         bias = lax.stop_gradient(out.pred - early)
-        return squared_error(p.out.pred, p.target + self.omega * bias)
+        return squared_error(batch.out.pred, batch.target + self.omega * bias)

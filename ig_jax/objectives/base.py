@@ -2,23 +2,29 @@
 
 Time, noise and dropped labels are drawn here, once, from one key; every term sees the same. A term
 is a frozen dataclass: its fields are its settings (`weight` among them), its call gives a loss for
-each example, so that any term can be masked, reweighted by time, or logged by time.
+each example, so that any term can be masked, reweighted by time, or logged by time. It may train a
+head of its own, draw randomness of its own, and ask for the tokens behind any block.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ig_jax import prng
 from ig_jax.objectives.metrics import BY_TIME, sum_by_time
+from ig_jax.optim.train_state import parted
 from ig_jax.types import (
+    NONE,
     Abstract,
+    Gather,
     Key,
     Labels,
     Latents,
@@ -29,6 +35,7 @@ from ig_jax.types import (
     Process,
     Scalar,
     Times,
+    Whole,
 )
 
 
@@ -40,9 +47,10 @@ class Draws:
     time: Times | Abstract  # standard draws, see `diffusion/times.py`
     noise: Latents | Abstract
     drop: Times | Abstract  # uniform; below the drop rate the label becomes the null class
+    terms: Mapping[str, Any] = field(default_factory=dict)  # of `Term.draw`, by term
 
 
-# (x, t, y) -> what a network predicts there, in the scale of `Pass.target`
+# (x, t, y) -> what a network predicts there, in the scale of `NoisedBatch.target`
 Predict = Callable[[Latents, Times, Labels], NetOutput]
 
 
@@ -56,21 +64,88 @@ class NoisedBatch:
     x_t: Latents
     y: Labels  # already dropped
     target: Latents
-    out: NetOutput  # predictions in the scale of `target`
-    teacher: Predict | None = None  # the averaged network; no gradient goes through it
+    out: NetOutput  # predictions in the scale of `target`, and the tokens that terms need
+    # The averaged network; no gradient goes through it, and nothing is computed until it is called.
+    teacher: Predict | None = None
+    step: Array | int = 0  # updates done before this one
+    dtype: Any = jnp.float32  # of matrix products, the network's and those of heads
 
 
-@runtime_checkable
-class Term(Protocol):
-    """What `TERMS` holds."""
+@dataclass(frozen=True)
+class Needs:
+    """The tokens that a term reads; what several terms need is computed once."""
+
+    taps: tuple[int, ...] = ()  # blocks (from 1) whose tokens are in `NoisedBatch.out.features`
+    teacher_taps: tuple[int, ...] = ()  # the same of every output of `NoisedBatch.teacher`
+
+    def check(self, depth: int) -> None:
+        """Raises ValueError where a network of `depth` blocks has no such block."""
+        for block in (*self.taps, *self.teacher_taps):
+            if not 1 <= block <= depth:
+                raise ValueError(
+                    f"reads the tokens of block {block}, which must lie in 1..{depth} "
+                    f"(model.depth = {depth})"
+                )
+
+
+@dataclass(frozen=True)
+class Term(ABC):
+    """What `TERMS` holds; `__call__` is all that a term must define.
+
+    At step s the term counts `weight * weight_factor ** max(0, epoch - constant_epochs)` times,
+    where epoch = s // (whole batches in the data set) counts from 0.
+    """
 
     weight: float
+    weight_factor: float = field(default=1.0, kw_only=True)  # 1: the weight is constant
+    constant_epochs: int = field(default=0, kw_only=True)
+
+    def __post_init__(self):
+        rules = [
+            ("weight", self.weight >= 0, "must not be negative"),
+            ("weight_factor", 0 < self.weight_factor <= 1, "must lie in (0, 1]; 1 is constant"),
+            ("constant_epochs", self.constant_epochs >= 0, "must not be negative"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"{name} = {getattr(self, name)}: {rule}")
+
+    @property
+    def needs(self) -> Needs:
+        """The tokens that `__call__` reads."""
+        return Needs()
 
     def check(self, readouts: tuple[int, ...]) -> None:
-        """Raises ValueError where the network lacks what the term reads."""
-        ...
+        """Raises ValueError where the network lacks a readout that the term reads."""
+        del readouts  # the final prediction is there without any
 
-    def __call__(self, p: NoisedBatch) -> PerExample: ...
+    def init(self, key: Key, net: NetFn) -> Params:
+        """Fresh float32 parameters of the term's head, a nested dict; {} where it has none.
+
+        Matrices [in, out] called `kernel` and vectors called `bias` or `scale` are split over
+        devices and treated by optimizers as the network's are.
+        """
+        return {}
+
+    def draw(self, key: Key, x0: Latents) -> Any:
+        """The term's own randomness of a batch of latents: a pytree of arrays [b, ...]."""
+        return ()
+
+    @abstractmethod
+    def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
+        """The loss of each example.
+
+        Args:
+          batch: one noised batch and what the network made of it.
+          head: the trained parameters that began as `init` made them.
+          draws: what `draw` drew for this batch.
+        """
+
+    def weight_at(self, epoch: Array | int) -> Scalar | float:
+        """How often the term counts in this epoch, from 0."""
+        if self.weight_factor == 1:
+            return self.weight
+        return self.weight * self.weight_factor ** jnp.maximum(epoch - self.constant_epochs, 0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +157,14 @@ class Objective:
     terms: Mapping[str, Term]
     label_drop: float  # share of labels replaced by the null class
     null_class: int
+    gather: Gather = Whole()  # of the terms' heads, where devices share them
+    dtype: Any = jnp.float32  # of matrix products
+    steps_per_epoch: int = 1  # for weights that change by epochs
+
+    def init(self, key: Key) -> dict[str, Params]:
+        """Fresh heads by term; terms without one are left out."""
+        heads = {n: t.init(prng.named(key, n), self.net) for n, t in self.terms.items()}
+        return {name: head for name, head in heads.items() if head}
 
     def draw(self, key: Key, x0: Latents) -> Draws:
         """Fresh randomness for a batch of latents [b, h, w, c]."""
@@ -91,11 +174,14 @@ class Objective:
             time=self.process.draw_time(time_key, n),
             noise=jax.random.normal(noise_key, x0.shape, jnp.float32),
             drop=jax.random.uniform(drop_key, (n,), jnp.float32),
+            terms={name: t.draw(prng.named(key, name), x0) for name, t in self.terms.items()},
         )
 
-    def predict(self, params: Params, x: Latents, t: Times, y: Labels) -> NetOutput:
-        """What the network predicts, in the scale of the process's `target`."""
-        out = self.net(params, x, self.process.condition_time(t), y)
+    def predict(
+        self, params: Params, x: Latents, t: Times, y: Labels, *, taps: tuple[int, ...] = ()
+    ) -> NetOutput:
+        """What the network predicts, in the scale of the process's `target`; tokens at `taps`."""
+        out = self.net(params, x, self.process.condition_time(t), y, taps=taps)
         heads = {depth: self.process.comparable(early, t) for depth, early in out.heads.items()}
         return out.replace(pred=self.process.comparable(out.pred, t), heads=heads)
 
@@ -106,7 +192,12 @@ class Objective:
         labels: Labels,
         draws: Draws,
         teacher: Params | None = None,
+        step: Array | int = 0,
     ) -> NoisedBatch:
+        """The noised batch, and the network's outputs on it; for the arguments see `__call__`."""
+        needs = [term.needs for term in self.terms.values()]
+        taps = tuple(sorted({block for n in needs for block in n.taps}))
+        teacher_taps = tuple(sorted({block for n in needs for block in n.teacher_taps}))
         t = self.process.time(draws.time)
         y = jnp.where(draws.drop < self.label_drop, self.null_class, labels)
         x_t = self.process.perturb(x0, draws.noise, t)
@@ -118,8 +209,10 @@ class Objective:
             x_t=x_t,
             y=y,
             target=self.process.target(x0, draws.noise, t),
-            out=self.predict(params, x_t, t, y),
-            teacher=None if teacher is None else partial(self.predict, frozen),
+            out=self.predict(params, x_t, t, y, taps=taps),
+            teacher=None if teacher is None else partial(self.predict, frozen, taps=teacher_taps),
+            step=step,
+            dtype=self.dtype,
         )
 
     def __call__(
@@ -129,33 +222,35 @@ class Objective:
         labels: Labels,
         draws: Draws,
         teacher: Params | None = None,
+        step: Array | int = 0,
     ) -> tuple[Scalar, Mapping[str, Array]]:
         """The loss to differentiate, and what to log.
 
         Args:
-          params: what to differentiate for.
+          params: what to differentiate for: of the network, beside heads of terms if there are any
+            (`train_state.trained`).
           x0, labels: clean latents [b, h, w, c] and classes [b].
           draws: the randomness of this batch.
           teacher: averaged parameters, for terms that compare with the averaged network.
+          step: updates done before this one.
 
         Returns:
           The weighted sum; and metrics: scalars 'loss' and 'loss/<term>' (unweighted), and sums
           'by_time/<term>' [TIME_BUCKETS] over the examples in each bucket of times, whose numbers
           are 'by_time/examples'.
         """
-        p = self.forward(params, x0, labels, draws, teacher)
-        each = {name: term(p) for name, term in self.terms.items()}
+        net, heads = parted(params)
+        p, heads = self.forward(net, x0, labels, draws, teacher, step), self.gather.once(heads)
+        each = {
+            name: term(p, heads.get(name, {}), draws.terms.get(name, ()))
+            for name, term in self.terms.items()
+        }
         losses = {name: jnp.mean(loss) for name, loss in each.items()}
-        total = sum(self.terms[name].weight * loss for name, loss in losses.items())
+        epoch = step // self.steps_per_epoch
+        total = sum(self.terms[name].weight_at(epoch) * loss for name, loss in losses.items())
         metrics = {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
         by_time = {"examples": jnp.ones_like(p.t), **each}
         return total, metrics | {f"{BY_TIME}{n}": sum_by_time(v, p.t) for n, v in by_time.items()}
-
-
-def require_weight(weight: float) -> None:
-    """Raises ValueError for a weight that would train away from the target."""
-    if weight < 0:
-        raise ValueError(f"weight = {weight}: must not be negative")
 
 
 def squared_error(prediction: Latents, target: Latents) -> PerExample:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ig_jax.objectives.base import NoisedBatch, require_weight, squared_error
-from ig_jax.types import PerExample
+from ig_jax.objectives.base import NoisedBatch, Term, squared_error
+from ig_jax.types import NONE, Params, PerExample
 
 
 @dataclass(frozen=True)
-class FlowMatching:
-    weight: float
-
-    def __post_init__(self):
-        require_weight(self.weight)
-
-    def check(self, readouts: tuple[int, ...]) -> None:
-        pass  # reads only the final prediction, which every network has
-
-    def __call__(self, p: NoisedBatch) -> PerExample:
-        return squared_error(p.out.pred, p.target)
+class FlowMatching(Term):
+    def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
+        return squared_error(batch.out.pred, batch.target)

@@ -8,17 +8,15 @@ That is all the training half of IG is; the other half is `guidance.internal`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ig_jax.objectives.base import NoisedBatch, require_weight, squared_error
-from ig_jax.types import PerExample
+from ig_jax.objectives.base import NoisedBatch, Term, squared_error
+from ig_jax.types import NONE, Params, PerExample
 
 
 @dataclass(frozen=True)
-class InternalGuidance:
-    weight: float  # of the sum over readouts
-
-    def __post_init__(self):
-        require_weight(self.weight)
+class InternalGuidance(Term):
+    """Squared error of every readout; `weight` is that of the sum over them."""
 
     def check(self, readouts: tuple[int, ...]) -> None:
         if not readouts:
@@ -27,5 +25,5 @@ class InternalGuidance:
                 "name a depth there, or remove this term"
             )
 
-    def __call__(self, p: NoisedBatch) -> PerExample:
-        return sum(squared_error(early, p.target) for early in p.out.heads.values())
+    def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
+        return sum(squared_error(early, batch.target) for early in batch.out.heads.values())

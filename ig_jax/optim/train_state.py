@@ -9,6 +9,23 @@ from flax import struct
 from ig_jax.optim.ema import Averages
 from ig_jax.types import Abstract, Params
 
+TERMS = "terms"  # beside the network's own names, those of the heads of loss terms
+
+
+def trained(params: Params, terms: Params) -> Params:
+    """The tree that is differentiated and that the optimizer sees: network and heads of terms.
+
+    Without heads it is the network's own tree, so that the optimizer's state of such a run, in
+    checkpoints of any age too, has no level that says so.
+    """
+    return {**params, TERMS: terms} if terms else params
+
+
+def parted(trained: Params) -> tuple[Params, Params]:
+    """The inverse of `trained`: the network's parameters, and the heads by term."""
+    net = {name: values for name, values in trained.items() if name != TERMS}
+    return net, trained.get(TERMS, {})
+
 
 @struct.dataclass
 class TrainState:
@@ -17,4 +34,11 @@ class TrainState:
     step: jax.Array | Abstract  # int32, updates done
     params: Params
     opt_state: optax.OptState | None  # None: imported weights, that no optimizer has seen
-    ema: Averages | None  # None: imported weights, which are averages already
+    ema: Averages | None  # of the network; None: imported weights, which are averages already
+    # Heads that loss terms train beside the network, by term; sampling and export never see them.
+    terms: Params = struct.field(default_factory=dict)
+
+    @property
+    def trained(self) -> Params:
+        """What is differentiated, and what the optimizer sees."""
+        return trained(self.params, self.terms)

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ig_jax import pytree
 from ig_jax.models.axes import Axes
+from ig_jax.optim.train_state import TERMS
 from ig_jax.parallel.mesh import BATCH, FSDP, parts_of_batch
 from ig_jax.parallel.partitioning import Placed, place, placements
 from ig_jax.types import Params
@@ -97,14 +98,23 @@ def gather(mesh: Mesh, axes: Axes, params: Params, dtype: Any) -> Gather:
     return Gather(placements(mesh, axes, params), dtype)
 
 
+def gather_terms(mesh: Mesh, axes: Axes, terms: Params) -> Gather:
+    """For the heads of loss terms, which may be abstract; each is used whole, in its own type."""
+    placed = {
+        path: place(mesh, axes, f"{TERMS}.{path}", leaf.shape)
+        for path, leaf in pytree.flatten(terms).items()
+    }
+    return Gather(placed, jnp.float32)
+
+
 def over_devices(
-    gradients: Callable[[Params, Any, Params], tuple[Params, Mapping[str, Any]]],
+    gradients: Callable[..., tuple[Params, Mapping[str, Any]]],
     mesh: Mesh,
     axes: Axes,
     *,
     sums: Callable[[str], bool],
-) -> Callable[[Params, Any, Params], tuple[Params, Mapping[str, Any]]]:
-    """`gradients(params, batch, teacher)` of a mean over rows, computed on each device's own rows.
+) -> Callable[..., tuple[Params, Mapping[str, Any]]]:
+    """`gradients(params, batch, teacher, step)` of a mean over rows, on each device's own rows.
 
     Args:
       gradients: what it returns for a part of the rows: gradients of the mean, and metrics.
@@ -120,7 +130,9 @@ def over_devices(
     if not devices:
         return gradients
 
-    def run(params: Params, batch: Any, teacher: Params) -> tuple[Params, Mapping[str, Any]]:
+    def run(
+        params: Params, batch: Any, teacher: Params, step: jax.Array | int = 0
+    ) -> tuple[Params, Mapping[str, Any]]:
         placed = placements(mesh, axes, params)
 
         def reduce(path: str, grad: jax.Array) -> jax.Array:
@@ -136,16 +148,19 @@ def over_devices(
             }
             return pytree.map_named(reduce, grads), reduced
 
-        split = pytree.map_named(lambda p, x: placed[p].spec(x.ndim, tensor=False), params)
+        def specs(tree: Params) -> Any:
+            return pytree.map_named(lambda p, x: placed[p].spec(x.ndim, tensor=False), tree)
+
+        split, whole = specs(params), PartitionSpec()
         mapped = jax.shard_map(
             each,
             mesh=mesh,
-            in_specs=(split, PartitionSpec(devices), split),
-            out_specs=(split, PartitionSpec()),
+            in_specs=(split, PartitionSpec(devices), specs(teacher), whole),
+            out_specs=(split, whole),
             axis_names=set(devices),
             check_vma=False,  # the sums over devices are ours
         )
-        return mapped(params, batch, teacher)
+        return mapped(params, batch, teacher, jnp.asarray(step))
 
     return run
 

@@ -10,6 +10,7 @@ from ig_jax.experiment import Experiment
 from ig_jax.generation.cost import cost
 from ig_jax.generation.generator import Generator
 from ig_jax.monitoring import flops
+from ig_jax.optim.train_state import TERMS, trained
 from ig_jax.parallel import partitioning
 from ig_jax.parallel.mesh import bytes_each
 from ig_jax.programs import guide_model, memory_check
@@ -20,10 +21,10 @@ MIB = 2**20
 
 def _modules(exp: Experiment) -> list[str]:
     """Parameters and MiB of every module, one line each."""
-    leaves = exp.abstract_params
+    leaves = trained(exp.abstract_params, exp.abstract_terms)
     modules: dict[str, object] = {}
     for name, value in leaves.items():
-        if name in ("blocks", "heads"):
+        if name in ("blocks", "heads", TERMS):
             modules |= {f"{name}.{part}": module for part, module in value.items()}
         else:
             modules[name] = value
@@ -62,7 +63,8 @@ def _training(exp: Experiment) -> list[str]:
     short = memory_check.shortage(exp, "train")
     if short:
         lines.append(f"training does not fit here: {short}")
-    whole = partitioning.kept_whole(exp.mesh, exp.axes, exp.abstract_params)
+    leaves = trained(exp.abstract_params, exp.abstract_terms)
+    whole = partitioning.kept_whole(exp.mesh, exp.axes, leaves)
     if whole:
         lines.append(f"not divisible over data, so whole on each device: {', '.join(whole)}")
     return lines

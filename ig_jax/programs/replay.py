@@ -82,7 +82,7 @@ def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray]) -> s
             noised = training_step.Noised(x0, jax.numpy.asarray(batch["label"]), draws)
             gradients = partial(training_step.gradients, objective=exp.objective)
             teacher = ema.first(state.ema, c.train.ema_decays)
-            _, metrics = gradients(state.params, noised, teacher)
+            _, metrics = gradients(state.trained, noised, teacher, state.step)
         except FloatingPointError as error:
             return _where(error)
     loss = float(metrics["loss"])
@@ -116,7 +116,7 @@ def _replay(exp: Experiment, workdir: Path, failure: Mapping[str, Any]) -> str:
     console.say(f"step {step}, loss {failure['loss']}: going there from step {done}")
     state = _advance(exp, state, data, step - 1 - done)
     state = jax.tree.map(lambda x: x.addressable_data(0), replicate_locally(exp.mesh, state))
-    broken = _not_finite(state.params)
+    broken = _not_finite(state.trained)
     if broken:
         found = (
             f"{len(broken)} parameters are not finite before it, {broken[0]} among them: the "

@@ -18,7 +18,7 @@ from ig_jax.monitoring import throughput
 from ig_jax.objectives.base import Draws, Objective
 from ig_jax.objectives.metrics import BY_TIME
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import TrainState
+from ig_jax.optim.train_state import TrainState, parted
 from ig_jax.parallel import collectives
 from ig_jax.parallel.mesh import over_batch, replicated
 from ig_jax.types import NONE, Abstract, Batch, Labels, Latents, Params
@@ -37,8 +37,8 @@ class Noised(NamedTuple):
     draws: Draws | Abstract
 
 
-# (parameters, batch, averaged parameters) -> gradients of the mean loss, and metrics
-Gradients = Callable[[Params, Noised, Params], tuple[Params, Metrics]]
+# (what is trained, batch, averaged network, updates done) -> gradients of the mean loss, metrics
+Gradients = Callable[[Params, Noised, Params, Array], tuple[Params, Metrics]]
 
 
 def init_state(exp: Experiment) -> TrainState:
@@ -51,14 +51,19 @@ def gradients(
     params: Params,
     batch: Noised,
     teacher: Params | None = None,
+    step: Array | int = 0,
     *,
     objective: Objective,
     parts: int = 1,
 ) -> tuple[Params, Metrics]:
-    """Gradient of the mean loss over a batch, in `parts` passes one after the other."""
+    """Gradient of the mean loss over a batch, in `parts` passes one after the other.
+
+    `params`: the network's, or all that is trained (`train_state.trained`).
+    """
 
     def grad(piece: Noised) -> tuple[Params, Metrics]:
-        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, *piece, teacher)
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+        (_, metrics), grads = differentiate(params, *piece, teacher, step)
         return grads, metrics
 
     if parts == 1:
@@ -87,16 +92,17 @@ def update(
     The average of the first of `decays`, as configured, which sampling uses too, is the teacher of
     the terms that want one.
     """
-    grads, metrics = gradients(state.params, batch, ema.first(state.ema, decays))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained = state.trained
+    grads, metrics = gradients(trained, batch, ema.first(state.ema, decays), state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params, terms = parted(optax.apply_updates(trained, updates))
     averages = ema.update(state.ema, params)
     metrics = {**metrics, "grad_norm": optim.gradient_norm(grads)}
     if isinstance(opt_state, optim.SpikeState):
         made = opt_state.skipped == state.opt_state.skipped
         averages = jax.tree.map(lambda new, old: jnp.where(made, new, old), averages, state.ema)
         metrics[throughput.SKIPPED] = (~made).astype(jnp.int32)
-    return TrainState(state.step + 1, params, opt_state, averages), metrics
+    return TrainState(state.step + 1, params, opt_state, averages, terms), metrics
 
 
 def train_step(

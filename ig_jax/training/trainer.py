@@ -21,7 +21,7 @@ import numpy as np
 from clu import parameter_overview
 
 from ig_jax.checkpoint import compatibility, versions
-from ig_jax.checkpoint.manager import Checkpoints
+from ig_jax.checkpoint.manager import ARRAYS, CheckpointError, Checkpoints
 from ig_jax.data import loader
 from ig_jax.evaluation import during_training
 from ig_jax.evaluation.image_evaluator import make_evaluator
@@ -30,7 +30,7 @@ from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, flops, metric_writer, profiler, throughput
 from ig_jax.monitoring.throughput import NonFiniteLoss
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import TrainState
+from ig_jax.optim.train_state import TERMS, TrainState, trained
 from ig_jax.parallel import lock
 from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
@@ -71,6 +71,12 @@ def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
         return init_state(exp).replace(params=average, ema=averages)
     mend = "use those of its optimizer, or import the weights without --training_state"
     checkpoints.require(0, c.raw, compatibility.UPDATES, mend)
+    if exp.abstract_terms:
+        raise CheckpointError(
+            f"objective.terms.{next(iter(exp.abstract_terms))}: trains a head, which the imported "
+            "optimizer's state does not cover: leave the term out, or import the weights without "
+            "--training_state"
+        )
     console.say(f"starting from the weights and the optimizer's state in {workdir}")
     return checkpoints.restore(0, like.replace(ema=None)).replace(ema=averages)
 
@@ -113,8 +119,9 @@ def _evaluation(exp: Experiment) -> during_training.DuringTraining:
 def rates(exp: Experiment) -> throughput.Rates:
     """Converts seconds a step of this experiment to FLOP/s and their share of the peak."""
     size, log = exp.config.train.batch_size, exp.config.log
+    params = trained(exp.abstract_params, exp.abstract_terms)  # a head counts as one of all tokens
     return throughput.Rates(
-        flops.train_step(exp.net, exp.abstract_params, size) / exp.mesh.size,
+        flops.train_step(exp.net, params, size) / exp.mesh.size,
         exp.mesh.devices.flat[0].device_kind,
         peak_tflops=log.peak_tflops,
     )
@@ -170,12 +177,13 @@ class Trainer:
         if self.checkpoints.latest_step() is None:
             self._data_start = 0
             state = init_state(self.exp)
-            overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+            overview = parameter_overview.get_parameter_overview(state.trained, include_stats=False)
             if jax.process_index() == 0:
                 files.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
+        heads = [TERMS] * bool(self.exp.abstract_terms)
         step, (state, self._data_start) = self.checkpoints.newest(
-            partial(restore, self.exp, self.checkpoints)
+            partial(restore, self.exp, self.checkpoints), (*ARRAYS, *heads)
         )
         if step:
             console.say(f"resuming {self.workdir} at step {step}")

@@ -14,7 +14,10 @@ from ig_jax.programs import dry_run
 
 FOLDER = ROOT / "configs"
 PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
-VARIANTS = {"digits": ["lightningdit", "accelerated"], "lightningdit_xl": ["no_cfg"]}
+VARIANTS = {
+    "digits": ["lightningdit", "accelerated", "layersync", "sra2"],
+    "lightningdit_xl": ["no_cfg"],
+}
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PARTS)
 RUNS = [(name, *variant) for name in NAMES for variant in ((), *zip(VARIANTS.get(name, [])))]
 
@@ -60,10 +63,12 @@ def plan(name: str, *variant: str):
     return np.array(p.grid), on, p, s
 
 
-# Config -> FID, labels, CFG and IG of the row that it says it reproduces (arXiv 2512.24176).
+# Config -> FID, labels, CFG and IG of the row that it says it reproduces (arXiv 2512.24176; SRA 2:
+# 2601.17830).
 ROWS = {
     ("sit_b",): (16.19, "random", 1.0, 2.3),
     ("sit_xl",): (1.46, "random", 1.35, 1.4),
+    ("sit_b_sra2",): (28.89, "random", 1.0, 1.0),
     ("lightningdit_xl",): (1.19, "random", 1.45, 1.4),
     ("lightningdit_xl", "no_cfg"): (1.34, "random", 1.0, 1.7),
 }

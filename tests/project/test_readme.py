@@ -77,6 +77,16 @@ def test_term_of_the_readme_trains(monkeypatch, tmp_path):
     assert '"loss/huber"' in (tmp_path / "metrics.jsonl").read_text()
 
 
+def test_term_of_the_readme_with_a_head_trains_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(TERMS, "probe", example("Probe"))
+    c = tiny()
+    c.objective.terms.probe = ConfigDict({"weight": 0.1, "depth": 2})
+    exp = experiment.experiment(run_config.parse(c, jax.device_count()))
+    outcome = trainer.run(exp, tmp_path)
+    assert '"loss/probe"' in (tmp_path / "metrics.jsonl").read_text()
+    assert np.any(outcome.state.terms["probe"]["kernel"])
+
+
 def test_sampler_of_the_readme_samples(monkeypatch):
     monkeypatch.setitem(SAMPLERS, "midpoint", example("Midpoint"))
     c = tiny()

@@ -1,0 +1,77 @@
+"""SRA 2: a block's tokens, through a head of their own, predict the clean latent.
+
+  L = mean over tokens and channels of smoothL1(MLP(h_d) - patches of x_0),
+  smoothL1(e) = e^2 / (2 beta) where |e| < beta, else |e| - beta / 2;   beta = 0.05
+
+The head is five layers, D -> 2D, three times 2D -> 2D, 2D -> p p c, with SiLU between. There is no
+teacher and no second network: the target is what the network was given to denoise, before noise.
+
+Source: arXiv 2601.17830 ("VAE-REPA"). No code is published. The paper leaves the head's width and
+the target's scale open: 2D fits both numbers that it gives of an XL (18M parameters, 4 % of the
+FLOPs), and the target is the latent as the network is trained on it. Latents far from unit scale
+are reported to make training collapse.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ig_jax.models import embed, layers
+from ig_jax.models.transformer import Transformer
+from ig_jax.objectives.base import Needs, NoisedBatch, Term
+from ig_jax.types import NONE, Key, Params, PerExample, Tokens
+
+BETA = 0.05
+LAYERS = 5
+
+
+@dataclass(frozen=True)
+class Sra2(Term):
+    """Smooth-L1 distance of projected tokens to the patches of the clean latent."""
+
+    depth: int  # of the tapped block, from 1; published: 2 for B, 8 for L and XL
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(taps=(self.depth,))
+
+    def init(self, key: Key, net: Transformer) -> Params:
+        """Xavier-uniform kernels and zero biases, as the network's blocks begin."""
+        width = net.settings.hidden_size
+        features = net.settings.patch_size**2 * net.channels
+        widths = [width, *[2 * width] * (LAYERS - 1), features]
+        keys = jax.random.split(key, LAYERS)
+        return {
+            f"fc{i}": {
+                "kernel": layers.xavier(keys[i - 1], (widths[i - 1], widths[i]), jnp.float32),
+                "bias": jnp.zeros(widths[i], jnp.float32),
+            }
+            for i in range(1, LAYERS + 1)
+        }
+
+    def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
+        tokens = batch.out.features[self.depth]
+        patch = batch.x0.shape[1] // math.isqrt(tokens.shape[1])
+        error = project(head, tokens, batch.dtype) - embed.patchify(batch.x0, patch)
+        return jnp.mean(smooth_l1(error, BETA), axis=(1, 2))
+
+
+def project(head: Params, tokens: Tokens, dtype: Any) -> Float[Array, "b n f"]:
+    """The MLP on every token; products and activations as `dtype`, the result float32."""
+    x = tokens
+    for i in range(1, LAYERS + 1):
+        kernel, bias = (head[f"fc{i}"][name].astype(dtype) for name in ("kernel", "bias"))
+        x = (jax.nn.silu(x) if i > 1 else x.astype(dtype)) @ kernel + bias[None, None]
+    return x.astype(tokens.dtype)
+
+
+def smooth_l1(error: Float[Array, "..."], beta: float) -> Float[Array, "..."]:
+    """error^2 / (2 beta) where |error| < beta, else |error| - beta / 2."""
+    size = jnp.abs(error)
+    return jnp.where(size < beta, error**2 / (2 * beta), size - beta / 2)
