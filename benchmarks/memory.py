@@ -94,7 +94,7 @@ def growth(hours: np.ndarray, mib: np.ndarray) -> dict[str, float]:
 
 
 def watch(minutes: float, save_every: int, workdir: Path, in_use: Path) -> np.ndarray:
-    """[n, 2]: hours since the start and resident MiB of a run in `workdir`, which fills `in_use`."""
+    """[n, 2]: hours since the start and resident MiB of a run in `workdir`; it fills `in_use`."""
     fields = {**TINY, "checkpoint.every_steps": save_every}
     given = [f"--config.{name}={value}" for name, value in fields.items()]
     command = [sys.executable, __file__, "--train", str(in_use)]
