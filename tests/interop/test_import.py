@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import lively
 import numpy as np
 import pytest
+import tiny
 from places import KEYS
 from published_networks import config_of, dit, sit
 from safetensors.numpy import load_file, save_file
