@@ -181,7 +181,9 @@ class Objective:
         self, params: Params, x: Latents, t: Times, y: Labels, *, taps: tuple[int, ...] = ()
     ) -> NetOutput:
         """What the network predicts, in the scale of the process's `target`; tokens at `taps`."""
-        out = self.net(params, x, self.process.condition_time(t), y, taps=taps)
+        # A network that taps blocks of its own choice stays usable where no term needs any.
+        net = partial(self.net, taps=taps) if taps else self.net
+        out = net(params, x, self.process.condition_time(t), y)
         heads = {depth: self.process.comparable(early, t) for depth, early in out.heads.items()}
         return out.replace(pred=self.process.comparable(out.pred, t), heads=heads)
 
