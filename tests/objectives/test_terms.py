@@ -13,7 +13,7 @@ import pytest
 import tiny
 from vectors import quick_jit
 
-from ig_jax import cli, prng, pytree
+from ig_jax import modes, prng, pytree
 from ig_jax.checkpoint.manager import CheckpointError, Checkpoints
 from ig_jax.data import loader
 from ig_jax.diffusion.flow import Flow
@@ -324,10 +324,10 @@ def test_parameters_and_losses_of_heads_are_written_down(run):
 
 def test_sampling_and_export_need_no_head_and_show_none(run, tmp_path):
     workdir = copied(run, tmp_path)
-    cli.run(tiny.settings(run[1]), workdir=str(run[0]), mode="sample")
+    modes.run(tiny.settings(run[1]), workdir=str(run[0]), mode="sample")
     for item in ("terms", "opt_state"):
         shutil.rmtree(workdir / "checkpoints" / "12" / item)
-    cli.run(tiny.settings(run[1]), workdir=str(workdir), mode="sample")
+    modes.run(tiny.settings(run[1]), workdir=str(workdir), mode="sample")
     found = [sorted((w / "samples").rglob("samples.npz"))[0] for w in (run[0], workdir)]
     images = [np.load(file)["arr_0"] for file in found]
     np.testing.assert_array_equal(images[0], images[1])
