@@ -6,6 +6,7 @@ same run unbroken to step 24, and latents prepared from .npy files.
 """
 
 import json
+import shutil
 import tarfile
 
 import jax
@@ -31,10 +32,11 @@ def older(tmp_path_factory):
     return folder / "e1b32a4"
 
 
-def test_training_resumes_and_follows_the_unbroken_run(older):
-    outcome = trainer.run(tiny.experiment({**SETTINGS, "train.steps": 24}), older / "run")
+def test_training_resumes_and_follows_the_unbroken_run(older, tmp_path):
+    workdir = shutil.copytree(older / "run", tmp_path / "run")
+    outcome = trainer.run(tiny.experiment({**SETTINGS, "train.steps": 24}), workdir)
     assert outcome.step == 24 and outcome.finished
-    found = metric_writer.read_metrics(older / "run")
+    found = metric_writer.read_metrics(workdir)
     lines = (older / "unbroken_metrics.jsonl").read_text().splitlines()
     expected = list(map(json.loads, lines))
     assert [m["step"] for m in found] == [m["step"] for m in expected] == [6, 12, 18, 24]
@@ -51,11 +53,8 @@ def test_samples_are_found_again_and_would_be_the_same(older, monkeypatch):
     [folder] = (older / "run" / "samples").iterdir()
     old = np.load(folder / "samples.npz")["arr_0"]
     monkeypatch.setattr(sample, "batches", lambda *a, **k: iter(()))  # nothing is missing
-    checkpoints = older / "run" / "checkpoints"
-    for later in ("18", "24"):  # of the test before, if that ran
-        (checkpoints / later).exists() and (checkpoints / later).rename(older / later)
     assert sample.run(exp, older / "run") == folder
-    pipe = ig_jax.load(older / "run", step=12)
+    pipe = ig_jax.load(older / "run")
     labels = np.load(folder / "samples.npz")["arr_1"]
     again = pipe.sample(labels=labels, seed=0)
     assert np.abs(again.astype(int) - old).max() <= 1
