@@ -303,8 +303,8 @@ def test_the_workdir_holds_what_made_the_run(trained):
 
 
 def test_the_default_workdir_is_named_after_the_config_and_its_argument():
-    assert main.run.default_workdir("configs/digits.py") == "runs/digits"
-    assert main.run.default_workdir("configs/digits.py:large") == "runs/digits-large"
+    assert main.cli.default_workdir("configs/digits.py") == "runs/digits"
+    assert main.cli.default_workdir("configs/digits.py:large") == "runs/digits-large"
 
 
 def test_the_program_tells_a_dry_run_on_stdout_and_ends_with_0(tmp_path):
