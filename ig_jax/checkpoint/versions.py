@@ -20,7 +20,7 @@ def versions() -> dict[str, str]:
     """Of what could change numbers; of this code the commit, where it is a checkout."""
     modules = {"jax": jax, "flax": flax, "optax": optax, "orbax": ocp, "numpy": np}
     found = {name: module.__version__ for name, module in modules.items()}
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
         with suppress(OSError):  # without git

@@ -28,7 +28,7 @@ from ig_jax.parallel.mesh import replicate_locally, replicated, to_global
 from ig_jax.training import step as training_step
 from ig_jax.training import trainer
 
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 def _failure(workdir: Path) -> dict[str, Any]:
