@@ -3,8 +3,8 @@
   python benchmarks/evaluate.py [--batch=256] [--side=256] [--samples=50000] [--references=10000]
   python benchmarks/evaluate.py --batch=8 --samples=2000 --references=1000 --calls=1    # on a CPU
 
-Weights of Inception are made up, pictures and features too: neither changes a time. Features go
-through `look.Look`, as --mode=evaluate takes them, from pictures on the host to rows on the host. A
+Weights of Inception are made up, images and features too: neither changes a time. Features go
+through `look.Look`, as --mode=evaluate takes them, from images on the host to rows on the host. A
 measure's time is that of its first call, with what it compiles: it is called once a run.
 """
 
@@ -102,8 +102,8 @@ def of_measures(flags: argparse.Namespace, rng: np.random.Generator) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch", type=int, default=256, help="pictures together")
-    parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
+    parser.add_argument("--batch", type=int, default=256, help="images together")
+    parser.add_argument("--side", type=int, default=256, help="of the images, in pixels")
     parser.add_argument("--samples", type=int, default=50_000, help="that are judged")
     parser.add_argument("--references", type=int, default=10_000, help="of precision and recall")
     parser.add_argument("--devices", type=int, help="how many are used; all by default")
@@ -126,7 +126,7 @@ def main() -> None:
     speed = [
         ["features", "images/s", "seconds a batch", "spread", "first call, s"],
         [
-            f"{flags.batch} pictures of {flags.side} pixels",
+            f"{flags.batch} images of {flags.side} pixels",
             measuring.shown(features["images_per_second"]),
             measuring.shown(features["seconds_per_batch"]["median"]),
             measuring.Seconds(**features["seconds_per_batch"]).spread,

@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
     c.sample.seed = 0
     c.sample.labels = "random"  # random, balanced, or class numbers such as 0,1,2
     c.sample.weights = "ema"  # ema (the first decay), raw, or a decay such as 0.9999
-    c.sample.files = ("png", "npz")  # numbered pictures, samples.npz as ADM reads it, or both
+    c.sample.files = ("png", "npz")  # numbered images, samples.npz as ADM reads it, or both
     c.sample.sampler = ConfigDict(
         {"name": "euler_maruyama", "num_steps": 250}
     )  # euler, heun, heun2, euler_maruyama, dopri5 (num_steps: at most; rtol=1e-3, atol=1e-6)
@@ -121,9 +121,9 @@ def get_config() -> ConfigDict:
         {"workdir": "", "step": 0, "weights": "ema"}  # a run and its checkpoint (0: the newest)
     )
 
-    c.prepare = ConfigDict()  # --mode=prepare: pictures to latents, or one layout to another
+    c.prepare = ConfigDict()  # --mode=prepare: images to latents, or one layout to another
     c.prepare.layout = "array_record"  # array_record, npy_folder (sd_vae), safetensors_shards
-    c.prepare.batch_size = 64  # pictures encoded together, over all devices
+    c.prepare.batch_size = 64  # images encoded together, over all devices
     c.prepare.examples_per_file = 10_000  # also what a kill can cost
     c.prepare.bad_examples = "stop"  # stop at the first that cannot be read, or skip and list them
 
@@ -131,11 +131,11 @@ def get_config() -> ConfigDict:
     c.evaluate.num = 50_000  # samples for each seed
     c.evaluate.seeds = (0,)  # sampling seeds; results are means and spreads over them
     c.evaluate.samples = ""  # judge these instead: an .npz with arr_0, or a folder of images
-    # What pictures are compared by: inception (weights: pt_inception-2015-12-05-6726825d.pth), or
-    # classifier, a small one fitted on the pictures of data.source.
+    # What images are compared by: inception (weights: pt_inception-2015-12-05-6726825d.pth), or
+    # classifier, a small one fitted on the images of data.source.
     c.evaluate.features = ConfigDict({"name": "inception", "weights": ""})
-    # Statistics of real pictures: ADM's .npz, mu and sigma, or what --mode=reference wrote; '': the
-    # pictures that the classifier was fitted on.
+    # Statistics of real images: ADM's .npz, mu and sigma, or what --mode=reference wrote; '': the
+    # images that the classifier was fitted on.
     c.evaluate.reference = ""
     c.evaluate.while_training = ConfigDict({"every_steps": 0, "num": 10_000})  # 0: never
 

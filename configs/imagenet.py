@@ -1,4 +1,4 @@
-"""ImageNet for the configs beside it: as latents, as pictures, or made up.
+"""ImageNet for the configs beside it: as latents, as images, or made up.
 
 Without a source the latents are made up: shapes, classes and number of examples are ImageNet's, so
 that `--dry_run`, memory and speed are those of the real run. With one, as in
@@ -9,11 +9,11 @@ that `--dry_run`, memory and speed are those of the real run. With one, as in
   array_record        latents that --mode=prepare wrote
   npy_folder          latents as the tools of REPA, SRA and IG write them (sd_vae)
   safetensors_shards  latents as LightningDiT's tool writes them (va_vae)
-  image_folder        pictures, one folder a class; encoded in every step, or by --mode=prepare
-  tfds_images         pictures as TFDS keeps them, such as imagenet2012/5.1.0
+  image_folder        images, one folder a class; encoded in every step, or by --mode=prepare
+  tfds_images         images as TFDS keeps them, such as imagenet2012/5.1.0
   no_data             none: to sample, and decode with data.codec.weights, where no data lie
 
-Pictures are cropped to 256 pixels. An image folder must hold 1000 classes (or as many as
+Images are cropped to 256 pixels. An image folder must hold 1000 classes (or as many as
 data.source.num_classes says) unless data.source.fewer_classes is True; without classes the number
 is 1.
 """

@@ -5,7 +5,7 @@
 A point is a 1x1 "image" of two channels; the exact density of
 `ig_jax/data/sources/tree_density.py` tells how many samples are outliers: below the density's 1 %
 quantile. Under two minutes on two CPU cores.
-README.md shows the picture that this made.
+README.md shows the image that this made.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 
     c.checkpoint.every_steps = 2000
     c.checkpoint.keep_every_steps = 0
-    c.log.samples_every_steps = 0  # points are no pictures
+    c.log.samples_every_steps = 0  # points are no images
 
     c.sample.batch_size = 4000
     c.sample.labels = "balanced"

@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class BadExample(UserError):
-    """One example of a data set that cannot be used, such as a corrupt picture; names its file."""
+    """One example of a data set that cannot be used, such as a corrupt image; names its file."""
 
 
 def shown(value: Any) -> str:

@@ -15,7 +15,7 @@ A scale of 1 is off. An interval is [low, high], inclusive on both ends, tested 
 a sampling step; the published samplers do the same. A time within `EDGE` of an end is at it: the
 time 3/10 of a grid and the 0.3 of a config are not the same number in binary. CFG doubles the
 batch, so the steps outside its interval must not run it: the grid is cut on the host, in float64,
-into stretches of equal kinds, and each stretch gets a velocity function that holds just what is on.
+into segments of equal kinds, and each segment gets a velocity function that holds just what is on.
 Scales are left out of the cut, so that one compiled program serves all of them. Samplers see none
 of this.
 """
@@ -99,7 +99,7 @@ def segments(
 
 
 def adaptive_segments(first: float, last: float, guidances: Guidances) -> tuple[np.ndarray, tuple]:
-    """For a sampler that chooses its own steps: (grid, stretches) cut at the intervals' ends.
+    """For a sampler that chooses its own steps: (grid, segments) cut at the intervals' ends.
 
     Guidance is then constant in time on each piece, so that no step of an adaptive solver meets a
     jump, and one step of this grid is one piece. Times nearer than 2 `EDGE` are one, so that the
@@ -225,5 +225,5 @@ class Guided:
         return Field(velocity, self.process.score, None if on == on_at_end else at_end)
 
     def fields(self, cut: Sequence[Segment]) -> list[tuple[Field, int, int]]:
-        """(field, start, stop) for every stretch: what `samplers.base.sample` takes."""
+        """(field, start, stop) for every segment: what `samplers.base.sample` takes."""
         return [(self.field(s.on, s.on_at_end), s.start, s.stop) for s in cut]

@@ -133,7 +133,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Encoded(Source, Protocol):
-    """A source of what an autoencoder made of pictures."""
+    """A source of what an autoencoder made of images."""
 
     codec: str  # the name of the only codec that can read it
 
@@ -150,7 +150,7 @@ class Codec(Protocol):
     copied into each.
     """
 
-    rounding: str  # the rule from decoded pictures to 8 bits, as results name it
+    rounding: str  # the rule from decoded images to 8 bits, as results name it
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]: ...
 

@@ -29,7 +29,7 @@ FREE = (
     "data.source.path",
     "data.codec.weights",
     "data.codec.statistics",
-    # Of decoded pictures, which no network sees.
+    # Of decoded images, which no network sees.
     "data.codec.rounding",
     # What is refused, not what is read.
     "data.source.fewer_classes",

@@ -1,4 +1,4 @@
-"""Latents as they are stored, without the autoencoder that would turn them into pictures."""
+"""Latents as they are stored, without the autoencoder that would turn them into images."""
 
 from __future__ import annotations
 

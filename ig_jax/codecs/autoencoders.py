@@ -1,14 +1,14 @@
 """The published autoencoders of ImageNet's latents, as a run's codec.
 
-  name     stored                                     what the network sees        pictures
+  name     stored                                     what the network sees        images
   sd_vae   mean and std of the posterior [h, w, 8]    0.18215 (mean + std n)       255 (x + 1) / 2
-  va_vae   a latent and its mirrored twin [h, w, 64]  (one of them - mean) / std   127.5 x + 128
+  va_vae   a latent and its flipped copy [h, w, 64]  (one of them - mean) / std   127.5 x + 128
 
-How pictures become 8 bits is a setting, `rounding`: what the table says is its default. The rule
+How images become 8 bits is a setting, `rounding`: what the table says is its default. The rule
 belongs to a model's published numbers, not to the autoencoder: the official SiT and DiT round up
 from a half where SiT + IG, REPA and SRA cut, on the same latents.
 
-The noise n and the choice of the twin are fresh in every step, from the run's seed. Where pictures
+The noise n and the choice of the twin are fresh in every step, from the run's seed. Where images
 are stored, uint8 [H, W, 3], they are encoded in every step. A latent of one read by the other's
 codec has another number of channels, and is refused.
 """
@@ -58,12 +58,12 @@ def _scaled(pictures: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
 class Autoencoder(ABC):
     """Fields and rules that both share."""
 
-    weights: Location  # published file; '': latents must be stored, pictures are in false colours
+    weights: Location  # published file; '': latents must be stored, images are in false colours
     dtype: str = "float32"  # of convolutions and matrix products: float32, bfloat16
-    rounding: str = to_uint8.TRUNCATED  # from decoded pictures to 8 bits: a rule of `pixels.RULES`
+    rounding: str = to_uint8.TRUNCATED  # from decoded images to 8 bits: a rule of `pixels.RULES`
 
     name: ClassVar[str]
-    factor: ClassVar[int]  # pixels of a picture per latent pixel, along a side
+    factor: ClassVar[int]  # pixels of an image per latent pixel, along a side
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -101,7 +101,7 @@ class Autoencoder(ABC):
             return (sides[0] // self.factor, sides[1] // self.factor, channels)
         if len(stored_shape) != 3 or stored_shape[-1] != 2 * channels:
             raise ValueError(
-                f"codec.name = {self.name!r}: reads latents [h, w, {2 * channels}] or pictures "
+                f"codec.name = {self.name!r}: reads latents [h, w, {2 * channels}] or images "
                 f"[H, W, 3] with sides divisible by {self.factor}, but the source holds "
                 f"{list(stored_shape)}; choose the codec that made these latents"
             )
@@ -120,7 +120,7 @@ class Autoencoder(ABC):
             return {}
         if not self.weights:
             raise UserError(
-                "data.codec.weights = '': encoding pictures needs the autoencoder; name its "
+                "data.codec.weights = '': encoding images needs the autoencoder; name its "
                 "published file, or a source of latents"
             )
         return self._read(ENCODER)
@@ -237,8 +237,8 @@ class VaVae(Autoencoder):
         return mean + std * noise
 
     def to_store(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
-        """A draw from the posterior of the picture, and one from that of its mirror image."""
-        # Side by side in the batch: each device then has both twins of its own pictures.
+        """A draw from the posterior of the image, and one from that of its mirror image."""
+        # Side by side in the batch: each device then has both twins of its own images.
         both = jnp.stack([pictures, pictures[:, :, ::-1]], axis=1)
         keys = jax.vmap(jax.random.split)(keys)
         draws = self._draw(both.reshape(-1, *pictures.shape[1:]), weights, keys.reshape(-1))

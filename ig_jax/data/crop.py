@@ -1,4 +1,4 @@
-"""From a picture of any kind to a square of 8-bit RGB: the crop that published latents are made of.
+"""From an image of any kind to a square of 8-bit RGB: the crop that published latents are made of.
 
 Known as `center_crop_arr` (ADM, DiT, SiT) and `center-crop-dhariwal` (EDM2, REPA). It stays with
 Pillow on the host because Pillow rounds to 8 bits after each of its two passes, and the latents
@@ -21,15 +21,15 @@ from ig_jax.errors import BadExample
 from ig_jax.io import images
 
 NAME = "center-crop-dhariwal"  # in records of what made latents
-LARGEST = 2**16  # side of a cropped picture
+LARGEST = 2**16  # side of a cropped image
 
-# Of a source of pictures. Pillow leaves the interpreter to others while it decodes and scales, and
+# Of a source of images. Pillow leaves the interpreter to others while it decodes and scales, and
 # a few threads more than cores hide the latency of a disk or network.
 THREADS = max(8, os.cpu_count() or 1)
 
 
 def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The largest square in the centre, scaled to `size`; smaller pictures are scaled up.
+    """The largest square in the centre, scaled to `size`; smaller images are scaled up.
 
     Halved with a box filter while both sides have at least twice the size, then scaled with a
     bicubic filter until the shorter side has the size, then cut; an odd remainder leaves one pixel
@@ -46,11 +46,11 @@ def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {siz
 
 
 def decode(content: bytes, size: int, name: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The crop of an encoded picture (JPEG, PNG, ...).
+    """The crop of an encoded image (JPEG, PNG, ...).
 
     Raises:
       BadExample: it cannot be decoded, or is so thin that scaling it would take too much memory;
-        calls the picture `name`.
+        calls the image `name`.
     """
     picture = images.decode(content, name)
     short, long = sorted(picture.size)
@@ -65,7 +65,7 @@ def decode(content: bytes, size: int, name: str) -> UInt8[np.ndarray, "{size} {s
 class Cropped:
     """Base of sources of cropped images: uint8 [size, size, 3], decoded in threads."""
 
-    size: int  # side of the cropped pictures
+    size: int  # side of the cropped images
     num_classes: int
 
     stored_dtype = np.uint8

@@ -24,7 +24,7 @@ FILE = "ig_jax.json"
 class Record:
     codec: str  # by its name in configs: sd_vae, va_vae
     autoencoder: str  # SHA-256 of the file with its weights; '': not known
-    image_size: int  # side of the pictures; 0: not known
+    image_size: int  # side of the images; 0: not known
     crop: str  # 'center-crop-dhariwal'; '': not known
     input_range: tuple[float, ...]  # of pixels as the autoencoder saw them; (): not known
     examples: int

@@ -17,7 +17,7 @@ AHEAD = 3  # batches being read while one is encoded
 
 class Example(NamedTuple):
     index: int  # in the source
-    row: np.ndarray  # as the source holds it: a picture or a latent
+    row: np.ndarray  # as the source holds it: an image or a latent
     label: int
     name: str
 

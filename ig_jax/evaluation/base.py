@@ -12,11 +12,11 @@ from ig_jax.io.row_store import Row
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Pictures or points in, measures out."""
+    """Images or points in, measures out."""
 
     metrics: tuple[str, ...]  # those that a search may go by, and a table shows
     shows_readout: bool  # whether a demo also shows what the readout alone would draw
-    decode: Any  # from latents to what is judged; None: the codec's pictures
+    decode: Any  # from latents to what is judged; None: the codec's images
 
     def extract(self, images: np.ndarray) -> Rows: ...
 

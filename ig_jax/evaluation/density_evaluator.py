@@ -15,7 +15,7 @@ from ig_jax.metrics.precision_recall import precision_recall
 from ig_jax.plots import density_panels
 from ig_jax.types import Latents
 
-FLOOR = "held-out data"  # how real data are called in tables and pictures
+FLOOR = "held-out data"  # how real data are called in tables and images
 RECALL_POINTS = 2000  # the k-NN balls of more points hardly differ
 
 

@@ -1,4 +1,4 @@
-"""Pictures through a feature space, on all devices of this process."""
+"""Images through a feature space, on all devices of this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ig_jax.metrics.feature_space import FeatureSpace
 from ig_jax.parallel.mesh import BATCH, replicated, to_global, to_host
 from ig_jax.types import Params
 
-Rows = Mapping[str, np.ndarray]  # what is kept of each picture, by name, each [n, ...]
+Rows = Mapping[str, np.ndarray]  # what is kept of each image, by name, each [n, ...]
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
@@ -23,25 +23,25 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 
 class FeatureExtractor:
-    """Looks at pictures, a batch of one size at a time: one compiled program a picture size."""
+    """Looks at images, a batch of one size at a time: one compiled program an image size."""
 
     def __init__(self, space: FeatureSpace, weights: Params, mesh: Mesh, batch_size: int):
         """
         Args:
-          space: from pictures to features.
+          space: from images to features.
           weights: of `space`.
           mesh: of this process's own devices.
-          batch_size: pictures looked at together, divisible by the devices.
+          batch_size: images looked at together, divisible by the devices.
         """
         self.space, self._mesh, self._size = space, mesh, batch_size
         self._weights = jax.device_put(weights, replicated(mesh))
         whole, rows = PartitionSpec(), PartitionSpec(BATCH)
-        # No device needs another's pictures.
+        # No device needs another's images.
         each = jax.shard_map(space, mesh=mesh, in_specs=(whole, rows), out_specs=rows)
         self._program = jax.jit(each)
 
     def __call__(self, pictures: np.ndarray) -> Rows:
-        """Features of uint8 pictures [n, h, w, c], n at least 1: {'pool': [n, d], ...}.
+        """Features of uint8 images [n, h, w, c], n at least 1: {'pool': [n, d], ...}.
 
         Raises:
           UserError: one of them is NaN or infinity.
@@ -56,7 +56,7 @@ class FeatureExtractor:
             for name, x in host.items():
                 if not np.isfinite(x).all():
                     raise UserError(
-                        f"evaluate.features: {name!r} of some picture is NaN or infinity; its "
+                        f"evaluate.features: {name!r} of some image is NaN or infinity; its "
                         "weights are damaged, take the published file"
                     )
             parts.append({name: x[: len(taken)] for name, x in host.items()})

@@ -34,7 +34,7 @@ from ig_jax.types import Encoded, Source
 
 IS_SPLIT = 5000  # as ADM; one split at the size of the digits
 SHOWN_ROWS = 5
-# Where real pictures' statistics come from, for those who have none.
+# Where real images' statistics come from, for those who have none.
 PUBLISHED = (
     "ADM's VIRTUAL_imagenet256_labeled.npz (published with github.com/openai/guided-diffusion), or "
     "a file that --mode=reference wrote"
@@ -54,11 +54,11 @@ class Real:
 
 @dataclass(frozen=True)
 class ImageEvaluator:
-    """Features against those of real pictures, by the definitions of the ADM evaluator."""
+    """Features against those of real images, by the definitions of the ADM evaluator."""
 
     features: FeatureExtractor
     real: Real
-    training: np.ndarray | None  # pictures that a sample may be a copy of; None: too many to ask
+    training: np.ndarray | None  # images that a sample may be a copy of; None: too many to ask
     weights_digest: str  # of the feature space
 
     decode: ClassVar[None] = None
@@ -84,7 +84,7 @@ class ImageEvaluator:
         return tuple(name for name, there in present.items() if there)
 
     def extract(self, images: np.ndarray) -> Rows:
-        """Of uint8 pictures [n, h, w, c]: features, and the distance to the nearest real one."""
+        """Of uint8 images [n, h, w, c]: features, and the distance to the nearest real one."""
         rows = dict(self.features(images))
         if self.training is not None:
             rows["nearest"] = nearest_distance(_pixels(images), self._training_pixels)
@@ -94,7 +94,7 @@ class ImageEvaluator:
         """Shapes and dtypes of what `extract` keeps of an image [h, w, c].
 
         Raises:
-          UserError: the feature space cannot see such pictures, or the real ones' statistics are
+          UserError: the feature space cannot see such images, or the real ones' statistics are
             of other features.
         """
         try:
@@ -114,12 +114,12 @@ class ImageEvaluator:
     def compute(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]:
         """All metrics of images that `extract` saw, meant to show classes `labels` [n] (or None).
 
-        fid (fd in other feature spaces), sfid: squared Frechet distances to the real pictures.
+        fid (fd in other feature spaces), sfid: squared Frechet distances to the real images.
         inception_score: mean over runs of 5000 in the given order; also by torch-fidelity's rule.
         precision, recall: shares, k = 3.
         accuracy: share that is read as the class asked for.
         nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training
-          picture; well below the held-out pictures' own value, it means memorised ones.
+          image; well below the held-out images' own value, it means memorised ones.
         """
         space, real = self.features.space, self.real
         found = {space.frechet: frechet_distance(real.pool, _gaussian(rows["pool"]))}
@@ -194,7 +194,7 @@ def make_feature_extractor(
     """
     if space.reads_labels and not holds_images(source):
         raise UserError(
-            "evaluate.features.name = 'classifier': is fitted on the pictures of data.source, "
+            "evaluate.features.name = 'classifier': is fitted on the images of data.source, "
             "which holds latents; use inception"
         )
     weights = space.load(partial(all_of, source))
@@ -217,10 +217,10 @@ def _from_file(path: Path, look: FeatureExtractor, weights_digest: str) -> Real:
         "sha256": found.digest,
         "pictures_of_precision_and_recall": 0 if single is None else len(single),
     }
-    # An evaluation that is done already need not look at ten thousand pictures again.
+    # An evaluation that is done already need not look at ten thousand images again.
     seen = cache(partial(look, found.pictures))
     pool, spatial, rows = found.pool, found.spatial, None
-    if pool is None:  # there are no other statistics than those of these pictures
+    if pool is None:  # there are no other statistics than those of these images
         pool = _gaussian(seen()["pool"])
         spatial = _gaussian(seen()["spatial"]) if "spatial" in seen() else None
     if single is not None:
@@ -275,5 +275,5 @@ def _by_features(
         record = {"source": source_settings, "pictures": len(training)}
         real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
     else:
-        raise UserError(f"evaluate.reference = '': name statistics of real pictures: {PUBLISHED}")
+        raise UserError(f"evaluate.reference = '': name statistics of real images: {PUBLISHED}")
     return ImageEvaluator(look, real, training, digest)

@@ -96,7 +96,7 @@ class PngFiles:
 
 
 class Archive:
-    """samples.npz: all pictures and their labels."""
+    """samples.npz: all images and their labels."""
 
     def __init__(self, target: Path, num: int, shape: tuple[int, ...]):
         self.file = target / ARCHIVE
@@ -113,7 +113,7 @@ class Archive:
             _copy(old.__getitem__, self, np.arange(len(old)))
 
     def _images(self) -> np.ndarray | None:
-        """The pictures of samples.npz; None if it is not there, or damaged: it is made again."""
+        """The images of samples.npz; None if it is not there, or damaged: it is made again."""
         try:
             if not self.file.exists():
                 return None
@@ -160,7 +160,7 @@ class SavedSamples:
           channels: 1 for image files that are meant to be grey.
 
         Raises:
-          UserError: it holds no uint8 pictures, pictures of different sizes or damaged ones, or
+          UserError: it holds no uint8 images, images of different sizes or damaged ones, or
             labels that are not one for each.
         """
         self.path, self.labels, self._channels = path, None, channels
@@ -210,7 +210,7 @@ class SavedSamples:
             if size != sizes[0]:
                 raise UserError(
                     f"{file}: is {size[0]} x {size[1]} pixels, but {self._files[0].name} is "
-                    f"{sizes[0][0]} x {sizes[0][1]}; judge pictures of one size"
+                    f"{sizes[0][0]} x {sizes[0][1]}; judge images of one size"
                 )
         return sizes[0]
 
@@ -219,7 +219,7 @@ class SavedSamples:
         dtype, shape = self._array.dtype, self._array.shape
         if dtype != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
             raise UserError(
-                f"{str(self.path)!r}: {IMAGES} is {dtype} of shape {shape}; must be pictures, "
+                f"{str(self.path)!r}: {IMAGES} is {dtype} of shape {shape}; must be images, "
                 "uint8 [n, h, w, c]"
             )
         if shape[3] not in (1, 3):
@@ -234,7 +234,7 @@ class SavedSamples:
             if self.labels.shape != shape[:1] or self.labels.dtype.kind not in "iu":
                 raise UserError(
                     f"{str(self.path)!r}: {LABELS} is {self.labels.dtype} of shape "
-                    f"{self.labels.shape}; must be the class of each of the {shape[0]:,} pictures, "
+                    f"{self.labels.shape}; must be the class of each of the {shape[0]:,} images, "
                     "integers [n], or not be there"
                 )
 

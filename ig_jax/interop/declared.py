@@ -31,7 +31,7 @@ MOST = 2**31  # of any count
 
 @dataclass(frozen=True)
 class Declared:
-    """None: not told."""
+    """None: not given."""
 
     # Flags of --mode=import, and metadata.
     family: str | None = None  # of `models.MODELS`

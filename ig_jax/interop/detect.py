@@ -59,7 +59,7 @@ class Detected(NamedTuple):
     classes: int
     state: dict[str, np.ndarray]
     notes: list[str]  # what was found, assumed and done, a line each
-    told: Declared  # with all that the file does not say, as it was told or taken
+    told: Declared  # with all that the file does not say, as it was given or taken
 
 
 def detect(state: State, told: Declared = UNDECLARED) -> Detected:
@@ -290,7 +290,7 @@ def _readout(file: File) -> int | None:
 
 
 def _rounding(file: File, family: str, direction: str) -> str:
-    """From decoded pictures to 8 bits as the published samplers of this network do."""
+    """From decoded images to 8 bits as the published samplers of this network do."""
     of_repa = family == "sit" and direction == DATA_TO_NOISE
     return to_uint8.TRUNCATED if of_repa or "ap_head" in file.dropped else to_uint8.ROUNDED
 

@@ -31,8 +31,8 @@ SIGNATURES = (
     (b"\x89HDF", "is an HDF5 file, as Keras writes; export the weights as safetensors"),
     (b"GGUF", "is a GGUF file of quantised weights; take the original ones"),
     (b"%PDF", f"is a PDF document; {DOWNLOAD}"),
-    (b"\x89PNG", f"is a PNG picture; {DOWNLOAD}"),
-    (b"\xff\xd8\xff", f"is a JPEG picture; {DOWNLOAD}"),
+    (b"\x89PNG", f"is a PNG image; {DOWNLOAD}"),
+    (b"\xff\xd8\xff", f"is a JPEG image; {DOWNLOAD}"),
     (b"PK\x05\x06", f"is an empty zip; {DOWNLOAD}"),
 )
 # The first member of the tar files that PyTorch wrote before its first release, and tar's own mark.

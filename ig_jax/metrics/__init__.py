@@ -1,6 +1,6 @@
-"""Quality of generated images: features of pictures, and numbers of features.
+"""Quality of generated images: features of images, and numbers of features.
 
-A feature space turns pictures into features on devices: `Inception` for FID and its relatives, or
+A feature space turns images into features on devices: `Inception` for FID and its relatives, or
 `Classifier`, a small one fitted on the data. The formulas are the same for both; what sums over
 many samples is in float64. Nothing here knows a network that is judged.
 """

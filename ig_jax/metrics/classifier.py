@@ -1,7 +1,7 @@
 """A small classifier of tiny images, whose hidden layer serves as the feature space.
 
-Inception features mean nothing on 8 x 8 digits. A small perceptron fitted on the training pictures
-in about a second takes its place. Numbers compare only within one feature space: same pictures.
+Inception features mean nothing on 8 x 8 digits. A small perceptron fitted on the training images
+in about a second takes its place. Numbers compare only within one feature space: same images.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ SEED = 0  # of the initial weights and the order of the batches
 
 @dataclass(frozen=True)
 class Classifier:
-    """A perceptron of one hidden layer. The same pictures give the same weights."""
+    """A perceptron of one hidden layer. The same images give the same weights."""
 
     frechet: ClassVar[str] = "fd"
     gives: ClassVar[tuple[str, ...]] = ("pool", "logits")
     reads_labels: ClassVar[bool] = True
 
     def load(self, pictures: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Params:
-        """{'hidden', 'classes'}: {'kernel', 'bias'}, float32, fitted on the training pictures.
+        """{'hidden', 'classes'}: {'kernel', 'bias'}, float32, fitted on the training images.
 
         Raises:
-          UserError: the pictures are not uint8, or labels are not 0, 1 (and more) without a gap.
+          UserError: the images are not uint8, or labels are not 0, 1 (and more) without a gap.
         """
         # Imported here: it takes about a second, which training and sampling need not pay.
         from sklearn.neural_network import MLPClassifier
 
         images, labels = pictures()
         if images.dtype != np.uint8:
-            raise UserError(f"{FIELD}: is fitted on uint8 pictures, but these are {images.dtype}")
+            raise UserError(f"{FIELD}: is fitted on uint8 images, but these are {images.dtype}")
         classes = np.unique(labels)
         if len(classes) < 2 or not np.array_equal(classes, np.arange(len(classes))):
             raise UserError(
                 f"{FIELD}: is fitted on the classes 0, 1, ... without a gap, two at least, but the "
-                f"pictures have {shown(classes.tolist())}; use inception"
+                f"images have {shown(classes.tolist())}; use inception"
             )
         # With this tolerance the fit stops by itself, well before the limit of 200 epochs.
         network = MLPClassifier(HIDDEN_SIZES, tol=1e-3, random_state=SEED)
@@ -69,12 +69,12 @@ class Classifier:
         """The hidden layer after its ReLU, and a logit for each class.
 
         Raises:
-          ValueError: the pictures have another size than those it was fitted on.
+          ValueError: the images have another size than those it was fitted on.
         """
         inputs = len(weights["hidden"]["kernel"])
         if pictures[0].size != inputs:
             raise ValueError(
-                f"pictures are {list(pictures.shape[1:])}: must have {inputs} values, as those "
+                f"images are {list(pictures.shape[1:])}: must have {inputs} values, as those "
                 "that the classifier was fitted on"
             )
         pixels = pictures.reshape(len(pictures), -1).astype(jnp.float32) / 127.5 - 1

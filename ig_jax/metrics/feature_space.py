@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Integer, UInt8
 from ig_jax.types import Params
 
 Pictures = UInt8[Array, "b h w c"]
-# The training pictures, uint8 [n, h, w, c], and their labels, integers [n].
+# The training images, uint8 [n, h, w, c], and their labels, integers [n].
 Training = tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, "n"]]
 
 
 class Features(NamedTuple):
-    """Features of a batch of pictures, float32."""
+    """Features of a batch of images, float32."""
 
     pool: Float[Array, "b d"]  # Frechet distance, precision, recall
     logits: Float[Array, "b c"] | None  # inception score; None where the space is no classifier's
@@ -40,5 +40,5 @@ class FeatureSpace(Protocol):
         ...
 
     def __call__(self, weights: Params, pictures: Pictures) -> Features:
-        """Pure, so that it may be compiled; every picture is treated alone."""
+        """Pure, so that it may be compiled; every image is treated alone."""
         ...

@@ -1,13 +1,13 @@
 """Inception's features as FID, sFID, the inception score, precision and recall are published on.
 
-Pictures are brought to 299 x 299 as the TensorFlow graph of the network does it, and as no current
+Images are brought to 299 x 299 as the TensorFlow graph of the network does it, and as no current
 library does by default. Along an axis of n pixels,
 
   s = i n / 299,  l = floor(s),  out_i = in_l + (in_min(l+1, n-1) - in_l) (s - l),
 
 without the half pixel by which others shift s and without a filter when shrinking; then
 (x - 128) / 128. With half a pixel, `pool` is off by 0.3 to 1.1 % and `spatial` by 6 to 29 % (root
-mean squares; the random weights and pictures of the tests).
+mean squares; the random weights and images of the tests).
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ class Inception:
             ) from error
 
     def __call__(self, weights: Params, pictures: Pictures) -> Features:
-        """Raises ValueError unless pictures have 3 channels, or 1: grey is shown to all three."""
+        """Raises ValueError unless images have 3 channels, or 1: grey is shown to all three."""
         if pictures.shape[-1] not in (1, 3):
-            raise ValueError(f"pictures are {list(pictures.shape)}: must have 1 or 3 channels")
+            raise ValueError(f"images are {list(pictures.shape)}: must have 1 or 3 channels")
         scaled = (resize(pictures) - 128) / 128
         x = jnp.broadcast_to(scaled, (*scaled.shape[:-1], 3))
         return inception_network.features(weights, x)
 
 
 def resize(pictures: Pictures, side: int = SIDE) -> Float[Array, "b side side c"]:
-    """Pictures of any sides, uint8, as float32 in [0, 255] with these sides, by the rule above.
+    """Images of any sides, uint8, as float32 in [0, 255] with these sides, by the rule above.
 
     Columns first, then rows, as in the graph: the same to the last bit, unless a compiler fuses
     product and sum, which moves some values by a last place.

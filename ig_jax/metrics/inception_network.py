@@ -220,7 +220,7 @@ def apply(chain: Chain, weights: Params, x: Maps) -> Maps:
 
 
 def features(weights: Params, x: Float[Array, "b 299 299 3"]) -> Features:
-    """Features of pictures in [-1, 1): `pool` [b, 2048], `logits` [b, 1008], `spatial` [b, 2023].
+    """Features of images in [-1, 1): `pool` [b, 2048], `logits` [b, 1008], `spatial` [b, 2023].
 
     `spatial` holds pixel after pixel, row by row, and of each the first channels.
     """

@@ -1,15 +1,15 @@
-"""Statistics of real pictures, from the files that the tools of the field publish, and from ours.
+"""Statistics of real images, from the files that the tools of the field publish, and from ours.
 
-  ADM              .npz    mu, sigma, mu_s, sigma_s of a whole training set, arr_0: some pictures
+  ADM              .npz    mu, sigma, mu_s, sigma_s of a whole training set, arr_0: some images
   MAR              .npz    mu, sigma
   MeanFlow         .npz    ref_mu, ref_sigma
   EDM2             pickle  {"fid": {"mu", "sigma"}}
   others           pickle  {"mu", "sigma"}, or the other names of an .npz
-  ours             .npz    as ADM's, but `pool`, features of some pictures, in place of arr_0;
-                           `space`, which weights made the features; `count`, of how many pictures
+  ours             .npz    as ADM's, but `pool`, features of some images, in place of arr_0;
+                           `space`, which weights made the features; `count`, of how many images
 
 mu and sigma are the mean and the covariance of the pooled features, mu_s and sigma_s those of the
-spatial ones, of which the sFID is taken. A file of pictures only holds no statistics yet.
+spatial ones, of which the sFID is taken. A file of images only holds no statistics yet.
 """
 
 import os
@@ -29,7 +29,7 @@ ROWS, PICTURES, SPACE, COUNT = "pool", "arr_0", "space", "count"
 # Covariances are symmetric to the rounding of float32 at worst.
 ASYMMETRY = 1e-5
 MOST_FEATURES = 8192  # of Inception's there are 2048
-FEWEST = 4  # single pictures, of which precision and recall take the three nearest to each
+FEWEST = 4  # single images, of which precision and recall take the three nearest to each
 MEND = "choose a file of FID statistics, or write one with --mode=reference"
 
 
@@ -38,7 +38,7 @@ class Reference(NamedTuple):
 
     pool: Gaussian | None  # of pooled features; None: must be computed from `pictures`
     spatial: Gaussian | None  # None: unknown
-    rows: np.ndarray | None  # float32 [n, d]: pooled features of single pictures
+    rows: np.ndarray | None  # float32 [n, d]: pooled features of single images
     pictures: np.ndarray | None  # uint8 [n, h, w, 3]
     space: str  # digest of the weights of the feature space; '': unknown
     digest: str  # SHA-256 of the file
@@ -49,7 +49,7 @@ def read(path: Path, field: str) -> Reference:
 
     Raises:
       UserError: the file is absent, damaged or of no known kind, it holds neither statistics nor
-        pictures, or an array has another shape or dtype than it must have.
+        images, or an array has another shape or dtype than it must have.
     """
     try:
         if os.path.isdir(path):
@@ -79,13 +79,13 @@ def write(
     space: str,
     count: int,
 ) -> None:
-    """Writes a file of our kind, which other tools read as one of ADM's without pictures.
+    """Writes a file of our kind, which other tools read as one of ADM's without images.
 
     Args:
-      pool, spatial: of all pictures; None: the feature space has no spatial features.
-      rows: float32 [n, d], pooled features of some pictures.
+      pool, spatial: of all images; None: the feature space has no spatial features.
+      rows: float32 [n, d], pooled features of some images.
       space: digest of the weights of the feature space.
-      count: how many pictures there were.
+      count: how many images there were.
     """
     members = dict(zip(POOL[0], pool, strict=True))
     if spatial is not None:

@@ -112,7 +112,7 @@ class Events:
         )
 
     def image(self, step: int, name: str, picture: Any) -> None:
-        """One uint8 picture [h, w, c]."""
+        """One uint8 image [h, w, c]."""
         summary = self._summary.image(name, picture, dataformats="HWC")
         self._file.add(self._record(step=step, summary=summary))
 
@@ -141,7 +141,7 @@ class MetricWriter:
             self._events.scalars(step, values)
 
     def images(self, step: int, name: str, picture: Any) -> None:
-        """One uint8 picture [h, w, c]."""
+        """One uint8 image [h, w, c]."""
         if self._active:
             self._events.image(step, name, picture)
 

@@ -68,7 +68,7 @@ _PEAKS = {
 def peak_flops(device_kind: str) -> float | None:
     """Peak dense bfloat16 FLOP/s of one device called so (`jax.Device.device_kind`).
 
-    None for a device that is not in the table, as every CPU: no utilisation can be told then.
+    None for a device that is not in the table, as every CPU: no utilisation can be given then.
     """
     tera = _PEAKS.get(device_kind)
     return None if tera is None else tera * _TERA

@@ -1,7 +1,7 @@
 """Stopping on request: SIGTERM (preemption, a scheduler's limit) and Ctrl-C become a question.
 
 The loop asks before every program. With several processes, all must stop at the same step, whoever
-was told: JAX's own notifier, which catches SIGTERM, agrees on one.
+was given: JAX's own notifier, which catches SIGTERM, agrees on one.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def draw(
     Outliers are drawn last and in a colour of their own. Points beyond the extent are not seen.
 
     Args:
-      path: of the picture.
+      path: of the image.
       density: what the points should follow.
       named: points and classes of each panel.
       rates: share of outliers of each panel, in 0..1.

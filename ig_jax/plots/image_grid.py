@@ -19,12 +19,12 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
     """uint8 [n, h, w, 1 or 3] -> uint8 [n, h, w, 3].
 
     Raises:
-      ValueError: another number of channels; such latents need a codec that decodes to pictures.
+      ValueError: another number of channels; such latents need a codec that decodes to images.
     """
     if images.shape[-1] not in (1, 3):
         raise ValueError(
-            f"images have {images.shape[-1]} channels: a picture needs 1 or 3; "
-            "choose a data.codec that decodes to pictures"
+            f"images have {images.shape[-1]} channels: an image needs 1 or 3; "
+            "choose a data.codec that decodes to images"
         )
     return np.broadcast_to(images, (*images.shape[:-1], 3))
 
@@ -89,7 +89,7 @@ def grid(
 
 
 def panels(named: Mapping[str, np.ndarray], gap: int = 16) -> np.ndarray:
-    """Pictures uint8 [H, W, 3] of one height side by side, each under its name."""
+    """Images uint8 [H, W, 3] of one height side by side, each under its name."""
     height = max(p.shape[0] for p in named.values()) + 28
     width = sum(p.shape[1] + gap for p in named.values()) + gap
     canvas = Image.fromarray(np.full((height, width, 3), BACKGROUND, np.uint8))

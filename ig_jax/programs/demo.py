@@ -92,6 +92,6 @@ def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]
         files.write_json(workdir / "results.json", results)
     corner = f"n = {results['settings']['judged_together']:,}"
     console.say("\n" + metrics_report.table({titles[n]: results[n] for n in titles}, corner) + "\n")
-    console.say(f"pictures: {workdir / 'samples.png'}, {workdir / 'loss.png'}")
+    console.say(f"images: {workdir / 'samples.png'}, {workdir / 'loss.png'}")
     console.say(f"numbers:  {workdir / 'results.json'}")
     return results

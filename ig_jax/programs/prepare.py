@@ -1,4 +1,4 @@
-"""--mode=prepare: from pictures to a data set of latents, or from one layout of latents to another.
+"""--mode=prepare: from images to a data set of latents, or from one layout of latents to another.
 
 The examples are cut into parts. Every part is read, encoded and written, and then noted in
 `parts/`: a run that was killed skips the parts that are noted. What is encoded together depends on
@@ -42,7 +42,7 @@ LISTED = 10  # unreadable examples that are printed; the record lists all
 
 
 class Encoder:
-    """Batches of pictures -> float32 [n, h, w, c] as the data set will hold them."""
+    """Batches of images -> float32 [n, h, w, c] as the data set will hold them."""
 
     def __init__(self, exp: Experiment):
         self._mesh, self._size = exp.local_mesh, exp.config.prepare.batch_size

@@ -1,7 +1,7 @@
-"""--mode=reference: statistics of real pictures, which samples are then compared with.
+"""--mode=reference: statistics of real images, which samples are then compared with.
 
-The pictures are cut into parts. What is known of a part (moments in float64, and the features of
-some of its pictures) is one file: a run that was killed skips the parts that are there, and the
+The images are cut into parts. What is known of a part (moments in float64, and the features of
+some of its images) is one file: a run that was killed skips the parts that are there, and the
 result does not depend on how often that was, or on how many processes shared the work.
 """
 
@@ -33,13 +33,13 @@ from ig_jax.parallel.processes import barrier, from_process_0, process_slice
 from ig_jax.programs import run_record
 from ig_jax.types import Source
 
-PART = 50_000  # pictures; what a kill can cost
+PART = 50_000  # images; what a kill can cost
 TOGETHER = 5_000  # rows of features that are added to the moments at once
-CHOSEN = 10_000  # pictures whose features are kept for precision and recall, as many as ADM's
+CHOSEN = 10_000  # images whose features are kept for precision and recall, as many as ADM's
 READERS = 16
 FILE, PARTS = "reference.npz", ".parts"
 
-Part = tuple[dict[str, Moments], np.ndarray]  # moments by name, features of some pictures
+Part = tuple[dict[str, Moments], np.ndarray]  # moments by name, features of some images
 
 
 def _chosen(total: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def _chosen(total: int) -> np.ndarray:
 def _require_pictures(source: Source) -> None:
     if not image_evaluator.holds_images(source):
         raise UserError(
-            "data.source: holds latents; statistics are taken of pictures, such as those of "
+            "data.source: holds latents; statistics are taken of images, such as those of "
             ":image_folder or :tfds_images"
         )
 
@@ -58,16 +58,16 @@ def _require_pictures(source: Source) -> None:
 def _features(
     source: Source, look: FeatureExtractor, indices: range, size: int, readers: Any, bar: Any
 ) -> Iterator[Rows]:
-    """Rows of the pictures `indices`, about TOGETHER of them at a time.
+    """Rows of the images `indices`, about TOGETHER of them at a time.
 
     Raises:
-      UserError: a picture cannot be read.
+      UserError: an image cannot be read.
     """
     waiting: list[Rows] = []
     for batch in read_batches(source, indices, size, readers):
         for example in batch:
             if isinstance(example, Unreadable):
-                raise UserError(f"{example.reason}; statistics are of all pictures or of none")
+                raise UserError(f"{example.reason}; statistics are of all images or of none")
         waiting.append(look(np.stack([example.row for example in batch])))
         bar.update(len(batch))
         if sum(len(w["pool"]) for w in waiting) >= TOGETHER:
@@ -78,7 +78,7 @@ def _features(
 
 
 def _write_part(file: Path, parts: Iterator[Rows], kept: np.ndarray) -> None:
-    """Moments of a part, and the features of its pictures `kept` (places within the part)."""
+    """Moments of a part, and the features of its images `kept` (places within the part)."""
     moments: dict[str, Moments] = {}
     rows, start = [], 0
     for found in parts:
@@ -123,13 +123,13 @@ def _both(a: Part, b: Part) -> Part:
 
 
 class _Parts:
-    """The parts that the pictures of a source are cut into, and their files."""
+    """The parts that the images of a source are cut into, and their files."""
 
     def __init__(self, folder: Path, exp: Experiment, source: Source, digest: str):
         total = len(source)
         self.ranges = [range(i, min(i + PART, total)) for i in range(0, total, PART)]
         self._chosen = _chosen(total)
-        # Parts of other pictures, or seen by other weights, have other names.
+        # Parts of other images, or seen by other weights, have other names.
         made_of = [digest, exp.config.raw["data"]["source"], total, PART, CHOSEN]
         self._name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         self.folder = folder / PARTS
@@ -170,10 +170,10 @@ def _is_there(target: Path) -> bool:
 
 
 def run(exp: Experiment, folder: Path) -> Path:
-    """Writes reference.npz, of all pictures of the config's source, to `folder`; returns its path.
+    """Writes reference.npz, of all images of the config's source, to `folder`; returns its path.
 
     Raises:
-      UserError: the source holds no pictures, one of them cannot be read, or the feature space's
+      UserError: the source holds no images, one of them cannot be read, or the feature space's
         file is missing; another program works in the folder; the disk is full or gone.
     """
     source, target = exp.config.data.source, folder / FILE
@@ -216,5 +216,5 @@ def _make(exp: Experiment, source: Source, target: Path) -> None:
         shutil.rmtree(parts.folder)
     barrier("written")
     console.say(
-        f"statistics of {len(source):,} pictures are in {target}; name it in evaluate.reference"
+        f"statistics of {len(source):,} images are in {target}; name it in evaluate.reference"
     )

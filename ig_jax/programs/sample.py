@@ -1,4 +1,4 @@
-"""Sampling: noise to pictures in one compiled call a batch; files that can be finished later.
+"""Sampling: noise to images in one compiled call a batch; files that can be finished later.
 
 Sample i depends on (seed, i) alone: on no batch size, number of devices, or order (but for
 rounding, which an adaptive sampler may amplify up to its tolerances). Files that exist
@@ -27,7 +27,7 @@ from ig_jax.types import Params
 
 
 def run(exp: Experiment, workdir: Path) -> Path:
-    """Draws `sample.num` pictures from the newest checkpoint of `workdir`; returns their folder.
+    """Draws `sample.num` images from the newest checkpoint of `workdir`; returns their folder.
 
     Raises:
       UserError: there is no checkpoint; a sample is not finite; another program draws the same

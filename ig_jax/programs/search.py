@@ -99,7 +99,7 @@ def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     shown = {name: metrics_report.METRICS[name] for name in evaluator.metrics}
     console.say("\n" + search_report.table(rows, shown, c.metric, SHOWN) + "\n")
     console.say(f"± is the standard error over seeds of {c.num} samples; 'minus config' is paired")
-    console.say(f"all settings: {workdir / 'search.json'}, picture: {picture}")
+    console.say(f"all settings: {workdir / 'search.json'}, image: {picture}")
     return rows
 
 

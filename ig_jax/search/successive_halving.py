@@ -82,7 +82,7 @@ def _parsed(record: Any) -> tuple[dict[str, Any], Rows]:
     match record:
         case {"settings": dict(settings), "rows": [*rows]}:
             parsed = dict(map(_row, rows))
-            # Tables and pictures take the measures' names from any.
+            # Tables and images take the measures' names from any.
             names = {frozenset(measured) for values in parsed.values() for measured in values}
             if len(parsed) == len(rows) and len(names) <= 1:
                 return settings, parsed

@@ -110,7 +110,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Makes latents of a batch, draws its randomness at (seed, step), and updates.
 
-    `encoder`: what the codec needs to encode pictures; {} where latents are stored.
+    `encoder`: what the codec needs to encode images; {} where latents are stored.
     """
     c = exp.config
     x0 = c.data.codec.latent(batch["stored"], prng.key(c.seed, "codec", state.step), encoder)

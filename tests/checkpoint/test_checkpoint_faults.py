@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import tensorstore
 import tiny
-from runs import assert_same_bits, metrics
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
@@ -31,6 +30,7 @@ from ig_jax.errors import UserError
 from ig_jax.monitoring import console, metric_writer
 from ig_jax.optim import train_state
 from ig_jax.training import trainer
+from runs import assert_same_bits, metrics
 
 CONFIG = {"train": {"ema_decays": [0.9]}}
 # Orbax drops the reads and writes that it has not ended when one of them fails.
@@ -423,7 +423,7 @@ def test_a_damaged_line_of_metrics_costs_that_line(tmp_path, damage, capfd):
 
 
 def test_other_errors_of_a_write_are_raised(tmp_path):
-    with pytest.raises(FileNotFoundError), console.room_or_not("a picture", tmp_path):
+    with pytest.raises(FileNotFoundError), console.room_or_not("an image", tmp_path):
         open(tmp_path / "no" / "folder", "w")
 
 

@@ -116,7 +116,7 @@ def test_the_rule_to_8_bits_is_a_setting(codec, monkeypatch):
     ("codec", "shape"), [(SdVae(""), (36, 32, 3)), (SdVae(""), (4, 4, 4)), (VaVae(""), (40, 32, 3))]
 )
 def test_what_a_codec_cannot_read_is_refused_with_what_it_can(codec, shape):
-    with pytest.raises(ValueError, match="reads latents .* or pictures .* divisible by"):
+    with pytest.raises(ValueError, match="reads latents .* or images .* divisible by"):
         codec.latent_shape(shape)
 
 

@@ -1,4 +1,4 @@
-"""What becomes a class of a folder or zip of pictures, and what is said where there are none."""
+"""What becomes a class of a folder or zip of images, and what is said where there are none."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def png(level):
 
 
 def plant(root, *names, content=None):
-    """Files with these names; pictures whose level is their number, or all with this content."""
+    """Files with these names; images whose level is their number, or all with this content."""
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(number) if content is None else content)
@@ -64,7 +64,7 @@ HIDDEN += ["dog/.thumbs/0.png", "eel/__MACOSX/1.png", ".hidden.png", "lost+found
 @pytest.mark.parametrize("zip_it", [False, True])
 @pytest.mark.parametrize("name", HIDDEN)
 def test_hidden_names_are_no_data(root, name, zip_it):
-    plant(root, name, content=b"no picture")
+    plant(root, name, content=b"no image")
     is_the_data(source(zipped(root) if zip_it else root))
 
 
@@ -76,7 +76,7 @@ def test_a_hidden_folder_may_hold_the_data(root):
 @pytest.mark.parametrize("zip_it", [False, True])
 @pytest.mark.parametrize("name", ["cat/readme.pdf", "features.h5", "dog/a.mpg", "dog/a.png.txt"])
 def test_other_files_are_passed_over(root, name, zip_it):
-    plant(root, name, content=b"no picture")
+    plant(root, name, content=b"no image")
     is_the_data(source(zipped(root) if zip_it else root))
 
 
@@ -151,11 +151,11 @@ def test_a_class_without_pictures_is_named(root, name, zip_it):
         (root / name / "x").unlink()
     path = zipped(root) if zip_it else root
     first = name.split("/")[0]
-    refuses(source(path, 4), f"{path}: {first} is without pictures", "remove folders that are none")
+    refuses(source(path, 4), f"{path}: {first} is without images", "remove folders that are none")
 
 
 def test_more_and_fewer_classes_than_asked_for_are_refused_with_both_numbers(root):
-    found = f"{root}: holds 3 folders of pictures, each a class, but num_classes = "
+    found = f"{root}: holds 3 folders of images, each a class, but num_classes = "
     refuses(source(root, 2), f"{found}2; set num_classes = 3, or write")
     refuses(source(root, 10), f"{found}10; set num_classes = 3, or allow it with fewer_classes")
     refuses(source(root, 1), f"{found}1; ", '{"labels": null} to dataset.json to train without')
@@ -173,11 +173,11 @@ def test_a_path_one_level_too_high_is_told(root, names):
 
 
 def test_a_line_tells_what_was_found(root):
-    assert source(root).summary() == f"6 pictures, 3 classes, 'cat' to 'eel', in {root}"
+    assert source(root).summary() == f"6 images, 3 classes, 'cat' to 'eel', in {root}"
     entries = [[f"{c}/{i}.png", 7 * i] for c in CLASSES for i in range(2)]
     (root / "dataset.json").write_text(json.dumps({"labels": entries}))
-    assert source(root, 10).summary() == f"6 pictures, 2 classes of dataset.json, in {root}"
-    assert source(root).unlabelled().summary() == f"6 pictures, no classes, in {root}"
+    assert source(root, 10).summary() == f"6 images, 2 classes of dataset.json, in {root}"
+    assert source(root).unlabelled().summary() == f"6 images, no classes, in {root}"
 
 
 UNLABELLED = {
@@ -199,7 +199,7 @@ def test_pictures_without_classes_are_of_class_0_where_there_is_one(
     path = zipped(folder) if zip_it else folder
     found = source(path, 1)
     np.testing.assert_array_equal(use(found)["label"], [0, 0])
-    assert found.summary() == f"2 pictures, no classes, in {path}"
+    assert found.summary() == f"2 images, no classes, in {path}"
     refuses(source(path, 10), f"{path}", "but num_classes = 10; set num_classes = 1 to train")
     refuses(source(path, 10, fewer_classes=True), "set num_classes = 1")
 
@@ -207,7 +207,7 @@ def test_pictures_without_classes_are_of_class_0_where_there_is_one(
 def test_one_folder_is_one_class(tmp_path):
     plant(tmp_path, "all/a.png", "all/deep/b.png")
     np.testing.assert_array_equal(use(source(tmp_path, 1))["label"], [0, 0])
-    assert source(tmp_path, 1).summary() == f"2 pictures, 1 class, 'all', in {tmp_path}"
+    assert source(tmp_path, 1).summary() == f"2 images, 1 class, 'all', in {tmp_path}"
     refuses(source(tmp_path), f"{tmp_path}: holds the folder all, each a class")
 
 

@@ -1,7 +1,7 @@
-"""Pictures are cropped as the published latents' pictures were, and a bad one is named.
+"""Images are cropped as the published latents' images were, and a bad one is named.
 
 The crop is checked against its sizes and places in plain arithmetic, and against Pillow's own
-filters on pictures for which a mistake in any step shows.
+filters on images for which a mistake in any step shows.
 """
 
 import json
@@ -252,7 +252,7 @@ def test_settings_that_no_data_set_has_are_refused(settings, words):
 
 def test_a_place_without_pictures_is_refused(tmp_path):
     plant(tmp_path, {"a/readme.txt": b"hello"})
-    refuses(folder_source(tmp_path), f"{tmp_path}: holds no pictures")
+    refuses(folder_source(tmp_path), f"{tmp_path}: holds no images")
 
 
 def test_pictures_in_no_folder_are_named_and_counted(pictures):
@@ -372,7 +372,7 @@ def test_an_unknown_split_of_pictures_is_refused_when_it_is_used(tmp_path):
 )
 def test_features_that_are_no_pictures_are_refused(tmp_path, features):
     tfds.features.FeaturesDict(features).save_config(write_tfds(tmp_path))
-    refuses(tfds_source(tmp_path), f"{tmp_path}/features.json: pictures need image of uint8")
+    refuses(tfds_source(tmp_path), f"{tmp_path}/features.json: images need image of uint8")
 
 
 @pytest.mark.parametrize(

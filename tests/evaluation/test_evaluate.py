@@ -1,4 +1,4 @@
-"""Judging: real images, copies and noise get the verdicts they deserve; what a run writes."""
+"""Evaluation: real images, copies and noise get the verdicts they deserve; what a run writes."""
 
 import json
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_features_that_are_no_numbers_are_told(exp, value):
     last = {"kernel": np.ones((4, 2), np.float32), "bias": np.zeros(2, np.float32)}
     weights = {"hidden": layers, "classes": last}
     look = FeatureExtractor(Classifier(), weights, exp.local_mesh, exp.samples_here)
-    with pytest.raises(UserError, match="evaluate.features: '.*' of some picture is NaN or inf"):
+    with pytest.raises(UserError, match="evaluate.features: '.*' of some image is NaN or inf"):
         look(np.full((3, 8, 8, 1), 255, np.uint8))
 
 
@@ -182,7 +182,7 @@ LATENTS = {
 def test_what_judging_needs_is_named_where_it_is_missing():
     for changes, sentence in (
         (INCEPTION, "evaluate.features.weights = .*pt_inception-2015.*mseitzer/pytorch-fid"),
-        (LATENTS, "evaluate.features.name = 'classifier': is fitted on the pictures"),
+        (LATENTS, "evaluate.features.name = 'classifier': is fitted on the images"),
         ({"evaluate.reference": "no.npz"}, "evaluate.reference = no.npz: cannot be read"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -330,9 +330,9 @@ def test_samples_that_cannot_be_judged_are_told_in_a_sentence(tmp_path):
     for name, sentence in {
         "absent.npz": "evaluate.samples = .*absent.npz: cannot be read",
         "empty": "evaluate.samples = .*empty': holds no images",
-        "float.npz": "arr_0 is float32 of shape .*; must be pictures, uint8",
+        "float.npz": "arr_0 is float32 of shape .*; must be images, uint8",
         "few.npz": "3 samples are too few to evaluate",
-        "large.npz": r"evaluate.features: pictures are \[16, 16, 1\]: must have 64 values",
+        "large.npz": r"evaluate.features: images are \[16, 16, 1\]: must have 64 values",
     }.items():
         with pytest.raises(UserError, match=sentence):
             evaluate.run(tiny.experiment({"evaluate.samples": str(tmp_path / name)}), tmp_path)
@@ -348,7 +348,7 @@ def test_a_run_that_is_done_is_not_done_again(exp, tmp_path, monkeypatch, capsys
 
 
 def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_path, capsys):
-    """An archive and a folder of pictures; what another program may have made."""
+    """An archive and a folder of images; what another program may have made."""
     workdir = tiny.trained().copy(tmp_path)
     drawn = evaluate.run(tiny.experiment({"evaluate.seeds": (0,)}), workdir)
     target = sample.run(tiny.experiment({"sample.num": 20}), workdir)

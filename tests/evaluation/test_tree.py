@@ -1,4 +1,4 @@
-"""The tree in the plane: its density is exact, its samples follow it, its picture shows both.
+"""The tree in the plane: its density is exact, its samples follow it, its image shows both.
 
 Integrals are sums over a grid finer than the narrowest Gaussian, which are then good to 1e-6.
 """

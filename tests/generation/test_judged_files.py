@@ -122,7 +122,7 @@ def test_a_file_that_was_cut_off_is_named_when_it_is_judged(tmp_path):
 
 def test_images_of_different_sizes_are_named(tmp_path):
     folder_of(tmp_path, a_png=picture(0), b_png=picture(0), c_png=picture(0, (8, 9)))
-    refuses(tmp_path, "c.png: is 8 x 9 pixels, but a.png is 8 x 8; judge pictures of one size")
+    refuses(tmp_path, "c.png: is 8 x 9 pixels, but a.png is 8 x 8; judge images of one size")
 
 
 def test_special_files_are_named(tmp_path):

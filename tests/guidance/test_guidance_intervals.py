@@ -1,4 +1,4 @@
-"""Where each guidance is on: intervals, stretches of a grid, pieces of an adaptive solver."""
+"""Where each guidance is on: intervals, segments of a grid, pieces of an adaptive solver."""
 
 from fractions import Fraction
 
@@ -50,7 +50,7 @@ def kinds(*names: str) -> frozenset[str]:
 
 
 def even(start: int, stop: int, *names: str) -> Segment:
-    """A stretch that is guided alike at both ends of its steps."""
+    """A segment that is guided alike at both ends of its steps."""
     return Segment(start, stop, kinds(*names), kinds(*names))
 
 
@@ -144,7 +144,7 @@ def expected_on(given, times) -> list[frozenset[str]]:
 
 
 def flags_of(steps: range, cut: tuple[Segment, ...]) -> list[tuple]:
-    """(on, on_at_end) of each step; fails unless exactly one stretch holds it."""
+    """(on, on_at_end) of each step; fails unless exactly one segment holds it."""
     owners = [[s for s in cut if s.start <= i < s.stop] for i in steps]
     assert [len(stretches) for stretches in owners] == [1] * len(steps)
     return [(s.on, s.on_at_end) for (s,) in owners]

@@ -10,7 +10,7 @@ the end SIGINT and SIGTERM each stop a run of one process once, and an unbroken 
 follows.
 
 A soak goes on for a time, whatever its steps, and tells how memory and open files changed over the
-longest stretches without a kill, the unbroken run's among them. Its learning rate must not depend
+longest segments without a kill, the unbroken run's among them. Its learning rate must not depend
 on train.steps, for the unbroken run has fewer.
 
 Every run is forked from this process, which imports what they need once and never starts jax

@@ -1,4 +1,4 @@
-"""Random weights of the FID Inception network, the same wherever they are made, and pictures.
+"""Random weights of the FID Inception network, the same wherever they are made, and images.
 
 The golden features of `test_inception.py` were computed from these: no other 95 MB are kept. The
 names and shapes are those of the published file (`golden/inception_fid_keys.json`).
@@ -11,7 +11,7 @@ import numpy as np
 import places
 
 KEYS = places.GOLDEN / "inception_fid_keys.json"
-SIDES = (64, 256, 512)  # of the pictures: one to enlarge, two to shrink
+SIDES = (64, 256, 512)  # of the images: one to enlarge, two to shrink
 
 
 def _draw(rng: np.random.Generator, name: str, shape: list[int]) -> np.ndarray:

@@ -37,5 +37,5 @@ def save(file: Path, kind: str, *, certain: bool = False) -> str:
 
 
 def encoder(codec: Any, side: int) -> Any:
-    """What `codec` needs to encode pictures, on the device as a program gets it."""
+    """What `codec` needs to encode images, on the device as a program gets it."""
     return jax.tree.map(jnp.asarray, codec.encoder_weights((side, side, 3)))

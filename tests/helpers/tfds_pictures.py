@@ -1,4 +1,4 @@
-"""Made-up pictures, and ImageNet's layout of TensorFlow Datasets around them."""
+"""Made-up images, and ImageNet's layout of TensorFlow Datasets around them."""
 
 import io
 
@@ -46,7 +46,7 @@ SHARD = tfds_format.shard_name("imagenet", "validation", 0, 1)
 
 
 def write_tfds(folder, images=None, labels=LABELS, features=IMAGENET):
-    """The pictures of the folder as TFDS stores them."""
+    """The images of the folder as TFDS stores them."""
     images = contents().values() if images is None else images
     rows = [
         {"image": io.BytesIO(image), "label": label, "file_name": name}

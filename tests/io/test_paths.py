@@ -51,7 +51,7 @@ def test_a_config_s_path_is_expanded_where_it_is_used_and_recorded_as_it_was_wri
     monkeypatch.setenv("HOME", "/home/of/somebody")
     try:
         parsed = parse(field, "~/a file")
-    except UserError as refusal:  # statistics and pictures are looked at at once
+    except UserError as refusal:  # statistics and images are looked at at once
         assert "/home/of/somebody/a file" in str(refusal)
         return
     assert value(parsed, field) == "/home/of/somebody/a file"

@@ -227,7 +227,7 @@ KINDS = {
     b"\x1f\x8b\x08\x00": "compressed with gzip",
     b"7z\xbc\xaf\x27\x1c\x00\x04": "a 7z archive",
     b"\x89HDF\r\n\x1a\n": "HDF5",
-    b"\x89PNG\r\n\x1a\n": "a PNG picture",
+    b"\x89PNG\r\n\x1a\n": "a PNG image",
     tar("sys_info"): "a tar file, as PyTorch wrote before",
     b"\x00\x01\x02\x03\xff": "neither safetensors nor a file of torch.save",
     struct.pack("<Q", 1000) + b'{"a": ': "a safetensors file cut short",

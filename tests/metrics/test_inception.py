@@ -1,7 +1,7 @@
 """The Inception network of FID against torch-fidelity, and its resize against the rule itself.
 
 `golden/inception.npz` was computed with torch-fidelity 0.4.0 and torch 2.13.0 on a CPU from the
-weights and the three pictures of `inception_weights.py`: the pictures were resized by it in
+weights and the three images of `inception_weights.py`: the images were resized by it in
 float32 (`rows` holds those of `row_numbers`), and its network, cast to float64, made `pool`
 ('2048'), `logits` ('logits_unbiased') and `spatial` (the first 7 channels that leave Mixed_6d) of
 them. In float32 it is itself 2e-7, 7e-7 and 2e-6 of the largest feature away from that.
@@ -28,11 +28,11 @@ from ig_jax.metrics.inception_network import TO_POOL, TO_SPATIAL
 
 pytestmark = pytest.mark.golden
 
-TOLERANCE = 1e-5  # of the largest feature of a picture; ours are at most 4e-6 away
+TOLERANCE = 1e-5  # of the largest feature of an image; ours are at most 4e-6 away
 
 
 def no_pictures():
-    raise AssertionError("a published network was given training pictures")
+    raise AssertionError("a published network was given training images")
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def weights(space):
 
 @pytest.fixture(scope="module")
 def network(weights):
-    """Pictures in [-1, 1) -> features, compiled once for the tests."""
+    """Images in [-1, 1) -> features, compiled once for the tests."""
     compiled = jax.jit(inception_network.features)
     return lambda x: compiled(weights, x)
 
 
 def errors(features, golden):
-    """The largest difference of each picture, as a share of its largest feature."""
+    """The largest difference of each image, as a share of its largest feature."""
     return {
         name: np.max(np.abs(np.asarray(ours) - golden[name]), 1) / np.max(np.abs(golden[name]), 1)
         for name, ours in features._asdict().items()
@@ -78,7 +78,7 @@ def errors(features, golden):
 
 @pytest.fixture(scope="module")
 def features(space, weights):
-    """Of the golden pictures, each resized and passed through the network in one program."""
+    """Of the golden images, each resized and passed through the network in one program."""
     each = [jax.jit(space)(weights, jnp.asarray(picture(side))) for side in SIDES]
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *each)
 
@@ -115,7 +115,7 @@ def test_grey_pictures_are_seen_as_three_equal_channels(space, weights):
 
 
 def test_two_channels_are_refused(space, weights):
-    with pytest.raises(ValueError, match=r"pictures are \[1, 8, 8, 2\]: must have 1 or 3 channels"):
+    with pytest.raises(ValueError, match=r"images are \[1, 8, 8, 2\]: must have 1 or 3 channels"):
         space(weights, jnp.zeros((1, 8, 8, 2), jnp.uint8))
 
 

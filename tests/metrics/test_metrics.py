@@ -368,11 +368,11 @@ def test_the_same_pictures_give_the_same_classifier(digits):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.zeros((4, 8, 8, 1), np.float32), np.arange(4), "uint8 pictures, but these are float32"),
+        (np.zeros((4, 8, 8, 1), np.float32), np.arange(4), "uint8 images, but these are float32"),
         (
             np.zeros((4, 8, 8, 1), np.uint8),
             np.zeros(4, int),
-            "two at least, but the pictures",
+            "two at least, but the images",
         ),
         (np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 3, 1]), r"have \[0, 1, 3\]; use inc"),
     ],

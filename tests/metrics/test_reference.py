@@ -1,4 +1,4 @@
-"""Files of real pictures' statistics of every kind, as their tools write them, and broken ones."""
+"""Files of real images' statistics of every kind, as their tools write them, and broken ones."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Sampling and judging that were killed, twice, leave what unbroken runs leave.
+"""Sampling and evaluation that were killed, twice, leave what unbroken runs leave.
 
 The kills are real, of processes of their own: tests/helpers/killed.py.
 """

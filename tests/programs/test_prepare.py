@@ -1,6 +1,6 @@
-"""Pictures become latents on disk, whole or not at all, and training refuses those of others.
+"""Images become latents on disk, whole or not at all, and training refuses those of others.
 
-The pictures are a made-up ImageNet: class folders of files of many sizes. The autoencoders are
+The images are a made-up ImageNet: class folders of files of many sizes. The autoencoders are
 random and narrow.
 """
 
@@ -42,7 +42,7 @@ KINDS = {"sd_vae": "sdvae_diffusers", "va_vae": "vavae_f16d32"}
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """CLASSES folders of EACH pictures, of a colour a class, 30 to 70 pixels a side."""
+    """CLASSES folders of EACH images, of a colour a class, 30 to 70 pixels a side."""
     root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for label in range(CLASSES):
         folder = root / f"n{label:08d}"
@@ -86,7 +86,7 @@ def settings(codec, source, path, weights="", **preparing):
     if "size" in c.data.source:
         c.data.source.size = SIDE
     if source == "image_folder":
-        c.data.source.fewer_classes = True  # a few pictures are of two
+        c.data.source.fewer_classes = True  # a few images are of two
     c.model.patch_size = 1
     c.train.update({"steps": 2, "batch_size": 8})
     c.checkpoint.every_steps = c.log.every_steps = 2
@@ -415,7 +415,7 @@ def test_other_settings_and_other_files_in_the_folder_are_refused(
 def damaged(few, tmp_path):
     """The few, of which two cannot be read."""
     root = shutil.copytree(few, tmp_path / "damaged")
-    (root / "n0" / "p002.JPEG").write_bytes(b"no picture")
+    (root / "n0" / "p002.JPEG").write_bytes(b"no image")
     whole = (root / "n1" / "p003.png").read_bytes()
     (root / "n1" / "p003.png").write_bytes(whole[: len(whole) // 2])
     return root
@@ -461,7 +461,7 @@ def test_a_codec_without_latents_is_refused(tmp_path):
 
 def test_pictures_without_an_autoencoder_are_refused(pictures, tmp_path):
     c = settings("sd_vae", "image_folder", pictures)
-    with pytest.raises(UserError, match="data.codec.weights = '': encoding pictures needs"):
+    with pytest.raises(UserError, match="data.codec.weights = '': encoding images needs"):
         prepared(c, tmp_path)
     assert not list(tmp_path.iterdir())
 

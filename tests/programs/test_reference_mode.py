@@ -1,4 +1,4 @@
-"""--mode=reference: statistics of real pictures, however often it broke off, and what uses them."""
+"""--mode=reference: statistics of real images, however often it broke off, and what uses them."""
 
 import json
 from pathlib import Path
@@ -167,4 +167,4 @@ def test_statistics_need_no_classes(monkeypatch, tmp_path, capsys, labelled):
     rows = statistics.read(target, "").rows
     found = run_record.feature_extractor(tiny.experiment(changes))[0](pixels)["pool"]
     np.testing.assert_array_equal(rows, found)
-    assert f"data: 12 pictures, no classes, in {folder}\n" in capsys.readouterr().out
+    assert f"data: 12 images, no classes, in {folder}\n" in capsys.readouterr().out

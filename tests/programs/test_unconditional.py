@@ -1,4 +1,4 @@
-"""A run without classes, from a flat folder of pictures to a number."""
+"""A run without classes, from a flat folder of images to a number."""
 
 import json
 
@@ -31,7 +31,7 @@ def settings(flat, **changes):
 def test_a_dry_run_tells_what_the_data_set_holds(flat, capsys):
     modes.run(settings(flat), workdir="unused", dry_run=True)
     told = capsys.readouterr().out.splitlines()
-    assert told.count(f"data: 16 pictures, no classes, in {flat}") == 1
+    assert told.count(f"data: 16 images, no classes, in {flat}") == 1
 
 
 @pytest.mark.parametrize("sections", [compatibility.CONTINUES, compatibility.SAMPLES])
@@ -56,7 +56,7 @@ def test_it_trains_samples_and_is_judged_without_classes(flat, tmp_path, monkeyp
     modes.run(c, workdir=workdir)
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("data: ")] == [
-        f"data: 16 pictures, no classes, in {flat}"
+        f"data: 16 images, no classes, in {flat}"
     ]
     target = modes.run(c, workdir=workdir, mode="sample")
     with np.load(target / "samples.npz") as drawn:

@@ -200,7 +200,7 @@ def test_judging_is_timed_from_pictures_to_every_measure(monkeypatch, tmp_path, 
     assert rate * seconds == pytest.approx(2)
     assert features["bytes_kept_per_image"] == 4 * (2048 + 2023 + 1008)
     assert len(found["seconds"]) == 5 and all(f"| {name} " in printed for name in found["seconds"])
-    assert "| 2 pictures of 32 pixels " in printed
+    assert "| 2 images of 32 pixels " in printed
 
 
 def test_without_pytorch_one_sentence_says_what_to_install(monkeypatch, capsys):

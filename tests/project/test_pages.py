@@ -85,7 +85,7 @@ def at_toy_size(words: list[str]) -> list[str]:
 
 
 def plant_data(root: Path) -> None:
-    """Pictures in two classes, and the weights of narrow autoencoders."""
+    """Images in two classes, and the weights of narrow autoencoders."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (34 + i, 40, 3), np.uint8) for i in range(8)]
     for i, picture in enumerate(pictures):
@@ -204,7 +204,7 @@ def test_the_way_from_pictures_to_samples_works(imagenet, place):
 
 
 def test_samples_are_judged_as_the_page_says(imagenet, place):
-    """The numbers mean nothing: network, Inception and real pictures are made up."""
+    """The numbers mean nothing: network, Inception and real images are made up."""
     told = [said for said in imagenet if "FID" in said]
     assert len(told) == 2
     drawn, given = (

@@ -26,7 +26,7 @@ from ig_jax.training.step import train_step
 N = 4096
 SPACING = 6 / np.sqrt(N)  # six standard deviations of the correlation of independent columns
 STEPS, SEEDS = (0, 1), (0, 1)
-LEFT = 1000.0  # what the made-up encoder shows of a picture's left side
+LEFT = 1000.0  # what the made-up encoder shows of an image's left side
 
 
 def ranks(column: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def moments() -> np.ndarray:
 
 
 def twins() -> np.ndarray:
-    """A latent of 1 whose mirrored twin is -1."""
+    """A latent of 1 whose flipped copy is -1."""
     return np.broadcast_to(np.repeat(np.float32([1, -1]), 32), (N, 1, 1, 64))
 
 

@@ -1,6 +1,6 @@
 """Latents as a data set in the layout of TensorFlow Datasets (`data/tfds_files.py`).
 
-An example has `label`, often `file_name`, and what an autoencoder made of the picture, channels
+An example has `label`, often `file_name`, and what an autoencoder made of the image, channels
 first as in the published layouts: `moments` [8, h, w], mean and standard deviation as in
 `data/npy_folder.py`; or `latents` and `latents_flip` [c, h, w], as in `data/safetensors_shards.py`.
 """
@@ -29,7 +29,7 @@ MOMENTS = 8  # channels: mean, standard deviation
 
 @dataclass(frozen=True)
 class ArrayRecord(OfSplit, Recorded):
-    """float32 [h, w, 8], mean and standard deviation; or [h, w, 2c], a latent and then its twin.
+    """float32 [h, w, 8], mean and standard deviation; or [h, w, 2c], a latent and its flipped copy.
 
     `path` is the folder that holds dataset_info.json. Nothing is read before the first use, which
     opens all shards.

@@ -1,8 +1,8 @@
-"""Pictures below one folder a class, as ImageNet is unpacked; or as the published tools store them.
+"""Images below one folder a class, as ImageNet is unpacked; or as the published tools store them.
 
 The layout. `<class>/<anything>.jpg`, where the classes are numbered in the order of their names; or
-pictures anywhere below the root and a `dataset.json` that gives their classes (`data/labels.py`);
-or pictures without classes, in no folder or with a `dataset.json` that says so. The root is a
+images anywhere below the root and a `dataset.json` that gives their classes (`data/labels.py`);
+or images without classes, in no folder or with a `dataset.json` that says so. The root is a
 folder, the folder `images` in it, or an uncompressed zip of either.
 
 Examples are in the order of their file names, as in the published tools.
@@ -44,25 +44,25 @@ class _Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFolder(Cropped):
-    """uint8 [size, size, 3]: pictures cropped by `crop.center_crop`, with their classes.
+    """uint8 [size, size, 3]: images cropped by `crop.center_crop`, with their classes.
 
-    `path` is the folder or zip of the pictures. Nothing is read before the first use, which lists
-    the files. Where pictures have no classes, `num_classes` must be 1 and all labels are 0.
+    `path` is the folder or zip of the images. Nothing is read before the first use, which lists
+    the files. Where images have no classes, `num_classes` must be 1 and all labels are 0.
 
     Raises, on first use or from `batch`:
-      UserError: there are no pictures, a class has none, or the classes are not `num_classes`;
+      UserError: there are no images, a class has none, or the classes are not `num_classes`;
         names the place.
-      BadExample: a picture cannot be decoded; names the file.
+      BadExample: an image cannot be decoded; names the file.
     """
 
     path: Location
-    size: int = at_most(crop.LARGEST)  # side of the cropped pictures
+    size: int = at_most(crop.LARGEST)  # side of the cropped images
     num_classes: int
     fewer_classes: bool = False  # whether there may be fewer folders than `num_classes`
 
     def __post_init__(self):
         if not self.path:
-            raise ValueError("path = '': must name the folder or zip of the pictures")
+            raise ValueError("path = '': must name the folder or zip of the images")
         super().__post_init__()
 
     @cached_property
@@ -72,7 +72,7 @@ class ImageFolder(Cropped):
         names = sorted(name for name in listed if images.is_image(name))
         if not names:
             raise UserError(
-                f"{self.path}: holds no pictures ({', '.join(images.FORMATS)}); path must be a "
+                f"{self.path}: holds no images ({', '.join(images.FORMATS)}); path must be a "
                 "folder or zip of them"
             )
         return _Opened(tree, names, self._classes(tree, names, listed))
@@ -86,7 +86,7 @@ class ImageFolder(Cropped):
         loose = [name for name in names if "/" not in name]
         if len(loose) == len(names):
             without = f"in no folder and no {dataset_json.FILE}, so no classes"
-            reason = f"{self.path}: holds pictures {without}"
+            reason = f"{self.path}: holds images {without}"
             return self._without(names, reason)
         if loose:
             raise UserError(
@@ -101,14 +101,14 @@ class ImageFolder(Cropped):
         )
 
     def _folders(self, tree: FileTree, names: list[str], listed: Collection[str]) -> _Classes:
-        """The place of every picture's first folder among the sorted first folders."""
+        """The place of every image's first folder among the sorted first folders."""
         of_names = [name.split("/", 1)[0] for name in names]
         folders = sorted(set(of_names))
         empty = sorted({n.split("/", 1)[0] for n in listed if "/" in n} - set(folders))
         if empty:
             raise UserError(
-                f"{self.path}: {file_tree.some(empty)} without pictures, but every folder is a "
-                "class; remove folders that are none, or restore their pictures"
+                f"{self.path}: {file_tree.some(empty)} without images, but every folder is a "
+                "class; remove folders that are none, or restore their images"
             )
         numbers = {folder: number for number, folder in enumerate(folders)}
         self._check_number(tree, folders)
@@ -121,7 +121,7 @@ class ImageFolder(Cropped):
         found = len(folders)
         if found == self.num_classes or (found < self.num_classes and self.fewer_classes):
             return
-        told = f"the folder {folders[0]}" if found == 1 else f"{found:,} folders of pictures"
+        told = f"the folder {folders[0]}" if found == 1 else f"{found:,} folders of images"
         ways = [f"set num_classes = {found}"]
         if isinstance(tree, Folder) and {folder.lower() for folder in folders} <= SPLITS:
             ways.insert(0, f"name one of them in path ({tree.place(folders[0])})")
@@ -135,12 +135,12 @@ class ImageFolder(Cropped):
         )
 
     def unlabelled(self) -> ImageFolder:
-        """The same pictures, whatever their folders, all of class 0."""
+        """The same images, whatever their folders, all of class 0."""
         return _Unlabelled(self.path, self.size, 1)
 
     def summary(self) -> str:
         """Number of images and classes, in a line."""
-        return f"{len(self):,} pictures, {self._opened.classes.about}, in {self.path}"
+        return f"{len(self):,} images, {self._opened.classes.about}, in {self.path}"
 
     def __len__(self) -> int:
         return len(self._opened.names)

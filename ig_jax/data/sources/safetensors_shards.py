@@ -1,4 +1,4 @@
-"""Latents as LightningDiT publishes them: shards that hold every latent and its mirrored twin.
+"""Latents as LightningDiT publishes them: shards that hold every latent and its flipped copy.
 
 The layout. A folder of `latents_rank00_shard000.safetensors` and so on, each with float32 `latents`
 and `latents_flip` [n, c, h, w] and int64 `labels` [n]. The two are draws from what the VAE says of
@@ -46,7 +46,7 @@ class _Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class SafetensorsShards(Recorded):
-    """float32 [h, w, 2c]: the latent (c channels) and then its mirrored twin (c).
+    """float32 [h, w, 2c]: the latent (c channels) and then its flipped copy (c).
 
     `path` is the folder of the shards. Nothing is read before the first use, which maps all shards
     into memory and reads all labels.
@@ -114,7 +114,7 @@ def _read(shard: _Shard, place: int, out: np.ndarray) -> None:
     np.concatenate([array.transpose(1, 2, 0) for array in both], axis=-1, out=out)
     if not np.isfinite(out).all():
         raise BadExample(
-            f"{shard.file}: latent {place} or its mirrored twin holds NaN or infinity; extract "
+            f"{shard.file}: latent {place} or its flipped copy holds NaN or infinity; extract "
             "this shard again"
         )
 

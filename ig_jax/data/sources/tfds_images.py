@@ -1,8 +1,8 @@
-"""Pictures as a data set in the layout of TensorFlow Datasets (`tfds_files.py`): imagenet2012.
+"""Images as a data set in the layout of TensorFlow Datasets (`tfds_files.py`): imagenet2012.
 
-An example has `image`, the bytes of an encoded picture, `label`, and often `file_name`. Examples
+An example has `image`, the bytes of an encoded image, `label`, and often `file_name`. Examples
 are in the order of the records, which TFDS has shuffled; to join them with latents of the same
-pictures go by `file_name`. TFDS has encoded 23 pictures of ImageNet again, so these are not to the
+images go by `file_name`. TFDS has encoded 23 images of ImageNet again, so these are not to the
 bit what Pillow makes of the original files.
 """
 
@@ -27,7 +27,7 @@ NONE = Feature("nothing", (), "", "none")
 
 @dataclass(frozen=True)
 class TfdsImages(OfSplit, Cropped):
-    """uint8 [size, size, 3]: pictures cropped by `crop.center_crop`, with their classes.
+    """uint8 [size, size, 3]: images cropped by `crop.center_crop`, with their classes.
 
     `path` is the folder that holds dataset_info.json, such as imagenet2012/5.1.0. Nothing is read
     before the first use, which opens all shards.
@@ -35,12 +35,12 @@ class TfdsImages(OfSplit, Cropped):
     Raises, on first use or from `batch`:
       UserError: something is missing, cut off, of other features, or labelled outside of
         0..num_classes - 1; names the file.
-      BadExample: a picture cannot be decoded, or its record is corrupt; names it.
+      BadExample: an image cannot be decoded, or its record is corrupt; names it.
     """
 
     path: Location
     split: str  # as in dataset_info.json, or a part such as train[:10%]
-    size: int = at_most(crop.LARGEST)  # side of the cropped pictures
+    size: int = at_most(crop.LARGEST)  # side of the cropped images
     num_classes: int
 
     def __post_init__(self):
@@ -49,17 +49,17 @@ class TfdsImages(OfSplit, Cropped):
 
     def _check_features(self, features: Mapping[str, Feature]) -> None:
         image = features.get("image", NONE)
-        # Images of other dtypes are packed into PNG files that are no pictures.
+        # Images of other dtypes are packed into PNG files that are no images.
         right = image.kind == "Image" and image.dtype == "uint8"
         if not right or (self.num_classes > 1 and "label" not in features):
             found = ", ".join(f"{name} {features[name]}" for name in sorted(features))
             raise UserError(
-                f"{self.path}/{tfds_format.FEATURES}: pictures need image of uint8 and label (but "
+                f"{self.path}/{tfds_format.FEATURES}: images need image of uint8 and label (but "
                 f"with num_classes = 1), but it names {found}; name another data set"
             )
 
     def unlabelled(self) -> TfdsImages:
-        """The same pictures, all of class 0; their labels are not looked at."""
+        """The same images, all of class 0; their labels are not looked at."""
         return _Unlabelled(self.path, self.split, self.size, 1)
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:

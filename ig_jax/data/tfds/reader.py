@@ -142,7 +142,7 @@ class OfSplit(ABC):
         return len(self._opened)
 
     def name(self, index: int) -> str:
-        """The file of the picture where the data set has it, else the shard and record."""
+        """The file of the image where the data set has it, else the shard and record."""
         return self._opened.file_name(*self._opened.read(np.array([index])), index)
 
     def held_out(self) -> None:
