@@ -62,7 +62,7 @@ def fail(message: str, status: int = 2) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with every mistake told in one sentence."""
+    """absl's parsing, with every mistake reported in one sentence."""
     try:
         rest = FLAGS([_expanded(word) for word in argv])
         getattr(FLAGS.config, "to_dict", None)  # a file that failed to load says so only when used

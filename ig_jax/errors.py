@@ -1,4 +1,4 @@
-"""The errors that are told to the user in a sentence, without a stack trace."""
+"""Errors that the user reads as one sentence, without a stack trace."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -67,8 +67,8 @@ def _explained(error: Exception, argv: list[str]) -> str:
         return f"{unknown[0]}: cannot be set on the command line; write a config that does"
     if isinstance(error, AttributeError | KeyError) and unknown:
         hint = re.search(r'Did you mean "(\w+)"', text)
-        mend = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
-        return f"{unknown[0]}: unknown field; {mend}"
+        fix = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
+        return f"{unknown[0]}: unknown field; {fix}"
     if isinstance(error, IndexError | TypeError) and given and not _is_raised_in(error, location):
         return f"{' or '.join(given)}: no such field; configs/base.py shows every field"
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Which settings of a run may differ from those that its checkpoint was made under, and for what.
+"""Compatibility of a run's settings with those that its checkpoint was made under, by purpose.
 
 Every section that counts is compared whole, but for the fields that are free: a field nobody has
 thought of refuses rather than lets pass.
@@ -55,7 +55,7 @@ FREE_OF_STATE = (
 SINCE = {"optim.vector_weight_decay": 0.0}
 
 
-# Fields that a run may change when it goes on, which is told: they change the steps to come, and
+# Fields that a run may change when it resumes, which is reported: they change later steps, and
 # leave what its state is made of.
 TOLD = (*FREE_OF_STATE, "optim.b1", "optim.b2", "optim.eps", "optim.momentum")
 # The same but for 0, which turns off a part of the state.
@@ -86,7 +86,7 @@ def mismatches(
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(field, old value, new value) of what a run may change when it goes on, if it is told."""
+    """(field, old value, new value) of what a run may change when it resumes, which is reported."""
     a, b = pytree.flatten(plain(old)), pytree.flatten(plain(new))
     both = [path for path in a if path in b and a[path] != b[path]]
     return [

@@ -1,4 +1,4 @@
-"""Whether the files of an orbax checkpoint are whole, or one is missing, cut short or garbled.
+"""Integrity of the files of an orbax checkpoint: none missing, cut short or garbled.
 
 Orbax meets damage only while it reads arrays, on the process that reads them, and tells of it in
 pages. Here the files alone are looked at, at no cost: JSON is parsed, and a store of arrays (OCDBT)
@@ -61,7 +61,7 @@ def _held(folder: Path, location: str) -> Path:
 
 
 def _ranges(store: tensorstore.KvStore, folder: Path, node: str) -> Iterator[str]:
-    """Where the values below a node of the index lie.
+    """Byte ranges of the values below a node of the index.
 
     Raises:
       Damaged: a node cannot be read.
@@ -115,7 +115,7 @@ def _is_shape(value: Any) -> bool:
 
 
 def has_damaged_record(step: Path) -> bool:
-    """Whether orbax could not even list a step, because of `RECORD`.
+    """Returns whether orbax could not even list a step, because of `RECORD`.
 
     One that is absent or no JSON does it no harm.
     """
@@ -168,7 +168,7 @@ def require_whole(step: Path, arrays: Iterable[str], nested: Collection[str] = (
 
 
 def is_undecodable(error: Exception) -> bool:
-    """Whether orbax raised this because bytes that it did find are not what was written."""
+    """Returns whether orbax raised this because bytes that it did find are not what was written."""
     if isinstance(error, LookupError | TypeError | AttributeError | RecursionError):
         return True  # it looked for what is not there
     return type(error) is Exception and "error while reading array index" in str(error)

@@ -57,7 +57,7 @@ UNUSABLE = re.compile(r"\\|\[.*\]", re.DOTALL)
 
 
 def _meta(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's folder holds beside arrays, as `Checkpoints.meta` gives it.
+    """Reads what a checkpoint's folder holds beside arrays, as `Checkpoints.meta` gives it.
 
     Raises:
       Damaged: it is missing, no JSON, or lacks what it was written with.
@@ -282,14 +282,14 @@ class Checkpoints:
                 self._leave_out(faults, step)
                 return step, found
             faults[step] = fault
-        told = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
+        faulty = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
         raise CheckpointError(
-            f"{self.directory}: holds no checkpoint that can be read ({told}); put back copies of "
-            "its files, or train anew in another --workdir"
+            f"{self.directory}: holds no checkpoint that can be read ({faulty}); put back copies "
+            "of its files, or train anew in another --workdir"
         )
 
     def _damage(self, step: int, arrays: tuple[str, ...]) -> str:
-        """What is wrong with a checkpoint's files; '': nothing."""
+        """Describes what is wrong with a checkpoint's files; '': nothing."""
         fault = self._look(step, arrays) if jax.process_index() == 0 else ""
         if from_process_0(bool(fault)):
             return fault or "process 0 cannot read it"
@@ -341,7 +341,7 @@ class Checkpoints:
             raise CheckpointError(f"{error.file}: {error.fault}; choose another step") from error
 
     def imported(self, step: int) -> str:
-        """What of a checkpoint was imported: 'weights', 'state', or '' for nothing."""
+        """The imported part of a checkpoint: 'weights', 'state', or '' for nothing."""
         return self.meta(step)["imported"]
 
     def param_shapes(self, step: int) -> Params:
@@ -353,13 +353,13 @@ class Checkpoints:
         step: int,
         config: Mapping[str, Any],
         sections: tuple[str, ...],
-        mend: str = "use its settings, or another --workdir",
+        fix: str = "use its settings, or another --workdir",
     ) -> None:
         """Raises CheckpointError, naming the fields, if another config made this checkpoint."""
         different = compatibility.mismatches(self.meta(step)["config"], config, sections)
         if different:
             raise CheckpointError(
-                f"{self.directory} holds a run with other settings ({'; '.join(different)}): {mend}"
+                f"{self.directory} holds a run with other settings ({'; '.join(different)}): {fix}"
             )
 
     def _read(self, step: int, like: Mapping[str, Any]) -> Mapping[str, Any]:

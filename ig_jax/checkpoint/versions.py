@@ -24,6 +24,6 @@ def versions() -> dict[str, str]:
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
         with suppress(OSError):  # without git
-            told = subprocess.run(command, capture_output=True, text=True, check=False)
-            found["ig_jax"] = told.stdout.strip()
+            described = subprocess.run(command, capture_output=True, text=True, check=False)
+            found["ig_jax"] = described.stdout.strip()
     return found | {"python": platform.python_version()}

@@ -46,7 +46,7 @@ class Real:
     """Statistics of real images."""
 
     pool: Gaussian
-    spatial: Gaussian | None  # None: sFID cannot be told
+    spatial: Gaussian | None  # None: sFID cannot be computed
     # Gives features of single ones, which may take looking at them; None: nor precision and recall.
     rows: Callable[[], np.ndarray] | None
     record: Mapping[str, Any]

@@ -77,10 +77,10 @@ def require_finite(failed: np.ndarray, sampler: Sampler) -> None:
     """Raises UserError if there are any indices [n] of samples that are not numbers."""
     if not len(failed):
         return
-    mend = "lower the guidance scales, or look whether training went well"
+    fix = "lower the guidance scales, or look whether training went well"
     if sampler.adaptive:
-        mend = (
+        fix = (
             f"{type(sampler).__name__} may need more than sample.sampler.num_steps = "
             f"{sampler.num_steps} steps at rtol = {sampler.rtol:g}; raise either"
         )
-    raise UserError(f"sample {failed[0]} and {len(failed) - 1} others are not finite: {mend}")
+    raise UserError(f"sample {failed[0]} and {len(failed) - 1} others are not finite: {fix}")

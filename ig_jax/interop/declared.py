@@ -104,12 +104,12 @@ def of_flags(**given: Any) -> Declared:
     Raises:
       UserError: a value is none of those that the flag takes.
     """
-    told = {field: value for field, value in given.items() if value not in ("", 0, None)}
-    for field, value in told.items():
+    declared = {field: value for field, value in given.items() if value not in ("", 0, None)}
+    for field, value in declared.items():
         holds, rule = RULES[field]
         if not holds(value):
             raise UserError(f"--{field}={value}: {rule}")
-    return Declared(**told)
+    return Declared(**declared)
 
 
 def of_metadata(metadata: Mapping[str, str]) -> Declared:
@@ -135,9 +135,9 @@ def of_metadata(metadata: Mapping[str, str]) -> Declared:
     return Declared(**fields, described=frozenset(fields))
 
 
-def to_metadata(told: Declared) -> dict[str, str]:
+def to_metadata(declared: Declared) -> dict[str, str]:
     """The header entries for `of_metadata`, and the one that Hugging Face's readers ask for."""
-    fields = {field: told[field] for field in FIELDS if told[field] is not None}
+    fields = {field: declared[field] for field in FIELDS if declared[field] is not None}
     return {"format": "pt", ENTRY: json.dumps({"version": VERSION, **fields})}
 
 

@@ -6,11 +6,11 @@ and so is the half of a SiT's or LightningDiT's output that its sampler discards
 DiT's second half, the learned variance, is kept.
 
 Names and shapes leave some things open. Where a published network answers them, that is taken and
-told; where two answer differently, the user is asked:
+given; where two answer differently, the user is asked:
 
   direction of time   SiT: official from noise to data, the others, which descend from REPA, from
                       data to noise; these are known by names that the official one never has
-  number of heads     told by norms of heads and by rotary tables; else that of the published size
+  number of heads     given by norms of heads and by rotary tables; else that of the published size
   null class          the last row of the label table, unless num_classes counts it
 """
 
@@ -59,20 +59,20 @@ class Detected(NamedTuple):
     classes: int
     state: dict[str, np.ndarray]
     notes: list[str]  # what was found, assumed and done, a line each
-    told: Declared  # with all that the file does not say, as it was given or taken
+    declared: Declared  # with all that the file does not say, as it was given or taken
 
 
-def detect(state: State, told: Declared = UNDECLARED) -> Detected:
+def detect(state: State, declared: Declared = UNDECLARED) -> Detected:
     """Finds out what `state` is.
 
     Args:
       state: published name -> array.
-      told: what the file does not say, as far as it is told.
+      given: what the file does not say, as far as it is given.
 
     Raises:
-      UserError: it is no network known here, or more must be told, or what is told is wrong.
+      UserError: it is no network known here, or more must be given, or what is given is wrong.
     """
-    file = published_file.look(state, told)
+    file = published_file.look(state, declared)
     notes = []
     if file.dropped:
         notes.append(f"left out, needed in training only: {', '.join(sorted(file.dropped))}")
@@ -81,8 +81,8 @@ def detect(state: State, told: Declared = UNDECLARED) -> Detected:
     heads, of_heads = _heads(file)
     classes, null_row, of_classes = _classes(file)
     process, path, prediction, of_process = _process(file, family)
-    told = dataclasses.replace(
-        told,
+    declared = dataclasses.replace(
+        declared,
         family=family,
         num_heads=heads,
         readout_depth=_readout(file),
@@ -91,10 +91,10 @@ def detect(state: State, told: Declared = UNDECLARED) -> Detected:
         process=process,
         path=path,
         prediction=prediction,
-        time_scale=told.time_scale or 1.0,
+        time_scale=declared.time_scale or 1.0,
         mlp_ratio=_mlp_ratio(file),
-        label_drop=told.label_drop if null_row else 0.0,
-        rounding=told.rounding or _rounding(file, family, direction),
+        label_drop=declared.label_drop if null_row else 0.0,
+        rounding=declared.rounding or _rounding(file, family, direction),
     )
     kept = dict(file.state)
     if family == "dit":
@@ -108,19 +108,19 @@ def detect(state: State, told: Declared = UNDECLARED) -> Detected:
         kept[LABELS] = np.concatenate([kept[LABELS], np.zeros_like(kept[LABELS][:1])])
     notes += [of_direction, of_heads, of_classes, of_process, _table(file)]
     return Detected(
-        model=_model(file, told),
+        model=_model(file, declared),
         side=file.patch * file.tokens,
         channels=file.channels,
         classes=classes,
         state=kept,
         notes=[note for note in notes if note],
-        told=told,
+        declared=declared,
     )
 
 
 def _family(file: File) -> str:
     """The family's name in `models`. Of the SRA networks only the DiT learns a variance."""
-    told, state = file.told.family, file.state
+    declared, state = file.declared.family, file.state
     marks = ("mlp.w12.weight", "norm1.weight")
     lightningdit_alone = (
         any(f"blocks.0.{name}" in state for name in marks)
@@ -136,32 +136,34 @@ def _family(file: File) -> str:
         found = ("dit",)
     else:
         found = ("sit", "dit", "lightningdit")
-    if told is None and len(found) == 3:
+    if declared is None and len(found) == 3:
         raise UserError(
             "official SiT and DiT checkpoints have the same names and shapes: say --family=sit or "
             "--family=dit"
         )
-    if told == "dit" and not file.with_sigma:
+    if declared == "dit" and not file.with_sigma:
         raise UserError(
-            f"{file.told.say('family')}: the checkpoint learned no variance (learn_sigma=False), "
-            "and a DiT without it is not built"
+            f"{file.declared.say('family')}: the checkpoint learned no variance "
+            "(learn_sigma=False), and a DiT without it is not built"
         )
-    if told not in (None, *found):
+    if declared not in (None, *found):
         raise UserError(
-            f"{file.told.say('family')}: the checkpoint is a {found[0]} by its names and shapes"
+            f"{file.declared.say('family')}: the checkpoint is a {found[0]} by its names and shapes"
         )
-    return told or found[0]
+    return declared or found[0]
 
 
 def _direction(file: File, family: str) -> tuple[str, str]:
     """From what t = 0 is to what t = 1 is, and a remark."""
-    told = file.told.time_direction
+    declared = file.declared.time_direction
     if family == "dit":
-        if told == NOISE_TO_DATA:
-            raise UserError(f"{file.told.say('time_direction')}: a DiT counts from data to noise")
+        if declared == NOISE_TO_DATA:
+            raise UserError(
+                f"{file.declared.say('time_direction')}: a DiT counts from data to noise"
+            )
         return DATA_TO_NOISE, ""
-    if told:
-        return told, _of_direction(family, told, "as told")
+    if declared:
+        return declared, _of_direction(family, declared, "as given")
     if family == "lightningdit":
         return NOISE_TO_DATA, ""
     marks = sorted(file.dropped) + ["final_layer_xr"] * file.has_readout
@@ -190,11 +192,11 @@ def _heads(file: File) -> tuple[int, str]:
     for name in ("blocks.0.attn.q_norm.weight", *parameter_names.DERIVED):
         if name in file.state:
             found[name] = file.width / file.state[name].shape[-1]
-    told, width = file.told.num_heads, file.width
-    heads = {*found.values(), *([told] if told else [])}
+    declared, width = file.declared.num_heads, file.width
+    heads = {*found.values(), *([declared] if declared else [])}
     if len(heads) > 1 or any(n % 1 or width % n for n in heads):
         said = [f"{name} says {n:g}" for name, n in found.items()]
-        said += [file.told.say("num_heads")] if told else []
+        said += [file.declared.say("num_heads")] if declared else []
         raise UserError(
             f"number of heads: {', '.join(said)}; for a width of {width} it must be one number "
             "that divides it"
@@ -232,14 +234,14 @@ def _check_rotary(file: File, heads: int) -> None:
 
 def _classes(file: File) -> tuple[int, bool, str]:
     """Classes, whether there is a null class beside them, and a remark."""
-    rows, told = len(file.state[LABELS]), file.told.num_classes
-    if told:
-        if told not in (rows, rows - 1):
+    rows, declared = len(file.state[LABELS]), file.declared.num_classes
+    if declared:
+        if declared not in (rows, rows - 1):
             raise UserError(
-                f"{file.told.say('num_classes')}: the label table has {rows} rows, which are "
+                f"{file.declared.say('num_classes')}: the label table has {rows} rows, which are "
                 f"{rows - 1} classes and the null class, or {rows} classes without one"
             )
-        return told, told < rows, "" if told < rows else NO_NULL
+        return declared, declared < rows, "" if declared < rows else NO_NULL
     if rows == USUAL_CLASSES:
         raise UserError(
             f"the checkpoint's label table has {rows} rows: say --num_classes={rows} if all are "
@@ -260,23 +262,23 @@ def _classes(file: File) -> tuple[int, bool, str]:
 
 def _process(file: File, family: str) -> tuple[str, str | None, str | None, str]:
     """The process and, if it is a flow, its path and what is predicted; and a remark."""
-    told = file.told
-    process = told.process or ("ddpm" if family == "dit" else "flow")
+    declared = file.declared
+    process = declared.process or ("ddpm" if family == "dit" else "flow")
     if process != "flow":
-        given = [told.say(field) for field in ("path", "prediction") if told[field]]
+        given = [declared.say(field) for field in ("path", "prediction") if declared[field]]
         if given:
             raise UserError(f"{' and '.join(given)}: a {process} process has no such choice")
         return process, None, None, ""
-    path, prediction = told.path or "linear", told.prediction or "velocity"
+    path, prediction = declared.path or "linear", declared.prediction or "velocity"
     note = f"{path} path, predicts the {prediction}"
-    assumed = [f"--{field}" for field in ("path", "prediction") if not told[field]]
+    assumed = [f"--{field}" for field in ("path", "prediction") if not declared[field]]
     if assumed:
         note += f"; as published, the file does not say: {' and '.join(assumed)} can say otherwise"
     return process, path, prediction, note
 
 
 def _readout(file: File) -> int | None:
-    depth = file.told.readout_depth
+    depth = file.declared.readout_depth
     if file.has_readout and not depth:
         raise UserError(
             "the checkpoint has an intermediate head but does not say where it reads: give "
@@ -284,7 +286,7 @@ def _readout(file: File) -> int | None:
         )
     if depth and not file.has_readout:
         raise UserError(
-            f"{file.told.say('readout_depth')}: the checkpoint has no intermediate head"
+            f"{file.declared.say('readout_depth')}: the checkpoint has no intermediate head"
         )
     return depth
 
@@ -295,23 +297,23 @@ def _rounding(file: File, family: str, direction: str) -> str:
     return to_uint8.TRUNCATED if of_repa or "ap_head" in file.dropped else to_uint8.ROUNDED
 
 
-def _model(file: File, told: Declared) -> dict[str, Any]:
+def _model(file: File, declared: Declared) -> dict[str, Any]:
     state = file.state
     model = {
-        "name": told.family,
+        "name": declared.family,
         "depth": file.depth,
         "hidden_size": file.width,
-        "num_heads": told.num_heads,
+        "num_heads": declared.num_heads,
         "patch_size": file.patch,
-        "mlp_ratio": told.mlp_ratio,
+        "mlp_ratio": declared.mlp_ratio,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
-        "readouts": (told.readout_depth,) if told.readout_depth else (),
-        "time_scale": told.time_scale,
+        "readouts": (declared.readout_depth,) if declared.readout_depth else (),
+        "time_scale": declared.time_scale,
         "dtype": "float32",
         "remat": "none",
         "unroll": 1,
     }
-    if told.family == "lightningdit":
+    if declared.family == "lightningdit":
         model |= {
             "swiglu": GATED in state,
             "rope": parameter_names.DERIVED[0] in state,
@@ -331,7 +333,7 @@ def _mlp_ratio(file: File) -> float:
         return 2 * int(2 / 3 * hidden) if gated else int(hidden)
 
     wide = rows / 2 * 1.5 if gated else rows
-    guesses = (file.told.mlp_ratio, 4.0, wide / file.width, (wide + 0.5) / file.width)
+    guesses = (file.declared.mlp_ratio, 4.0, wide / file.width, (wide + 0.5) / file.width)
     return next((float(r) for r in guesses if r and made(r) == rows), 4.0)
 
 

@@ -57,7 +57,7 @@ class Export:
     """The export that a model card describes."""
 
     names: Collection[str]  # of the arrays in the file
-    told: Declared  # its metadata
+    declared: Declared  # its metadata
     with_sigma: bool
     rows: int  # of the label table
     left_out: tuple[str, ...]  # what a published file had that this one has not
@@ -80,8 +80,8 @@ def write(
       weights: which of the checkpoint.
       parameters: their number.
     """
-    model, told = meta["config"]["model"], export.told
-    (family, paper), depth = PAPERS[model["name"]], told.readout_depth
+    model, declared = meta["config"]["model"], export.declared
+    (family, paper), depth = PAPERS[model["name"]], declared.readout_depth
     side, _, channels = latent_shape
     # A name may hold line breaks, which no line of this card should.
     shown = file if file.isprintable() else "FILE"
@@ -92,10 +92,10 @@ def write(
         parameters=parameters,
         **{n: model[n] for n in ("depth", "hidden_size", "num_heads", "patch_size")},
         **{"weights": weights, "step": meta["step"], "side": side, "channels": channels},
-        classes=told.num_classes,
-        null_class="" if export.rows > told.num_classes else ", no null class",
-        predicts=_predicts(told),
-        time=_time(told),
+        classes=declared.num_classes,
+        null_class="" if export.rows > declared.num_classes else ", no null class",
+        predicts=_predicts(declared),
+        time=_time(declared),
         loads=_loads(export),
         trained=_trained(meta),
         versions=", ".join(f"{n} {v}" for n, v in meta["versions"].items()),
@@ -105,17 +105,19 @@ def write(
     )
 
 
-def _predicts(told: Declared) -> str:
-    if told.process != "flow":
+def _predicts(declared: Declared) -> str:
+    if declared.process != "flow":
         return "the noise, on DDPM's schedule of 1000 steps"
-    return f"the {told.prediction}, on the {told.path} path"
+    return f"the {declared.prediction}, on the {declared.path} path"
 
 
-def _time(told: Declared) -> str:
-    scale = "" if told.time_scale == 1 else f", times {told.time_scale:g} before its features"
-    if told.process != "flow":
+def _time(declared: Declared) -> str:
+    scale = (
+        "" if declared.time_scale == 1 else f", times {declared.time_scale:g} before its features"
+    )
+    if declared.process != "flow":
         return f"steps 0 (data) to 999 (noise){scale}"
-    if told.time_direction == NOISE_TO_DATA:
+    if declared.time_direction == NOISE_TO_DATA:
         who = "the official SiT and LightningDiT"
         return f"t = 0 is noise and t = 1 is data, as in the code of {who}{scale}"
     return f"t = 0 is data and t = 1 is noise, as in the code of REPA, SRA and SiT + IG{scale}"
@@ -138,10 +140,10 @@ def _loads(export: Export) -> str:
 
 
 def _class_of(export: Export) -> str:
-    firsts, told = {name.split(".")[0] for name in export.names}, export.told
-    readout, family = "final_layer_xr" in firsts, told.family
+    firsts, declared = {name.split(".")[0] for name in export.names}, export.declared
+    readout, family = "final_layer_xr" in firsts, declared.family
     sigma = f"learn_sigma={export.with_sigma}"
-    sigma += "" if export.rows > told.num_classes else ", class_dropout_prob=0"
+    sigma += "" if export.rows > declared.num_classes else ", class_dropout_prob=0"
     q_norm = any("q_norm" in name for name in export.names)
     if family == "lightningdit":
         code = "Internal Guidance" if readout else "the official code"
@@ -152,7 +154,7 @@ def _class_of(export: Export) -> str:
         return f"no published class: no DiT has {'a second final layer' if readout else 'q_norm'}"
     if family == "dit":
         return f"DiT of {found[0] if found else f'the official code ({sigma})'}"
-    official = told.time_direction == NOISE_TO_DATA
+    official = declared.time_direction == NOISE_TO_DATA
     if len(found) == 1 and not official:
         return f"SiT of {found[0]}"
     if official and not q_norm and not found:

@@ -28,7 +28,7 @@ class Original(NamedTuple):
     """Arrays of a published file that its network here does not have as they are."""
 
     arrays: dict[str, np.ndarray]
-    told: Declared  # what the file does not say by itself
+    declared: Declared  # what the file does not say by itself
 
     @property
     def has_null_class(self) -> bool:
@@ -38,7 +38,7 @@ class Original(NamedTuple):
         """The published file whose network has the state dict `state`; None if it is another's."""
         whole = {**state, **self.arrays}
         try:
-            found = detect(whole, self.told).state
+            found = detect(whole, self.declared).state
         except UserError:
             return None
         computed = {n: a for n, a in found.items() if n not in parameter_names.DERIVED}
@@ -53,11 +53,11 @@ def of(state: State, found: Detected) -> Original:
     """Arrays of a file's `state` that the detected network does not hold; tables are kept, too."""
     changed = {n: a for n, a in state.items() if found.state.get(n) is not a}
     changed |= {n: state[n] for n in parameter_names.DERIVED if n in state}
-    return Original({n: np.array(a, np.float32) for n, a in changed.items()}, found.told)
+    return Original({n: np.array(a, np.float32) for n, a in changed.items()}, found.declared)
 
 
 def save(workdir: Path, original: Original) -> None:
-    metadata = declared.to_metadata(original.told)
+    metadata = declared.to_metadata(original.declared)
     state_dict.write_safetensors(workdir / NAME, original.arrays, metadata)
 
 

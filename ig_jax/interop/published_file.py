@@ -53,7 +53,7 @@ class File:
 
     state: Mapping[str, np.ndarray]  # without what only training needs
     dropped: frozenset[str]  # the first components of that
-    told: Declared
+    declared: Declared
     depth: int
     width: int
     channels: int
@@ -77,7 +77,7 @@ class File:
         return math.isqrt(self.state["pos_embed"].shape[1])
 
 
-def look(state: Mapping[str, np.ndarray], told: Declared) -> File:
+def look(state: Mapping[str, np.ndarray], declared: Declared) -> File:
     """The file, if all its layers are there and have the shapes of layers.
 
     Raises:
@@ -85,7 +85,7 @@ def look(state: Mapping[str, np.ndarray], told: Declared) -> File:
         this code reads has lost its metadata.
     """
     only = sorted(name for name in state if name.startswith(ONLY))
-    if only and not told.described:
+    if only and not declared.described:
         raise UserError(
             f"the checkpoint was exported with {', '.join(only[:5])}, which no published network "
             "has, and has lost the metadata beside it; import the exported file as it was"
@@ -109,7 +109,7 @@ def look(state: Mapping[str, np.ndarray], told: Declared) -> File:
                 "read; take the original ones"
             )
     width, channels, patch, across = kept["x_embedder.proj.weight"].shape
-    file = File(kept, dropped, told, depth, width, channels, patch)
+    file = File(kept, dropped, declared, depth, width, channels, patch)
     one, tokens, wide = kept["pos_embed"].shape
     time_features = kept[TIME_LAYER].shape[1]
     rules = [
@@ -186,11 +186,11 @@ def _twin(name: str) -> str:
 
 
 def _refuse(absent: list[str], unknown: list[str]) -> None:
-    told = [f"the checkpoint lacks {_listed(absent)}"] if absent else []
+    declared = [f"the checkpoint lacks {_listed(absent)}"] if absent else []
     if unknown:
-        told.append(f"the checkpoint holds names that this network lacks: {_listed(unknown)}")
-    if told:
-        raise UserError("; ".join(told))
+        declared.append(f"the checkpoint holds names that this network lacks: {_listed(unknown)}")
+    if declared:
+        raise UserError("; ".join(declared))
 
 
 def _listed(listed: list[str]) -> str:

@@ -29,19 +29,19 @@ def given(path: str | os.PathLike[str], field: str) -> str:
       UserError: it is empty, a URL, too long, of an unknown user, or holds a NUL byte.
     """
     text = os.fspath(path)
-    told = f"{field} = {shown(text)}"
+    named = f"{field} = {shown(text)}"
     if not text.strip():
-        raise UserError(f"{told}: is empty; name a path")
+        raise UserError(f"{named}: is empty; name a path")
     if "\0" in text:
-        raise UserError(f"{told}: holds a NUL byte, which no file name can")
+        raise UserError(f"{named}: holds a NUL byte, which no file name can")
     scheme = _SCHEME.match(text)
     if scheme:
-        raise UserError(f"{told}: is a URL; {_instead(scheme[1].lower(), text)}")
+        raise UserError(f"{named}: is a URL; {_instead(scheme[1].lower(), text)}")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         user = text.split("/")[0]
-        raise UserError(f"{told}: there is no home folder of {user}; write ./{user} for a file")
-    _require_short(expanded, told)
+        raise UserError(f"{named}: there is no home folder of {user}; write ./{user} for a file")
+    _require_short(expanded, named)
     return expanded
 
 
@@ -55,10 +55,10 @@ def _instead(scheme: str, text: str) -> str:
     return f"mount it as a folder{how} or copy it to this machine, and name the path there"
 
 
-def _require_short(path: str, told: str) -> None:
+def _require_short(path: str, named: str) -> None:
     try:
         encoded = os.fsencode(path)
     except ValueError as error:
-        raise UserError(f"{told}: cannot be the name of a file ({error})") from error
+        raise UserError(f"{named}: cannot be the name of a file ({error})") from error
     if len(encoded) >= LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
-        raise UserError(f"{told}: is longer than a name may be; choose a shorter one")
+        raise UserError(f"{named}: is longer than a name may be; choose a shorter one")

@@ -70,11 +70,11 @@ def _refuse_others(state: Mapping[str, np.ndarray]) -> None:
             if name in state and state[name].shape != shape
         ],
     }
-    told = [f"{kind}: {_first(names)}" for kind, names in wrong.items() if names]
-    if told:
+    problems = [f"{kind}: {_first(names)}" for kind, names in wrong.items() if names]
+    if problems:
         raise ValueError(
             "these are not the weights of FID's Inception network, which has 1008 classes and no "
-            f"AuxLogits, unlike torchvision's own; {'; '.join(told)}"
+            f"AuxLogits, unlike torchvision's own; {'; '.join(problems)}"
         )
 
 

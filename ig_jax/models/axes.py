@@ -113,7 +113,7 @@ def without_layers(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def is_matrix(names: tuple[str, ...]) -> bool:
-    """Whether the array maps one vector space to another; biases, scales and positions do not.
+    """Returns whether the array maps one vector space to another; biases and scales do not.
 
     A label table does: it is the matrix that a one-hot label would be multiplied by.
     """

@@ -1,4 +1,4 @@
-"""What turns latents, times and labels into tokens and a conditioning vector, and tokens back.
+"""Embeddings of latents, times and labels as tokens and a conditioning vector, and tokens back.
 
 Conventions of the published checkpoints (SiT, DiT and LightningDiT share them):
   - patches are a p x p convolution of stride p; tokens run row-major over the patch grid;

@@ -43,7 +43,7 @@ class Network:
 
     @cached_property
     def _split(self) -> tuple[nnx.GraphDef, Axes]:
-        """What the module is without its arrays; made once, abstractly."""
+        """The module's graph without its arrays; created once, abstractly."""
         module = nnx.eval_shape(lambda: self.module(jax.random.key(0)))
         return nnx.graphdef(module), of_module(module)
 

@@ -53,7 +53,7 @@ class TransformerSettings(ABC):
     @property
     @abstractmethod
     def options(self) -> layers.BlockOptions:
-        """What the blocks are made of."""
+        """Options of the blocks."""
 
     def __post_init__(self):
         rules = [

@@ -38,9 +38,9 @@ class NonFiniteLoss(UserError):
 
 def memory_gib() -> float:
     """In use on this process's fullest device; where devices do not tell, by the process."""
-    told = [stats for d in jax.local_devices() if (stats := d.memory_stats())]
-    if told:
-        return max(stats["bytes_in_use"] for stats in told) / GIB
+    usage = [stats for d in jax.local_devices() if (stats := d.memory_stats())]
+    if usage:
+        return max(stats["bytes_in_use"] for stats in usage) / GIB
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize() / GIB

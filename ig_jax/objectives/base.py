@@ -90,7 +90,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Term(ABC):
-    """What `TERMS` holds; `__call__` is all that a term must define.
+    """A term of the loss, a class in `TERMS`; `__call__` is all that it must define.
 
     At step s the term counts `weight * weight_factor ** max(0, epoch - constant_epochs)` times,
     where epoch = s // (whole batches in the data set) counts from 0.
@@ -142,7 +142,7 @@ class Term(ABC):
         """
 
     def weight_at(self, epoch: Array | int) -> Scalar | float:
-        """How often the term counts in this epoch, from 0."""
+        """The term's weight in this epoch, from 0."""
         if self.weight_factor == 1:
             return self.weight
         return self.weight * self.weight_factor ** jnp.maximum(epoch - self.constant_epochs, 0)
@@ -180,7 +180,7 @@ class Objective:
     def predict(
         self, params: Params, x: Latents, t: Times, y: Labels, *, taps: tuple[int, ...] = ()
     ) -> NetOutput:
-        """What the network predicts, in the scale of the process's `target`; tokens at `taps`."""
+        """The network's prediction in the scale of the process's `target`, and tokens at `taps`."""
         # A network that taps blocks of its own choice stays usable where no term needs any.
         net = partial(self.net, taps=taps) if taps else self.net
         out = net(params, x, self.process.condition_time(t), y)

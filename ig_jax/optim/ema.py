@@ -14,7 +14,7 @@ Decays = Sequence[float | int]  # as written in the config
 
 
 def name(decay: float | int) -> str:
-    """How the average of this decay is called in a state and in a checkpoint."""
+    """Name of the average of this decay in a state and in a checkpoint."""
     return str(float(decay))
 
 

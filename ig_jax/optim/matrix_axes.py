@@ -1,4 +1,4 @@
-"""What a parameter is to an optimizer, told by its name: fixed, a matrix, or neither.
+"""Roles of parameters for optimizers, by their names: fixed, a matrix, or neither.
 
 Muon treats a parameter as a matrix (out, rest), in the layout of the published PyTorch models:
 a Linear is (out, in) there and (in, out) here; a convolution OIHW there and HWIO here; the packed
@@ -32,7 +32,7 @@ _AXES = {
 
 @dataclass(frozen=True)
 class Matrix:
-    """How a leaf of a given shape is a matrix (rows, cols) of the published model, or a stack."""
+    """A leaf's layout as a matrix (rows, cols) of the published model, or as a stack of them."""
 
     shape: tuple[int, ...]  # of the leaf
     order: tuple[int, ...]  # its axes as they are published, behind the depth of a stack
@@ -58,7 +58,7 @@ class Matrix:
 
 
 def matrix_of(path: str, shape: tuple[int, ...]) -> Matrix | None:
-    """How the leaf of this dotted name and shape is a matrix; None for biases, scales, tables.
+    """Layout of the leaf of this dotted name and shape; None for biases, scales and tables.
 
     Raises:
       ValueError: the name is that of a matrix, the number of axes is not.

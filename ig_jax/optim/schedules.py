@@ -19,7 +19,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What an optimizer is made of; its own class says what it does with them, and adds more.
+    """Settings that optimizers share; their own classes say what they do with them, and add more.
 
     Raises:
       ValueError: a field is out of range.

@@ -40,5 +40,5 @@ class TrainState:
 
     @property
     def trained(self) -> Params:
-        """What is differentiated, and what the optimizer sees."""
+        """The tree that is differentiated, and that the optimizer sees."""
         return trained(self.params, self.terms)

@@ -1,4 +1,4 @@
-"""What surrounds every optimizer: which leaves it sees at all, and clipping over them together."""
+"""Common parts of all optimizers: the leaves that they see, and clipping over them together."""
 
 from __future__ import annotations
 

@@ -71,32 +71,32 @@ def detect(environ: Mapping[str, str], flags: Mapping[str, str | int | None]) ->
     Raises:
       UserError: some of coordinator, number and id are missing, or one is not what it should be.
     """
-    told = {flag: environ.get(name) for flag, name in VARIABLES.items()}
-    told |= {flag: value for flag, value in flags.items() if value is not None}
-    told = {flag: str(value) for flag, value in told.items() if value not in (None, "")}
-    if told:
-        return _explicit(told)
+    values = {flag: environ.get(name) for flag, name in VARIABLES.items()}
+    values |= {flag: value for flag, value in flags.items() if value is not None}
+    values = {flag: str(value) for flag, value in values.items() if value not in (None, "")}
+    if values:
+        return _explicit(values)
     return _slurm(environ) or _tpu(environ) or _kubernetes(environ)
 
 
-def _explicit(told: Mapping[str, str]) -> Start | None:
-    numbers = {flag: told[flag] for flag in ("num_processes", "process_id") if flag in told}
+def _explicit(values: Mapping[str, str]) -> Start | None:
+    numbers = {flag: values[flag] for flag in ("num_processes", "process_id") if flag in values}
     for flag, value in numbers.items():
         if not value.isdecimal():
             raise UserError(f"--{flag}={value} ({VARIABLES[flag]}): must be a number from 0")
     if numbers.get("num_processes") == "1" and int(numbers.get("process_id", 0)) == 0:
         return None
-    for flag in VARIABLES.keys() - told.keys():
-        given = ", ".join(f"--{f}={told[f]}" for f in VARIABLES if f in told)
+    for flag in VARIABLES.keys() - values.keys():
+        given = ", ".join(f"--{f}={values[f]}" for f in VARIABLES if f in values)
         raise UserError(
             f"{given} without --{flag} ({VARIABLES[flag]}): give all three, or none of them"
         )
-    count, process = int(told["num_processes"]), int(told["process_id"])
+    count, process = int(values["num_processes"]), int(values["process_id"])
     if not process < count:
         raise UserError(f"--process_id={process}: must be below --num_processes={count}")
-    if not re.fullmatch(r".+:\d+", told["coordinator"]):
-        raise UserError(f"--coordinator={told['coordinator']}: write host:port of process 0")
-    return Start("flags", "deactivate", told["coordinator"], count, process)
+    if not re.fullmatch(r".+:\d+", values["coordinator"]):
+        raise UserError(f"--coordinator={values['coordinator']}: write host:port of process 0")
+    return Start("flags", "deactivate", values["coordinator"], count, process)
 
 
 def _slurm(environ: Mapping[str, str]) -> Start | None:
@@ -198,10 +198,10 @@ def require_devices() -> None:
         if is_loss(error):
             raise
         named = jax.config.jax_platforms
-        told = str(error).split("\n")[0].split(" (set JAX_PLATFORMS")[0]
+        values = str(error).split("\n")[0].split(" (set JAX_PLATFORMS")[0]
         raise UserError(
             f"{f'JAX_PLATFORMS={named}' if named else 'this machine'}: jax cannot start there "
-            f"({told or 'it has no such backend'}); "
+            f"({values or 'it has no such backend'}); "
             "unset it to use what this machine has, or install the jax for it, such as "
             'pip install "jax[cuda13]" or "jax[tpu]"'
         ) from error
@@ -268,14 +268,14 @@ def _on_abort(status: int, sentence: str) -> None:
     """Says a sentence and ends with a status, instead of dumping core, when jax aborts."""
     global _handler
 
-    def told(signal_number: int) -> None:
+    def values(signal_number: int) -> None:
         del signal_number
         # Not through sys.stderr, which the aborted thread may hold.
         os.write(2, f"error: {sentence}\n".encode() if sentence else b"")
         os._exit(status)
 
     # Python's own handlers wait for the main thread, which may be inside a collective for ever.
-    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(told)
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(values)
     set_handler: Callable = ctypes.CDLL(None).signal
     set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     set_handler(signal.SIGABRT, ctypes.cast(_handler, ctypes.c_void_p))

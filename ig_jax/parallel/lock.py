@@ -114,7 +114,7 @@ class Held:
     def _beat(self) -> None:
         while not self.released.wait(BEAT):
             # By the name: the descriptor may be closed by now, and its number in use again. A
-            # folder that is gone is told of by `require`.
+            # folder that is gone is reported by `require`.
             with suppress(OSError):
                 os.utime(self.file)
 

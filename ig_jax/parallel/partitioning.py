@@ -1,4 +1,4 @@
-"""Which axis of which leaf is split over which axes of the mesh: rules over names of axes.
+"""Partitioning of parameters over the mesh, by rules over the names of their axes.
 
 Parameters, optimizer state and averages follow one table: a leaf of any of them is split as the
 parameter it belongs to, whose axes are named where it is created (`models/axes.py`). Under `blocks`
@@ -37,7 +37,7 @@ RULES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Placed:
-    """How one leaf lies on the mesh."""
+    """Placement of one leaf on the mesh."""
 
     axis: int | None  # of the array, split over `over`
     over: tuple[str, ...]  # of FSDP and DATA, in this order: shards of `fsdp` are cut into `data`
@@ -71,7 +71,7 @@ def _axes(axes: Axes, path: str, shape: tuple[int, ...]) -> tuple[int | None, in
 
 
 def place(mesh: Mesh, axes: Axes, path: str, shape: tuple[int, ...]) -> Placed:
-    """How the leaf of this dotted name and shape lies on the mesh.
+    """Placement of the leaf of this dotted name and shape.
 
     Args:
       axes: names of the axes of every parameter, of which `path` may be one or end in one.

@@ -130,7 +130,7 @@ class _Evaluation:
     def run(
         self, see: Callable[[], tuple[Sequence[Seen], dict[str, Any]]]
     ) -> dict[str, Any] | None:
-        """The record, in process 0, told; made of what `see` gives unless it is there already.
+        """The record, in process 0, reported; made of what `see` gives unless it is there already.
 
         `see` gives sets of samples, and what else the record is to hold.
 

@@ -133,7 +133,7 @@ class Exported(NamedTuple):
     """Contents of an export: the arrays, declarations about them, and the model card."""
 
     state: dict[str, np.ndarray]
-    told: Declared
+    declared: Declared
     card: str
 
 
@@ -146,11 +146,11 @@ def form(run: Run, origin: Original | None, weights: str, file: str) -> Exported
       file: the name that the file is to have.
     """
     restored = origin.restored(run.state) if origin and _is_as_imported(run, weights) else None
-    state, described = (restored, origin.told) if restored else _own_form(run, origin)
+    state, described = (restored, origin.declared) if restored else _own_form(run, origin)
     values = len(state["final_layer.linear.bias"])
     about = Export(
         names=state.keys(),
-        told=described,
+        declared=described,
         with_sigma=values == 2 * run.exp.net.channels * run.exp.config.model.patch_size**2,
         rows=len(state[LABELS]),
         left_out=() if restored or not origin else _left_out(origin, state),

@@ -60,19 +60,19 @@ def get_config() -> ConfigDict:
 
 def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     """A complete run of the network that was found, on made-up latents of its shape."""
-    c, told = ConfigDict(bases[found.model["name"]].to_dict()), found.told
+    c, facts = ConfigDict(bases[found.model["name"]].to_dict()), found.declared
     c.model = ConfigDict(found.model)
-    codec = told.codec or CODEC_OF.get(found.channels, "as_stored")
+    codec = facts.codec or CODEC_OF.get(found.channels, "as_stored")
     settings = CODECS.get(codec, {})
     stored = found.channels * (2 if settings else 1)
     source = {"side": found.side, "channels": stored, "num_classes": found.classes}
     c.data.source = ConfigDict({"name": "synthetic", "size": 1_281_167, **source})
     c.data.codec = ConfigDict({"name": codec, **settings})
     if settings:
-        c.data.codec.rounding = told.rounding
-    c.process = _process(told, bases)
-    if told.label_drop is not None:
-        c.objective.label_drop = told.label_drop
+        c.data.codec.rounding = facts.rounding
+    c.process = _process(facts, bases)
+    if facts.label_drop is not None:
+        c.objective.label_drop = facts.label_drop
     if not c.objective.label_drop:
         c.sample.cfg.scale = 1.0
     c.sample.cfg.channels = min(c.sample.cfg.channels, found.channels)
@@ -83,11 +83,11 @@ def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     return c
 
 
-def _process(told: Declared, bases: Mapping[str, ConfigDict]) -> ConfigDict:
+def _process(facts: Declared, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     processes = {base.process.name: base.process.to_dict() for base in bases.values()}
-    settings = {"path": told.path, "prediction": told.prediction}
+    settings = {"path": facts.path, "prediction": facts.prediction}
     given = {name: value for name, value in settings.items() if value}
-    return ConfigDict(processes[told.process] | given)
+    return ConfigDict(processes[facts.process] | given)
 
 
 def import_checkpoint(
@@ -107,14 +107,14 @@ def import_checkpoint(
       bases: family of networks -> everything that a file does not say.
       part: which of the networks in the file; '': the averaged one, or the only one.
       training_state: take the raw weights, all averages and the optimizer's state, to train on.
-      flags: what must be told, see `told.FLAGS`; 0 and '' for what is not.
+      flags: what must be given, see `declared.FLAGS`; 0 and '' for what is not.
 
     Returns:
       The config file that was written.
 
     Raises:
       UserError: the file is not readable, not known, or its parts do not belong together; more
-        must be told, or what is told is wrong; the workdir holds a run.
+        must be given, or what is given is wrong; the workdir holds a run.
     """
     _check_workdir(workdir)
     if training_state and part:

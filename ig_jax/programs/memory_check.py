@@ -57,30 +57,30 @@ def in_words(count: int) -> str:
     return f"{count / size:,.3g} {name}"
 
 
-def _short(field: str, value: int, needed: int, there: int, mend: str = "lower it") -> str:
+def _short(field: str, value: int, needed: int, there: int, fix: str = "lower it") -> str:
     if needed <= there:
         return ""
     return (
         f"{field} = {value}: takes at least {in_words(needed)} at a time, but this machine has "
-        f"{in_words(there)} for it; {mend}"
+        f"{in_words(there)} for it; {fix}"
     )
 
 
-def _too_large(exp: Experiment, needed: int, what: str, mend: str) -> str:
+def _too_large(exp: Experiment, needed: int, what: str, fix: str) -> str:
     there = of_device()
     if needed <= there:
         return ""
     count = pytree.count(exp.abstract_params)
     return (
         f"model: {count:,} parameters take {in_words(needed)} {what} on each device, but there are "
-        f"{in_words(there)}; lower model.hidden_size or model.depth{mend}"
+        f"{in_words(there)}; lower model.hidden_size or model.depth{fix}"
     )
 
 
 def _of_state(exp: Experiment) -> str:
     needed = bytes_each(exp.abstract_state)
-    mend = ", or take more devices"
-    return _too_large(exp, needed, "with their optimizer and averages", mend)
+    fix = ", or take more devices"
+    return _too_large(exp, needed, "with their optimizer and averages", fix)
 
 
 def _of_weights(exp: Experiment) -> str:
@@ -98,8 +98,8 @@ def _of_batch(exp: Experiment) -> str:
     parts = parts_of_batch(exp.mesh) * c.accumulation
     # However little is kept for the backward pass, what enters each block is.
     needed = c.batch_size // parts * exp.config.model.depth * _token_bytes(exp)
-    mend = "lower it, or raise train.accumulation"
-    return _short("train.batch_size", c.batch_size, needed, of_device(), mend)
+    fix = "lower it, or raise train.accumulation"
+    return _short("train.batch_size", c.batch_size, needed, of_device(), fix)
 
 
 def _of_rows(exp: Experiment) -> str:
@@ -107,8 +107,8 @@ def _of_rows(exp: Experiment) -> str:
     c = exp.config.train
     rows = c.batch_size // jax.process_count() * c.steps_per_dispatch
     needed = rows * _stored_bytes(exp)
-    mend = "lower it, or train.batch_size"
-    return _short("train.steps_per_dispatch", c.steps_per_dispatch, needed, of_host(), mend)
+    fix = "lower it, or train.batch_size"
+    return _short("train.steps_per_dispatch", c.steps_per_dispatch, needed, of_host(), fix)
 
 
 def _of_samples(exp: Experiment) -> str:

@@ -30,7 +30,7 @@ History = Mapping[str, Float[Array, "k ..."]]  # of k steps
 
 
 class Noised(NamedTuple):
-    """What the loss of a batch depends on, beside parameters; rows of examples."""
+    """Inputs of the loss of a batch, beside parameters; rows of examples."""
 
     x0: Latents | Abstract
     labels: Labels | Abstract
@@ -126,7 +126,7 @@ def train_step(
 
 
 def is_sum(metric: str) -> bool:
-    """Whether a metric is a sum over examples; the others are means."""
+    """Returns whether a metric is a sum over examples; the others are means."""
     return metric.startswith(BY_TIME)
 
 

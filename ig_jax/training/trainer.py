@@ -69,8 +69,8 @@ def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
     if checkpoints.imported(0) != "state":
         console.say(f"starting from the weights in {workdir}")
         return init_state(exp).replace(params=average, ema=averages)
-    mend = "use those of its optimizer, or import the weights without --training_state"
-    checkpoints.require(0, c.raw, compatibility.UPDATES, mend)
+    fix = "use those of its optimizer, or import the weights without --training_state"
+    checkpoints.require(0, c.raw, compatibility.UPDATES, fix)
     if exp.abstract_terms:
         raise CheckpointError(
             f"objective.terms.{next(iter(exp.abstract_terms))}: trains a head, which the imported "
@@ -249,10 +249,10 @@ class Trainer:
 
     def _shown(self, summary: Mapping[str, Any]) -> dict[str, str]:
         """Values that stand beside the bar."""
-        told = {"loss": f"{summary['loss']:.4f}", "img/s": f"{summary['images_per_second']:,.0f}"}
+        shown = {"loss": f"{summary['loss']:.4f}", "img/s": f"{summary['images_per_second']:,.0f}"}
         if "mfu" in summary:
-            told["MFU"] = f"{summary['mfu']:.0%}"
-        return told | {"GiB": f"{summary['memory_gib']:.1f}"}
+            shown["MFU"] = f"{summary['mfu']:.0%}"
+        return shown | {"GiB": f"{summary['memory_gib']:.1f}"}
 
     def _events(self) -> dict[str, int]:
         """Event -> every how many steps it happens."""
@@ -360,7 +360,7 @@ def _train(trainer: Trainer) -> Outcome:
     except BaseException as error:
         if isinstance(error, NonFiniteLoss):
             trainer.note_failure(error)
-        with suppress(Exception):  # the first error is the one to be told
+        with suppress(Exception):  # the first error is the one to be reported
             trainer.close()
         raise
     trainer.close()

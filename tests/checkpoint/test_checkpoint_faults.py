@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tensorstore
 import tiny
+from runs import assert_same_bits, metrics
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
@@ -30,7 +31,6 @@ from ig_jax.errors import UserError
 from ig_jax.monitoring import console, metric_writer
 from ig_jax.optim import train_state
 from ig_jax.training import trainer
-from runs import assert_same_bits, metrics
 
 CONFIG = {"train": {"ema_decays": [0.9]}}
 # Orbax drops the reads and writes that it has not ended when one of them fails.

@@ -91,7 +91,7 @@ ROUND = [c for c in cases() if c not in REFUSED]
 def through_a_file(exported, folder):
     """What --mode=import finds in the exported file without a flag."""
     state_dict.write_safetensors(
-        folder / "out.safetensors", exported.state, declared.to_metadata(exported.told)
+        folder / "out.safetensors", exported.state, declared.to_metadata(exported.declared)
     )
     read = state_dict.read(folder / "out.safetensors", "--checkpoint")
     return detect(read.state, declared.of_metadata(read.metadata))
@@ -141,7 +141,7 @@ def test_a_published_file_comes_back_as_it_was(family, variant, tmp_path):
     exported = export_checkpoint.form(trained, kept, "ema", "out.safetensors")
     again = through_a_file(exported, tmp_path)
     same(found, again)
-    assert again.told.label_drop == (0.0 if variant == "no_null_class" else 0.1)
+    assert again.declared.label_drop == (0.0 if variant == "no_null_class" else 0.1)
     assert len(exported.state[LABELS]) == CLASSES + (variant != "no_null_class")
     left_out = family in ("sit_official", "repa", "sra_sit", "sra_dit") or variant == "sigma"
     left_out &= variant != "no_sigma"

@@ -50,8 +50,8 @@ def test_a_sit_without_marks_is_asked_for_its_direction():
     assert "--time_direction=data_to_noise" in refusal(state)
     for direction in (NOISE_FIRST, DATA_FIRST):
         flags = declared.of_flags(num_heads=2, time_direction=direction)
-        assert detect(state, flags).told.time_direction == direction
-        assert f"time runs from {direction.replace('_', ' ')} in the file, as told" in said(
+        assert detect(state, flags).declared.time_direction == direction
+        assert f"time runs from {direction.replace('_', ' ')} in the file, as given" in said(
             state, flags
         )
 
@@ -63,9 +63,9 @@ def test_names_that_the_official_sit_never_has_tell_the_direction(made):
     state, _ = sit(**made)
     flags = declared.of_flags(num_heads=2, readout_depth=int("readout" in made))
     found = detect(state, flags)
-    assert found.told.time_direction == DATA_FIRST
+    assert found.declared.time_direction == DATA_FIRST
     assert any("data to noise in the file, as in the code of REPA" in note for note in found.notes)
-    assert found.told.rounding == to_uint8.TRUNCATED
+    assert found.declared.rounding == to_uint8.TRUNCATED
 
 
 def test_contradicting_marks_are_asked_about():
@@ -112,7 +112,7 @@ def test_a_lightningdit_without_options_is_what_it_is_told_to_be():
     state, _ = lightningdit(options=OFF)
     assert "in which direction" in refusal(state)
     found = detect(state, declared.of_flags(num_heads=2, family="lightningdit"))
-    assert found.model["name"] == "lightningdit" and found.told.time_direction == NOISE_FIRST
+    assert found.model["name"] == "lightningdit" and found.declared.time_direction == NOISE_FIRST
 
 
 def test_rotary_tables_must_be_those_that_are_built():
@@ -303,7 +303,7 @@ def test_a_process_that_no_published_class_has_marks_the_file(make, flags, only)
     exported = export_checkpoint.form(run, original.of(state, found), "ema", "x.safetensors")
     assert any(name.startswith(declared.ONLY) for name in exported.state) == only
     assert ("no published class" in exported.card) == only
-    again = detect(exported.state, declared.of_metadata(declared.to_metadata(exported.told)))
+    again = detect(exported.state, declared.of_metadata(declared.to_metadata(exported.declared)))
     c = import_checkpoint.config_of(again, published.bases())
     assert c.process.to_dict().items() >= flags.items()
     for name, array in found.state.items():
@@ -343,8 +343,9 @@ def test_a_lost_or_foreign_original_is_not_put_back():
     for origin in (None, other):
         exported = export_checkpoint.form(run, origin, "ema", "x.safetensors")
         assert len(exported.state["final_layer.linear.bias"]) == 12
-        assert exported.told.time_direction == DATA_FIRST
+        assert exported.declared.time_direction == DATA_FIRST
     assert (
-        export_checkpoint.form(run, kept, "ema", "x.safetensors").told.time_direction == NOISE_FIRST
+        export_checkpoint.form(run, kept, "ema", "x.safetensors").declared.time_direction
+        == NOISE_FIRST
     )
     assert CLASSES == found.classes and parameter_names.DERIVED[0] not in state

@@ -121,7 +121,7 @@ class ImageFolder(Cropped):
         found = len(folders)
         if found == self.num_classes or (found < self.num_classes and self.fewer_classes):
             return
-        told = f"the folder {folders[0]}" if found == 1 else f"{found:,} folders of images"
+        contents = f"the folder {folders[0]}" if found == 1 else f"{found:,} folders of images"
         ways = [f"set num_classes = {found}"]
         if isinstance(tree, Folder) and {folder.lower() for folder in folders} <= SPLITS:
             ways.insert(0, f"name one of them in path ({tree.place(folders[0])})")
@@ -130,7 +130,7 @@ class ImageFolder(Cropped):
         else:
             ways.append(f'write {{"labels": null}} to {dataset_json.FILE} to train without classes')
         raise UserError(
-            f"{self.path}: holds {told}, each a class, but num_classes = {self.num_classes}; "
+            f"{self.path}: holds {contents}, each a class, but num_classes = {self.num_classes}; "
             f"{', or '.join(ways)}"
         )
 

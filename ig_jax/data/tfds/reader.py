@@ -195,8 +195,8 @@ def _shard(instruction: Any) -> _Shard:
     reader = ArrayRecordReader(str(file), **READER_OPTIONS)
     if not reader.ok():
         reason = _why_not_open(reader)
-        mend = "raise `ulimit -n`" if "Too many open files" in reason else "copy it again"
-        raise UserError(f"{file}: is cut off or cannot be opened ({reason}); {mend}")
+        fix = "raise `ulimit -n`" if "Too many open files" in reason else "copy it again"
+        raise UserError(f"{file}: is cut off or cannot be opened ({reason}); {fix}")
     if reader.num_records() != instruction.examples_in_shard:
         raise UserError(
             f"{file}: holds {reader.num_records()} examples, but {INFO} says "
