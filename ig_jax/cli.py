@@ -105,7 +105,7 @@ def convert_files() -> None:
         return modes.export_run(FLAGS.workdir, FLAGS.output, FLAGS.weights)
     return modes.import_file(
         *(FLAGS.checkpoint, FLAGS.workdir, published.bases()),
-        **{flag: FLAGS[flag].value for flag in modes.TOLD},
+        **{flag: FLAGS[flag].value for flag in modes.DECLARED},
         part=FLAGS.part,
         training_state=FLAGS.training_state,
     )

@@ -40,7 +40,7 @@ from ig_jax.training import trainer
 MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
 ALONE = ("search", "demo", "replay")  # in one process
 CONVERSIONS = ("import", "export")  # of files; without a config
-TOLD = declared.FLAGS  # of --mode=import: what a file does not say
+DECLARED = declared.FLAGS  # of --mode=import: what a file does not say
 
 
 def default_workdir(config_location: str) -> str:

@@ -57,9 +57,9 @@ SINCE = {"optim.vector_weight_decay": 0.0}
 
 # Fields that a run may change when it resumes, which is reported: they change later steps, and
 # leave what its state is made of.
-TOLD = (*FREE_OF_STATE, "optim.b1", "optim.b2", "optim.eps", "optim.momentum")
+REPORTED = (*FREE_OF_STATE, "optim.b1", "optim.b2", "optim.eps", "optim.momentum")
 # The same but for 0, which turns off a part of the state.
-TOLD_UNLESS_0 = ("optim.clip_norm", "train.spike_factor")
+REPORTED_UNLESS_0 = ("optim.clip_norm", "train.spike_factor")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,5 +92,5 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, A
     return [
         (path, a[path], b[path])
         for path in both
-        if path in TOLD or (path in TOLD_UNLESS_0 and a[path] and b[path])
+        if path in REPORTED or (path in REPORTED_UNLESS_0 and a[path] and b[path])
     ]

@@ -42,7 +42,7 @@ CODECS = {
     "va_vae": {"weights": "", "dtype": "float32", "statistics": ""},
 }
 # Settings of an optimizer that no training file tells.
-UNTOLD = ("clip_norm", "warmup_steps", "schedule")
+NOT_IN_FILE = ("clip_norm", "warmup_steps", "schedule")
 
 CONFIG = '''"""A published checkpoint as a run, written by --mode=import; docs/checkpoints.md."""
 
@@ -128,7 +128,7 @@ def import_checkpoint(
         notes = [*read.notes, *found.notes]
         if training:
             optimizer = _optimizer(training, found)
-            c.optim = ConfigDict({name: c.optim[name] for name in UNTOLD} | optimizer.settings)
+            c.optim = ConfigDict({name: c.optim[name] for name in NOT_IN_FILE} | optimizer.settings)
             notes.append(_trained_for(training, optimizer, file))
         exp = experiment.experiment(parse(c), jax.devices()[:1])
         kept = original.of(read.state, found)
