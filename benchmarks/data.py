@@ -45,11 +45,13 @@ def write_latents(folder: Path, layout: str, codec: str, examples: int) -> Path:
     for number, indices in enumerate(parts):
         names = [f"{i:08d}" for i in indices]
         stored = rng.standard_normal((len(indices), *shape), np.float32)
-        into.write(latent_writers.Part(number, indices, names, indices % CLASSES, stored))
+        into.write(latent_writers.LatentPart(number, indices, names, indices % CLASSES, stored))
     ones = np.ones(shape[-1] // 2)
     lists = [part.tolist() for part in parts]
     into.finish(
-        latent_writers.Whole(lists, [[i % CLASSES for i in part] for part in lists], ones, ones)
+        latent_writers.FinishedDataset(
+            lists, [[i % CLASSES for i in part] for part in lists], ones, ones
+        )
     )
     return folder
 

@@ -86,7 +86,7 @@ def measure(exp: Experiment, what: str, top: int) -> dict[str, Any]:
     """The record of one program, with so many of its kernels."""
     c = exp.config
     if what == "train":
-        batch, of_image = c.train.batch_size, flops.train_step(exp.net, exp.abstract_params, 1)
+        batch, of_image = c.train.batch_size, flops.of_train_step(exp.net, exp.abstract_params, 1)
     else:
         cost = sample.cost(exp.pipeline.generator(), c.sample.guidances)
         batch, of_image = c.sample.batch_size, cost["flops"]

@@ -36,7 +36,7 @@ from benchmarks.train import Stepping, examples, noised
 from ig_jax import pytree
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.models.embed import MAX_PERIOD, TIME_FEATURES
+from ig_jax.models.embed import MAX_PERIOD, NUM_TIME_FEATURES
 from ig_jax.monitoring import flops
 from ig_jax.training import step
 from ig_jax.training.step import Noised
@@ -102,7 +102,7 @@ class PeerSit:
 
     def condition(self, w: Weights, t: Any, y: Any) -> Any:
         """silu of the time's and the label's vectors, added: what every modulation reads."""
-        half = TIME_FEATURES // 2
+        half = NUM_TIME_FEATURES // 2
         steps = torch.arange(half, device=t.device, dtype=torch.float32) / half
         angles = (t * self.time_scale)[:, None] * torch.exp(-np.log(MAX_PERIOD) * steps)
         features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
@@ -254,7 +254,7 @@ def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     took = in_turns(
         {OURS: lambda calls: measuring.window(ours, calls) / steps, PEER: peer.window}, flags
     )
-    once = flops.train_step(exp.net, exp.abstract_params, size)
+    once = flops.of_train_step(exp.net, exp.abstract_params, size)
     return {
         "batch": size,
         "torch": {"version": torch.__version__, "compiled": flags.compile},

@@ -180,7 +180,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return report | {"fits": False, "refused": refusal(str(error))}
     seconds = time.perf_counter() - start
     if trains:
-        of_gradient = flops.train_step(exp.net, exp.abstract_params, args.batch)
+        of_gradient = flops.of_train_step(exp.net, exp.abstract_params, args.batch)
         report["gradient_tflop"] = round(of_gradient / exp.mesh.shape[TENSOR] / 1e12, 2)
     used = memory(compiled, HBM_GIB[chip(args.topology)])
     return report | {

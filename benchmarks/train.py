@@ -110,7 +110,7 @@ def optimizer_part(exp: Experiment, batch: Noised) -> Callable:
     """The update of a state from gradients that are there already."""
 
     def update(state: TrainState, grads: Params) -> tuple[TrainState, Any]:
-        return training_step.update(
+        return training_step.update_state(
             state,
             batch,
             gradients=lambda *_: (grads, {}),
@@ -234,7 +234,7 @@ def compile_only(exp: Experiment, unrolled: Experiment) -> dict[str, Any]:
         },
         "gradient_gflop_an_image": {
             "xla": counted / GIGA,
-            "paper": flops.train_step(exp.net, exp.abstract_params, 1) / GIGA,
+            "paper": flops.of_train_step(exp.net, exp.abstract_params, 1) / GIGA,
         },
         "optimizer_tflop": {"xla": of_optimizer / TERA, "paper": on_paper and on_paper / TERA},
     }

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-LONGEST = 200  # characters of a value in a message
+LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 class UserError(Exception):
@@ -25,10 +25,14 @@ def shown(value: Any) -> str:
     except RecursionError:
         return f"a {type(value).__name__} of many in one another"
     text = " ".join(text.split()) if "\n" in text else text  # of an array
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+    return (
+        text
+        if len(text) <= LONGEST_SHOWN
+        else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
+    )
 
 
 def listed(values: Iterable[Any]) -> str:
     """ "'a', 'b'" for a message, cut after `LONGEST` characters; 'nothing' where there are none."""
     text = ", ".join(map(shown, values)) or "nothing"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

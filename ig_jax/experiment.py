@@ -24,7 +24,7 @@ from ig_jax.models.network import Network
 from ig_jax.models.transformer import data_of
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS, ema, skip_spikes
-from ig_jax.optim.train_state import TERMS, TrainState, trained
+from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState, trained
 from ig_jax.parallel import collectives, partitioning
 from ig_jax.parallel.mesh import local_mesh, make_mesh, replicate_locally, replicated
 from ig_jax.pipeline import Pipeline
@@ -68,7 +68,7 @@ class Experiment:
     @cached_property
     def axes(self) -> Axes:
         """Names of the axes of everything that is trained, by dotted path."""
-        return {**self.net.axes, **of_heads({TERMS: self.abstract_terms})}
+        return {**self.net.axes, **of_heads({HEADS_OF_TERMS: self.abstract_terms})}
 
     @property
     def num_classes(self) -> int:

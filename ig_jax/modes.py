@@ -15,7 +15,7 @@ import ml_collections
 from ig_jax import experiment
 from ig_jax.config import run_config
 from ig_jax.config.parser import nearest
-from ig_jax.errors import LONGEST, UserError, shown
+from ig_jax.errors import LONGEST_SHOWN, UserError, shown
 from ig_jax.experiment import Experiment
 from ig_jax.interop import declared
 from ig_jax.io import disk_errors, paths
@@ -40,7 +40,7 @@ from ig_jax.training import trainer
 MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
 ALONE = ("search", "demo", "replay")  # in one process
 CONVERSIONS = ("import", "export")  # of files; without a config
-DECLARED = declared.FLAGS  # of --mode=import: what a file does not say
+DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 
 
 def default_workdir(config_location: str) -> str:
@@ -53,7 +53,9 @@ def explain_flags(error: Exception, argv: list[str]) -> str:
     """One sentence for what absl or ml_collections raised while parsing the command line."""
     text = " ".join(_explained(error, argv).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda long: f"{long[0][:LONGEST]}...", text)
+    return re.sub(
+        rf"\S{{{LONGEST_SHOWN + 1},}}", lambda long: f"{long[0][:LONGEST_SHOWN]}...", text
+    )
 
 
 def _explained(error: Exception, argv: list[str]) -> str:

@@ -18,10 +18,10 @@ from ig_jax.types import Key
 def key(seed: jax.Array | int, stream: str, step: jax.Array | int = 0) -> Key:
     """The key at (seed, stream, step); both may be traced."""
     root = jax.random.key(seed, impl="threefry2x32")
-    return jax.random.fold_in(named(root, stream), step)
+    return jax.random.fold_in(fold_name(root, stream), step)
 
 
-def named(key: Key, name: str) -> Key:
+def fold_name(key: Key, name: str) -> Key:
     """The key of this name below another one, whose own draws stay what they are."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 

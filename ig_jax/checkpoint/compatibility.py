@@ -62,7 +62,7 @@ REPORTED = (*FREE_OF_STATE, "optim.b1", "optim.b2", "optim.eps", "optim.momentum
 REPORTED_UNLESS_0 = ("optim.clip_norm", "train.spike_factor")
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON gives it back: tuples become lists, so that old and new compare equal."""
     return json.loads(json.dumps(config))
 
@@ -82,12 +82,12 @@ def mismatches(
         flat = older | pytree.flatten({s: config[s] for s in sections if s in config})
         return pytree.unflatten({p: v for p, v in flat.items() if p not in free})
 
-    return pytree.differences(chosen(plain(old)), chosen(plain(new)))
+    return pytree.differences(chosen(as_json(old)), chosen(as_json(new)))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(field, old value, new value) of what a run may change when it resumes, which is reported."""
-    a, b = pytree.flatten(plain(old)), pytree.flatten(plain(new))
+    a, b = pytree.flatten(as_json(old)), pytree.flatten(as_json(new))
     both = [path for path in a if path in b and a[path] != b[path]]
     return [
         (path, a[path], b[path])

@@ -20,7 +20,7 @@ from ig_jax.errors import UserError
 from ig_jax.io import files
 
 MANIFEST = "manifest.ocdbt"
-NAMES = "_METADATA"  # of the arrays of an item, and in what they are nested
+_NAMES = "_METADATA"  # of the arrays of an item, and in what they are nested
 RECORD = "_CHECKPOINT_METADATA"  # of the times when a step was written; nothing here needs it
 
 
@@ -141,10 +141,10 @@ def _follow(folder: Path, *, nested: bool) -> None:
     """`nested`: in other containers than dicts, which only the file of names knows."""
     # Orbax reads other arrays without these files, but not with half of one.
     for file, is_whole in (
-        (folder / NAMES, _are_names),
+        (folder / _NAMES, _are_names),
         *((file, _are_shapes) for file in folder.glob("array_metadatas/*")),
     ):
-        if (nested and file.name == NAMES) or file.exists():
+        if (nested and file.name == _NAMES) or file.exists():
             if not is_whole(parse(file)):
                 raise Damaged(file, "is not what was written")
     if not (folder / MANIFEST).exists():

@@ -30,18 +30,18 @@ from ig_jax.errors import UserError
 from ig_jax.io import disk_errors
 from ig_jax.monitoring import console
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import TERMS, TrainState
+from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState
 from ig_jax.parallel.processes import barrier, from_process_0
 from ig_jax.types import Params
 
 # The items that hold arrays: all of them (`TERMS` where there are heads), and those that sampling
 # may want.
-ARRAYS = ("params", "opt_state", "ema")
+ARRAY_ITEMS = ("params", "opt_state", "ema")
 WEIGHTS = ("params", "ema")
 # What was imported -> the items that such a checkpoint does not hold.
-LACKING = {"weights": ("opt_state", "ema", TERMS), "state": (TERMS,), "": ()}
+LACKING = {"weights": ("opt_state", "ema", HEADS_OF_TERMS), "state": (HEADS_OF_TERMS,), "": ()}
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
 class CheckpointError(UserError):
@@ -85,9 +85,9 @@ def _meta(folder: Path) -> dict[str, Any]:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """The items of a state that hold arrays; those that it lacks are left out."""
-    items = {name: getattr(state, name) for name in ARRAYS}
+    items = {name: getattr(state, name) for name in ARRAY_ITEMS}
     held = {name: item for name, item in items.items() if item is not None}
-    return held | ({TERMS: state.terms} if state.terms else {})
+    return held | ({HEADS_OF_TERMS: state.terms} if state.terms else {})
 
 
 def _no_room(error: Exception) -> int | None:
@@ -144,7 +144,7 @@ class Checkpoints:
         self._remove_damaged_records()
         return ocp.CheckpointManager(
             self.directory,
-            item_names=(*ARRAYS, TERMS, "meta"),
+            item_names=(*ARRAY_ITEMS, HEADS_OF_TERMS, "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=not self._reading,
@@ -188,7 +188,7 @@ class Checkpoints:
         meta = {
             "step": step,
             "data": data,
-            "config": compatibility.plain(config),
+            "config": compatibility.as_json(config),
             "versions": versions(),
             "imported": imported,
         }
@@ -254,8 +254,8 @@ class Checkpoints:
         return f"{newest}; make room and run the same command again"
 
     def newest(
-        self, read: Callable[[int], T] = lambda step: step, arrays: tuple[str, ...] = ARRAYS
-    ) -> tuple[int, T]:
+        self, read: Callable[[int], _T] = lambda step: step, arrays: tuple[str, ...] = ARRAY_ITEMS
+    ) -> tuple[int, _T]:
         """The newest checkpoint that can be read: its step, and what `read` makes of it.
 
         Newer ones are named with what is wrong with them; unless `reading`, they are put aside, so

@@ -68,8 +68,8 @@ class Autoencoder(ABC):
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype = {shown(self.dtype)}: must be one of {', '.join(DTYPES)}")
-        if self.rounding not in to_uint8.RULES:
-            known = " or ".join(map(repr, to_uint8.RULES))
+        if self.rounding not in to_uint8.ROUNDING_RULES:
+            known = " or ".join(map(repr, to_uint8.ROUNDING_RULES))
             raise ValueError(f"rounding = {shown(self.rounding)}: must be {known}")
 
     @property
@@ -162,7 +162,7 @@ class SdVae(Autoencoder):
         if not weights:
             return to_uint8.false_colours(x)
         out = sd_vae.decode(weights, x / sd_vae.SCALE, dtype=DTYPES[self.dtype])
-        return to_uint8.RULES[self.rounding](out)
+        return to_uint8.ROUNDING_RULES[self.rounding](out)
 
 
 @dataclass(frozen=True)
@@ -265,4 +265,4 @@ class VaVae(Autoencoder):
             return to_uint8.false_colours(x)
         mean, std = self._statistics
         out = va_vae.decode(weights, x * std + mean, dtype=DTYPES[self.dtype])
-        return to_uint8.RULES[self.rounding](out)
+        return to_uint8.ROUNDING_RULES[self.rounding](out)

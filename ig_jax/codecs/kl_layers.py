@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from ig_jax.codecs.base import in_parts
 from ig_jax.types import Latents, Params
 
-EPSILON = 1e-6
+_EPSILON = 1e-6
 GROUPS = 32
 LOGVAR_RANGE = (-30.0, 20.0)
 # Pixels on each device that are worked on together. At full resolution the network keeps a few
@@ -31,7 +31,7 @@ AT_ONCE = 16 * 256**2
 # The reference pads right and bottom only; "SAME" would do so too at even sides, unlike padding 1.
 AFTER = ((0, 1), (0, 1))
 
-Maps = Float[Array, "b _ _ _"]  # [batch, height, width, channels]
+_Maps = Float[Array, "b _ _ _"]  # [batch, height, width, channels]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Numerics:
     dtype: DTypeLike  # of convolutions and matrix products
 
 
-def group_norm(params: Params, x: Maps, how: Numerics) -> Maps:
+def group_norm(params: Params, x: _Maps, how: Numerics) -> _Maps:
     """Mean 0 and variance 1 over pixels and the channels of a group, then affine; float32.
 
     Raises:
@@ -54,7 +54,7 @@ def group_norm(params: Params, x: Maps, how: Numerics) -> Maps:
     x = x.astype(jnp.float32).reshape(b, h, w, how.groups, -1)
     centred = x - x.mean((1, 2, 4), keepdims=True)
     variance = jnp.square(centred).mean((1, 2, 4), keepdims=True)
-    normed = (centred * jax.lax.rsqrt(variance + EPSILON)).reshape(b, h, w, c)
+    normed = (centred * jax.lax.rsqrt(variance + _EPSILON)).reshape(b, h, w, c)
     return normed * _per_channel(params["scale"]) + _per_channel(params["bias"])
 
 
@@ -62,12 +62,14 @@ def _per_channel(vector: Array, dtype: DTypeLike = jnp.float32) -> Float[Array, 
     return jnp.asarray(vector, dtype).reshape(1, 1, 1, -1)
 
 
-def swish_norm(params: Params, x: Maps, how: Numerics) -> Maps:
+def swish_norm(params: Params, x: _Maps, how: Numerics) -> _Maps:
     """x sigmoid(x) of the normed input."""
     return jax.nn.silu(group_norm(params, x, how))
 
 
-def conv(params: Params, x: Maps, how: Numerics, *, stride: int = 1, padding: Any = "SAME") -> Maps:
+def conv(
+    params: Params, x: _Maps, how: Numerics, *, stride: int = 1, padding: Any = "SAME"
+) -> _Maps:
     """Convolution with a kernel [h, w, in, out] and a bias."""
     out = jax.lax.conv_general_dilated(
         jnp.asarray(x, how.dtype),
@@ -79,20 +81,20 @@ def conv(params: Params, x: Maps, how: Numerics, *, stride: int = 1, padding: An
     return out + _per_channel(params["bias"], how.dtype)
 
 
-def linear(params: Params, x: Maps, how: Numerics) -> Maps:
+def linear(params: Params, x: _Maps, how: Numerics) -> _Maps:
     """x @ kernel + bias at every pixel."""
     out = jnp.asarray(x, how.dtype) @ jnp.asarray(params["kernel"], how.dtype)
     return out + _per_channel(params["bias"], how.dtype)
 
 
-def residual_block(params: Params, x: Maps, how: Numerics) -> Maps:
+def residual_block(params: Params, x: _Maps, how: Numerics) -> _Maps:
     """x + conv(swish(norm(conv(swish(norm(x)))))); a 1x1 shortcut where the width changes."""
     h = conv(params["conv1"], swish_norm(params["norm1"], x, how), how)
     h = conv(params["conv2"], swish_norm(params["norm2"], h, how), how)
     return h + (conv(params["shortcut"], x, how) if "shortcut" in params else x)
 
 
-def attention(params: Params, x: Maps, how: Numerics) -> Maps:
+def attention(params: Params, x: _Maps, how: Numerics) -> _Maps:
     """x + self-attention between all pixels with one head, logits scaled by c^-1/2."""
     b, h, w, c = x.shape
     normed = group_norm(params["norm"], x, how)
@@ -101,12 +103,12 @@ def attention(params: Params, x: Maps, how: Numerics) -> Maps:
     return x + linear(params["proj_out"], mixed, how)
 
 
-def downsample(params: Params, x: Maps, how: Numerics) -> Maps:
+def downsample(params: Params, x: _Maps, how: Numerics) -> _Maps:
     """Half the side."""
     return conv(params, x, how, stride=2, padding=AFTER)
 
 
-def upsample(params: Params, x: Maps, how: Numerics) -> Maps:
+def upsample(params: Params, x: _Maps, how: Numerics) -> _Maps:
     """Twice the side: every pixel four times, then a convolution."""
     return conv(params, x.repeat(2, axis=1).repeat(2, axis=2), how)
 
@@ -115,7 +117,7 @@ def _in_order(numbered: Mapping[str, Any]) -> list[Any]:
     return [numbered[str(i)] for i in range(len(numbered))]
 
 
-def _level(params: Params, x: Maps, how: Numerics) -> Maps:
+def _level(params: Params, x: _Maps, how: Numerics) -> _Maps:
     """The blocks of one level, each followed by its attention where the level has any."""
     blocks = _in_order(params["block"])
     attentions = _in_order(params["attn"]) if "attn" in params else [None] * len(blocks)
@@ -126,13 +128,13 @@ def _level(params: Params, x: Maps, how: Numerics) -> Maps:
     return x
 
 
-def _middle(params: Params, x: Maps, how: Numerics) -> Maps:
+def _middle(params: Params, x: _Maps, how: Numerics) -> _Maps:
     x = residual_block(params["block_1"], x, how)
     x = attention(params["attn_1"], x, how)
     return residual_block(params["block_2"], x, how)
 
 
-def encoder(params: Params, images: Float[Array, "b H W 3"], how: Numerics) -> Maps:
+def encoder(params: Params, images: Float[Array, "b H W 3"], how: Numerics) -> _Maps:
     """Images -> [b, h, w, 2c], before the 1x1 convolution that gives the posterior."""
     x = conv(params["conv_in"], images, how)
     for level in _in_order(params["down"]):
@@ -183,7 +185,7 @@ def encode(
         )
     how = Numerics(groups, dtype)
 
-    def moments(images: Float[Array, "b H W 3"]) -> Maps:
+    def moments(images: Float[Array, "b H W 3"]) -> _Maps:
         return conv(params["quant_conv"], encoder(params["encoder"], images, how), how)
 
     height, width = images.shape[1:3]

@@ -16,7 +16,7 @@ import numpy as np
 from ig_jax import pytree
 
 Shape = tuple[int, ...]
-State = Mapping[str, np.ndarray]
+_State = Mapping[str, np.ndarray]
 
 IMAGE_CHANNELS = 3
 
@@ -31,7 +31,7 @@ class Sizes:
     latent_channels: int
 
 
-def read_sizes(state: State, block: str, attention: str | None = None) -> Sizes:
+def read_sizes(state: _State, block: str, attention: str | None = None) -> Sizes:
     """The sizes of a state dict.
 
     Args:
@@ -143,7 +143,9 @@ def _laid_out(array: np.ndarray, rank: int) -> np.ndarray:
     return array.T
 
 
-def fill(state: State, sizes: Sizes, published: Callable[[str], tuple[str, ...]]) -> dict[str, Any]:
+def fill_parameters(
+    state: _State, sizes: Sizes, published: Callable[[str], tuple[str, ...]]
+) -> dict[str, Any]:
     """The parameters of these sizes, as views of the arrays of a state dict.
 
     Args:

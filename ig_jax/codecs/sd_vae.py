@@ -20,10 +20,10 @@ SCALE = 0.18215
 encode = kl_layers.encode
 decode = kl_layers.decode
 
-BLOCK = r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\."
+_BLOCK = r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\."
 
 # Ours -> theirs, applied one after the other.
-RENAMED = [
+_RENAMED = [
     (r"\.(down|up)\.(\d+)\.", r".\1_blocks.\2."),
     (r"\.block\.(\d+)\.", r".resnets.\1."),
     (r"\.(down|up)sample\.", r".\1samplers.0.conv."),
@@ -43,7 +43,7 @@ OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 def _published(ours: str) -> tuple[str, ...]:
-    new = kl_names.rename(ours, RENAMED)
+    new = kl_names.rename(ours, _RENAMED)
     old = re.sub(r"(to_[qkv]|to_out\.0)", lambda found: OLD[found[0]], new)
     return (new, old)
 
@@ -54,5 +54,5 @@ def from_published(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       ValueError: lists every name that is missing, left over, or of another shape.
     """
-    sizes = kl_names.read_sizes(state, BLOCK)
-    return kl_names.fill(state, sizes, _published)
+    sizes = kl_names.read_sizes(state, _BLOCK)
+    return kl_names.fill_parameters(state, sizes, _published)

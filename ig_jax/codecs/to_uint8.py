@@ -24,7 +24,7 @@ def to_uint8_rounded(x: Float[Array, "b H W C"]) -> Images:
     return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
 
 
-RULES = {TRUNCATED: to_uint8_truncated, ROUNDED: to_uint8_rounded}
+ROUNDING_RULES = {TRUNCATED: to_uint8_truncated, ROUNDED: to_uint8_rounded}
 
 
 def false_colours(x: Latents) -> Images:

@@ -19,24 +19,24 @@ from ig_jax.codecs import kl_layers, kl_names
 encode = kl_layers.encode
 decode = kl_layers.decode
 
-BLOCK = r"encoder\.down\.(\d+)\.block\.(\d+)\."
+_BLOCK = r"encoder\.down\.(\d+)\.block\.(\d+)\."
 LEVEL_ATTENTION = r"encoder\.down\.(\d+)\.attn\."
 
 # Ours -> theirs, applied one after the other.
-RENAMED = [
+_RENAMED = [
     (r"\.(down|up)sample\.", r".\1sample.conv."),
     (r"\.shortcut\.", ".nin_shortcut."),
     (r"\.(kernel|scale)$", ".weight"),
 ]
 
 # What only training uses: the model to align with, the map to it, perceptual and adversarial loss.
-TRAINING_ONLY = ("foundation_model.", "linear_proj.", "loss.")
+_TRAINING_ONLY = ("foundation_model.", "linear_proj.", "loss.")
 
 
 def _published(ours: str, levels: int) -> tuple[str]:
     # Theirs are numbered by resolution, ours in the order in which they run.
     name = re.sub(r"\.up\.(\d+)\.", lambda found: f".up.{levels - 1 - int(found[1])}.", ours)
-    return (kl_names.rename(name, RENAMED),)
+    return (kl_names.rename(name, _RENAMED),)
 
 
 def from_published(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -47,6 +47,6 @@ def from_published(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       ValueError: lists every name that is missing, left over, or of another shape.
     """
-    network = {n: array for n, array in state.items() if not n.startswith(TRAINING_ONLY)}
-    sizes = kl_names.read_sizes(network, BLOCK, LEVEL_ATTENTION)
-    return kl_names.fill(network, sizes, partial(_published, levels=len(sizes.widths)))
+    network = {n: array for n, array in state.items() if not n.startswith(_TRAINING_ONLY)}
+    sizes = kl_names.read_sizes(network, _BLOCK, LEVEL_ATTENTION)
+    return kl_names.fill_parameters(network, sizes, partial(_published, levels=len(sizes.widths)))

@@ -35,7 +35,7 @@ from ig_jax.config.schema import (
     Train,
 )
 from ig_jax.diffusion import PROCESSES
-from ig_jax.errors import LONGEST, shown
+from ig_jax.errors import LONGEST_SHOWN, shown
 from ig_jax.models import MODELS
 from ig_jax.optim import OPTIMIZERS, ema
 from ig_jax.types import Encoded, Process
@@ -208,7 +208,7 @@ def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
         raise
     except Exception as error:  # a value computed from others, a required one without a value, ...
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"the config cannot be read ({reason[:LONGEST]})") from error
+        raise ConfigError(f"the config cannot be read ({reason[:LONGEST_SHOWN]})") from error
 
 
 def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:

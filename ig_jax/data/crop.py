@@ -20,7 +20,7 @@ from PIL import Image
 from ig_jax.errors import BadExample
 from ig_jax.io import images
 
-NAME = "center-crop-dhariwal"  # in records of what made latents
+CROP_NAME = "center-crop-dhariwal"  # in records of what made latents
 LARGEST = 2**16  # side of a cropped image
 
 # Of a source of images. Pillow leaves the interpreter to others while it decodes and scales, and

@@ -11,10 +11,10 @@ from jaxtyping import Int32
 
 from ig_jax.data import file_tree
 from ig_jax.data.file_tree import FileTree
-from ig_jax.errors import LONGEST, UserError, shown
+from ig_jax.errors import LONGEST_SHOWN, UserError, shown
 from ig_jax.io import files
 
-FILE = "dataset.json"
+DATASET_JSON = "dataset.json"
 
 
 def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray, "n"] | None:
@@ -24,7 +24,7 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
       UserError: the file is cut off or damaged, names a file twice, a label is none of
         0..num_classes - 1, or its files are not exactly `names`; names the file.
     """
-    file, entries, label_of = tree.place(FILE), _entries(tree), {}
+    file, entries, label_of = tree.place(DATASET_JSON), _entries(tree), {}
     if entries is None:
         return None
     for entry in entries:
@@ -37,12 +37,12 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
                 )
         if not 0 <= label < num_classes:
             raise UserError(
-                f"{file}: label {shown(label)} of {name[:LONGEST]} must lie in "
+                f"{file}: label {shown(label)} of {name[:LONGEST_SHOWN]} must lie in "
                 f"0..{num_classes - 1}; raise num_classes or fix the label"
             )
         if name in label_of:
             raise UserError(
-                f"{file}: names {name[:LONGEST]} twice, of class {label_of[name]} and {label}; "
+                f"{file}: names {name[:LONGEST_SHOWN]} twice, of class {label_of[name]} and {label}; "
                 "keep one of them"
             )
         label_of[name] = label
@@ -77,8 +77,8 @@ def without_classes(count: int, num_classes: int, reason: str) -> Int32[np.ndarr
 
 
 def _entries(tree: FileTree) -> list | None:
-    file = tree.place(FILE)
-    match files.parse_json(tree.read(FILE), file):
+    file = tree.place(DATASET_JSON)
+    match files.parse_json(tree.read(DATASET_JSON), file):
         case {"labels": list() | None as entries}:
             return entries
         case dict() as content if "labels" not in content:

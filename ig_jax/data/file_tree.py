@@ -18,7 +18,7 @@ from ig_jax.io import files
 from ig_jax.io.mapped_zip import MappedZip
 
 NAMED = 3  # files that a complaint about many lists
-LARGEST = 2**30  # bytes of one file; there are many, so each is small
+_LARGEST = 2**30  # bytes of one file; there are many, so each is small
 NO_DATA = ("__MACOSX", "lost+found")  # what systems put beside data, apart from hidden names
 MOST_WAYS = 64  # of links to the same folder: each multiplies what is below it
 
@@ -96,7 +96,7 @@ class Folder:
             ) from error
 
     def read(self, name: str) -> bytes:
-        return files.read_bytes(self.place(name), LARGEST)
+        return files.read_bytes(self.place(name), _LARGEST)
 
     def place(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -150,7 +150,7 @@ def find(path: Path, inside: str) -> FileTree:
     return Zip(path, inside)
 
 
-def listed(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
     """'a, b, c and 4 others'."""
     named, others = ", ".join(names[:NAMED]), len(names) - NAMED
     return f"{named} and {others} others" if others > 0 else named
@@ -158,7 +158,7 @@ def listed(names: list[str]) -> str:
 
 def some(names: list[str]) -> str:
     """'a, b, c and 4 others are', for a sentence to go on from."""
-    return f"{listed(names)} {'are' if len(names) > 1 else 'is'}"
+    return f"{list_names(names)} {'are' if len(names) > 1 else 'is'}"
 
 
 def _opened(path: Path) -> MappedZip:

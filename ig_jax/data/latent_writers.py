@@ -31,10 +31,10 @@ from ig_jax.io.torch import writer as torch_writer
 
 NAME = "latents"  # of the data set, as TFDS knows it
 SPLIT = "train"
-STATISTICS = "latents_stats.pt"
+_STATISTICS = "latents_stats.pt"
 
 
-class Part(NamedTuple):
+class LatentPart(NamedTuple):
     """Consecutive examples of the source, without those that could not be read."""
 
     number: int
@@ -44,7 +44,7 @@ class Part(NamedTuple):
     stored: Float32[np.ndarray, "n h w c"]
 
 
-class Whole(NamedTuple):
+class FinishedDataset(NamedTuple):
     """Facts about the data set that are known when all parts are written."""
 
     indices: list[list[int]]  # of the examples in the source, by part
@@ -71,11 +71,11 @@ class Layout(ABC):
         return self.folder
 
     @abstractmethod
-    def write(self, part: Part) -> None:
+    def write(self, part: LatentPart) -> None:
         """Writes the files of one part; may find some of them already there."""
 
     @abstractmethod
-    def finish(self, whole: Whole) -> None:
+    def finish(self, whole: FinishedDataset) -> None:
         """Writes what belongs to no part."""
 
     def _arrays(self, stored: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ class ArrayRecordLayout(Layout):
     def _file(self, part: int) -> Path:
         return self.folder / tfds_format.shard_name(NAME, SPLIT, part, self.parts)
 
-    def write(self, part: Part) -> None:
+    def write(self, part: LatentPart) -> None:
         arrays = self._arrays(part.stored)
         examples = (
             {"label": int(label), "file_name": name, **{n: a[row] for n, a in arrays.items()}}
@@ -106,7 +106,7 @@ class ArrayRecordLayout(Layout):
         )
         tfds_format.write_shard(self._file(part.number), examples, self._features)
 
-    def finish(self, whole: Whole) -> None:
+    def finish(self, whole: FinishedDataset) -> None:
         if self.codec == "va_vae":  # the other has one published number instead
             _write_statistics(self.folder, whole)
         tfds_format.write_metadata(
@@ -116,7 +116,7 @@ class ArrayRecordLayout(Layout):
             features=self._features,
             shard_lengths=[len(numbers) for numbers in whole.labels],
             num_bytes=sum(self._file(part).stat().st_size for part in range(self.parts)),
-            description=f"Latents of {self.codec}; {provenance.FILE} tells how they were made.",
+            description=f"Latents of {self.codec}; {provenance.PROVENANCE_FILE} tells how they were made.",
         )
 
 
@@ -131,7 +131,7 @@ class NpyFolderLayout(Layout):
     def _name(index: int) -> str:
         return f"{index // 1000:05d}/img-mean-std-{index:08d}.npy"
 
-    def write(self, part: Part) -> None:
+    def write(self, part: LatentPart) -> None:
         (moments,) = self._arrays(part.stored).values()
         written: list[Path] = []
         for index, array in zip(part.indices.tolist(), moments, strict=True):
@@ -142,23 +142,25 @@ class NpyFolderLayout(Layout):
         for place in (*written, *{file.parent for file in written}):
             files.sync(place)
 
-    def finish(self, whole: Whole) -> None:
+    def finish(self, whole: FinishedDataset) -> None:
         pairs = zip(itertools.chain(*whole.indices), itertools.chain(*whole.labels), strict=True)
         entries = [[self._name(index), label] for index, label in pairs]
-        files.write_text(self.record_folder / dataset_json.FILE, json.dumps({"labels": entries}))
+        files.write_text(
+            self.record_folder / dataset_json.DATASET_JSON, json.dumps({"labels": entries})
+        )
 
 
 class SafetensorsLayout(Layout):
     codecs: ClassVar[tuple[str, ...]] = ("va_vae",)
 
-    def write(self, part: Part) -> None:
+    def write(self, part: LatentPart) -> None:
         arrays = self._arrays(part.stored) | {"labels": part.labels.astype(np.int64)}
         # As text, and what the published tool says.
         about = {"total_size": str(len(part.labels)), "dtype": "torch.float32", "device": "cpu"}
         file = self.folder / f"latents_rank00_shard{part.number:03d}.safetensors"
         _save_safetensors(file, arrays, about)
 
-    def finish(self, whole: Whole) -> None:
+    def finish(self, whole: FinishedDataset) -> None:
         _write_statistics(self.folder, whole)
 
 
@@ -180,10 +182,10 @@ def _save_safetensors(
             out.write(array.data)
 
 
-def _write_statistics(folder: Path, whole: Whole) -> None:
+def _write_statistics(folder: Path, whole: FinishedDataset) -> None:
     """Mean and standard deviation of every channel, (1, c, 1, 1), as LightningDiT reads them."""
     arrays = {n: getattr(whole, n).reshape(1, -1, 1, 1) for n in ("mean", "std")}
-    torch_writer.save(folder / STATISTICS, arrays)
+    torch_writer.save(folder / _STATISTICS, arrays)
 
 
 LAYOUTS: Mapping[str, type[Layout]] = {

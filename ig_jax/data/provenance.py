@@ -17,7 +17,7 @@ from typing import Any
 from ig_jax.errors import UserError
 from ig_jax.io import files
 
-FILE = "ig_jax.json"
+PROVENANCE_FILE = "ig_jax.json"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Record:
 
 
 # What JSON has for each of them, and what may be in it; (): anything.
-TYPES: dict[str, tuple[type, tuple[type, ...]]] = {
+_TYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "str": (str, ()),
     "int": (int, ()),
     "tuple[float, ...]": (list, (int, float)),
@@ -91,7 +91,7 @@ def _typed(value: Any, declared: str) -> Any:
     Raises:
       TypeError: it is not.
     """
-    kind, inner = TYPES[declared]
+    kind, inner = _TYPES[declared]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if type(value) is not kind or (inner and any(type(item) not in inner for item in items)):
         raise TypeError(f"a {type(value).__name__} where {declared} belongs")
@@ -100,7 +100,7 @@ def _typed(value: Any, declared: str) -> Any:
 
 def read(folder: Path) -> Record | None:
     """The record in a folder; None where there is none."""
-    file = folder / FILE
+    file = folder / PROVENANCE_FILE
     return parse(files.read_bytes(file), str(file)) if file.exists() else None
 
 

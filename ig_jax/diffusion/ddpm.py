@@ -42,7 +42,7 @@ def _log_alpha() -> Polynomial:
 
 
 LOG_ALPHA = _log_alpha()
-WHOLE = 1e-4  # of a step: nearer than this, a time is that of the step
+_WHOLE = 1e-4  # of a step: nearer than this, a time is that of the step
 
 
 def _evaluate(polynomial: Polynomial, t: Array) -> Array:
@@ -50,7 +50,7 @@ def _evaluate(polynomial: Polynomial, t: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class DDPM(process.Gaussian):
+class DDPM(process.GaussianProcess):
     """The published schedule; there is nothing to choose."""
 
     path: ClassVar[str] = "ddpm"  # told apart from those of `Flow`
@@ -85,7 +85,7 @@ class DDPM(process.Gaussian):
         """
         step = jnp.maximum(t * STEPS - 1, 0)
         whole = jnp.round(step)
-        return jnp.where(jnp.abs(step - whole) < WHOLE, whole, step)
+        return jnp.where(jnp.abs(step - whole) < _WHOLE, whole, step)
 
     def velocity(self, pred: Latents, x: Latents, t: Array) -> Latents:
         return process.velocity_from_noise(self.coefficients(t), pred, x)

@@ -33,7 +33,7 @@ class Linear:
         return ratio / (1 + ratio)
 
 
-class Cosine:
+class CosinePath:
     """A quarter circle: alpha^2 + sigma^2 = 1."""
 
     def coefficients(self, t: Array) -> Coefficients:
@@ -63,7 +63,7 @@ class VariancePreserving:
         return jnp.minimum(2 / rise * (root - b / 2), 1)
 
 
-PATHS = {"linear": Linear(), "cosine": Cosine(), "vp": VariancePreserving()}
+PATHS = {"linear": Linear(), "cosine": CosinePath(), "vp": VariancePreserving()}
 PREDICTIONS = ("velocity", "noise", "score")
 
 # How near to the ends of [0, 1] times come where a formula divides by zero there, as published.
@@ -71,7 +71,7 @@ END, VP_TRAINING_END = 1e-3, 1e-5
 
 
 @dataclass(frozen=True)
-class Flow(process.Gaussian):
+class Flow(process.GaussianProcess):
     """A path, what the network predicts on it, and a distribution of training times."""
 
     path: str  # linear, cosine, vp

@@ -100,7 +100,7 @@ def velocity_from_noise_and_data(c: Coefficients, noise: Latents, x0: Latents) -
     return c.d_alpha * x0 + c.d_sigma * noise
 
 
-class Gaussian(ABC):
+class GaussianProcess(ABC):
     """Base of processes x_t = alpha(t) x0 + sigma(t) noise."""
 
     @abstractmethod

@@ -6,8 +6,8 @@ import numpy as np
 
 from ig_jax import guidance
 from ig_jax.evaluation.base import Evaluator
-from ig_jax.evaluation.feature_extractor import joined
-from ig_jax.generation.batches import batches, labels_of
+from ig_jax.evaluation.feature_extractor import concatenate_rows
+from ig_jax.generation.batches import labels_of, sample_batches
 from ig_jax.monitoring import console
 from ig_jax.parallel.processes import allgather_rows, process_slice
 from ig_jax.pipeline import Pipeline
@@ -41,10 +41,14 @@ class DuringTraining:
         own, generator = np.array(process_slice(self._num)), self._generator
         parts = []
         with console.progress(len(own), unit="image", what="evaluating") as bar:
-            for batch in batches(generator, params, self._seed, own, guidances=self._guidances):
+            for batch in sample_batches(
+                generator, params, self._seed, own, guidances=self._guidances
+            ):
                 parts.append(self._evaluator.extract(batch.images))
                 bar.update(len(batch.indices))
-        rows = {name: allgather_rows(own, self._num) for name, own in joined(parts).items()}
+        rows = {
+            name: allgather_rows(own, self._num) for name, own in concatenate_rows(parts).items()
+        }
         every = np.arange(self._num)
         labels = labels_of(generator.sampling, generator.num_classes, self._seed, every)
         found = self._evaluator.compute(rows, labels)

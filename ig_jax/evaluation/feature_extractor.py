@@ -17,7 +17,7 @@ from ig_jax.types import Params
 Rows = Mapping[str, np.ndarray]  # what is kept of each image, by name, each [n, ...]
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def concatenate_rows(parts: Sequence[Rows]) -> Rows:
     """The rows of several parts, one after the other; at least one part."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -60,7 +60,7 @@ class FeatureExtractor:
                         "weights are damaged, take the published file"
                     )
             parts.append({name: x[: len(taken)] for name, x in host.items()})
-        return joined(parts)
+        return concatenate_rows(parts)
 
     def rows(self, shape: tuple[int, ...]) -> dict[str, Row]:
         """Shapes and dtypes of the features of an image [h, w, c]."""

@@ -35,7 +35,7 @@ from ig_jax.types import Encoded, Source
 IS_SPLIT = 5000  # as ADM; one split at the size of the digits
 SHOWN_ROWS = 5
 # Where real images' statistics come from, for those who have none.
-PUBLISHED = (
+_PUBLISHED = (
     "ADM's VIRTUAL_imagenet256_labeled.npz (published with github.com/openai/guided-diffusion), or "
     "a file that --mode=reference wrote"
 )
@@ -275,5 +275,5 @@ def _by_features(
         record = {"source": source_settings, "pictures": len(training)}
         real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
     else:
-        raise UserError(f"evaluate.reference = '': name statistics of real images: {PUBLISHED}")
+        raise UserError(f"evaluate.reference = '': name statistics of real images: {_PUBLISHED}")
     return ImageEvaluator(look, real, training, digest)

@@ -36,7 +36,7 @@ def labels_of(sampling: Sample, num_classes: int, seed: int, indices: np.ndarray
     return np.array([rounds[i // num_classes][i % num_classes] for i in indices], np.int32)
 
 
-class Batch(NamedTuple):
+class SampleBatch(NamedTuple):
     """A batch of samples on the host."""
 
     indices: np.ndarray
@@ -44,9 +44,9 @@ class Batch(NamedTuple):
     labels: np.ndarray
 
 
-def batches(
+def sample_batches(
     generator: Generator, params: Params, seed: int, indices: np.ndarray, **chosen: Any
-) -> Iterator[Batch]:
+) -> Iterator[SampleBatch]:
     """Samples `indices`, a batch at a time; the last one is padded, then cut.
 
     The next batch is begun before one is handed out: while the host writes files, devices work.
@@ -70,7 +70,7 @@ def batches(
         images, finite = (to_host(x)[: len(taken)] for x in (drawn.decoded, drawn.finite))
         sampler = chosen.get("sampler") or sampling.sampler
         require_finite(indices[taken][~finite], sampler)
-        yield Batch(indices[taken], images, labels[taken])
+        yield SampleBatch(indices[taken], images, labels[taken])
 
 
 def require_finite(failed: np.ndarray, sampler: Sampler) -> None:

@@ -27,11 +27,11 @@ from ig_jax.io.files import read_bytes, sha256
 from ig_jax.io.row_store import Row, RowStore
 from ig_jax.plots import image_grid
 
-ARCHIVE, GRID = "samples.npz", "grid.png"
+ARCHIVE, _GRID = "samples.npz", "grid.png"
 SETTINGS = "settings.json"  # beside them, of the run that drew them
 NUMBERED = re.compile(r"[0-9]{6,}\.png")
-IMAGES, LABELS = "arr_0", "arr_1"  # as ADM names them
-SHOWN, COLUMNS = 100, 10  # of the grid
+IMAGES, _LABELS = "arr_0", "arr_1"  # as ADM names them
+_SHOWN, _COLUMNS = 100, 10  # of the grid
 WRITERS = 8  # PNG files compressed at the same time
 PNG_END = b"IEND\xaeB`\x82"
 COPIED = 256  # samples at a time
@@ -41,7 +41,7 @@ Indices = Int[np.ndarray, "n"]
 
 
 @runtime_checkable
-class Kind(Protocol):
+class FileKind(Protocol):
     """One way of keeping samples."""
 
     def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]: ...
@@ -51,7 +51,7 @@ class Kind(Protocol):
     def write(self, indices: Indices, images: Pictures) -> None: ...
 
 
-def _copy(read: Callable[[Indices], Pictures], to: Kind, indices: Indices) -> None:
+def _copy(read: Callable[[Indices], Pictures], to: FileKind, indices: Indices) -> None:
     for start in range(0, len(indices), COPIED):
         part = indices[start : start + COPIED]
         to.write(part, read(part))
@@ -117,7 +117,7 @@ class Archive:
         try:
             if not self.file.exists():
                 return None
-            found, labels = (npz.array(self.file, name) for name in (IMAGES, LABELS))
+            found, labels = (npz.read_array(self.file, name) for name in (IMAGES, _LABELS))
         except UserError:
             return None
         ours = found.dtype == np.uint8 and found.shape == (len(labels), *self._shape)
@@ -132,7 +132,7 @@ class Archive:
         return np.ones(len(indices), bool) if self.whole() else self._store.done(indices)
 
     def read(self, indices: Indices) -> Pictures:
-        found = npz.array(self.file, IMAGES) if self.whole() else self._store.read(IMAGES)
+        found = npz.read_array(self.file, IMAGES) if self.whole() else self._store.read(IMAGES)
         return np.asarray(found[indices])
 
     def write(self, indices: Indices, images: Pictures) -> None:
@@ -141,7 +141,7 @@ class Archive:
     def finish(self, labels: np.ndarray) -> None:
         """Makes samples.npz of the rows, without ever holding all of them."""
         if not self.whole():
-            npz.write(self.file, {IMAGES: self._store.path(IMAGES), LABELS: labels})
+            npz.write(self.file, {IMAGES: self._store.path(IMAGES), _LABELS: labels})
         self._store.remove()
 
 
@@ -187,7 +187,7 @@ class SavedSamples:
         own = [name for name in judged if NUMBERED.fullmatch(name)]
         written: set[str] = set()
         if own and (self.path / SETTINGS).exists():
-            judged, written = own, {SETTINGS, GRID, ARCHIVE}
+            judged, written = own, {SETTINGS, _GRID, ARCHIVE}
         if not judged:
             raise UserError(
                 f"{str(self.path)!r}: holds no images ({', '.join(image_files.FORMATS)}); name the "
@@ -215,7 +215,7 @@ class SavedSamples:
         return sizes[0]
 
     def _open_archive(self) -> None:
-        self._array = npz.array(self.path, IMAGES)
+        self._array = npz.read_array(self.path, IMAGES)
         dtype, shape = self._array.dtype, self._array.shape
         if dtype != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
             raise UserError(
@@ -229,11 +229,11 @@ class SavedSamples:
                 f"come last, [n, h, w, c]{swap}"
             )
         self.shape = shape[1:]
-        if LABELS in npz.names(self.path):
-            self.labels = np.array(npz.array(self.path, LABELS))
+        if _LABELS in npz.names(self.path):
+            self.labels = np.array(npz.read_array(self.path, _LABELS))
             if self.labels.shape != shape[:1] or self.labels.dtype.kind not in "iu":
                 raise UserError(
-                    f"{str(self.path)!r}: {LABELS} is {self.labels.dtype} of shape "
+                    f"{str(self.path)!r}: {_LABELS} is {self.labels.dtype} of shape "
                     f"{self.labels.shape}; must be the class of each of the {shape[0]:,} images, "
                     "integers [n], or not be there"
                 )
@@ -244,7 +244,7 @@ class SavedSamples:
     def remark(self) -> str:
         """A line that names the files of the folder that are left out."""
         left, files = len(self.left_out), len(self) + len(self.left_out)
-        names = file_tree.listed(self.left_out)
+        names = file_tree.list_names(self.left_out)
         return f"{self.path}: {left:,} of {files:,} files are not judged: {names}"
 
     def read(self, indices: Indices) -> Pictures:
@@ -284,7 +284,7 @@ class SampleWriter:
         self._target, self._num = target, num
         self.archive = Archive(target, num, shape) if "npz" in kinds else None
         png = PngFiles(target, shape) if "png" in kinds else None
-        self._kinds: list[Kind] = [kind for kind in (png, self.archive) if kind is not None]
+        self._kinds: list[FileKind] = [kind for kind in (png, self.archive) if kind is not None]
 
     def create(self) -> None:
         """One process does it, before any asks or writes."""
@@ -306,12 +306,12 @@ class SampleWriter:
 
     def finish(self, labels: np.ndarray) -> list[str]:
         """Makes the array and grid.png once every sample is written; returns what there is."""
-        shown = min(self._num, SHOWN)
+        shown = min(self._num, _SHOWN)
         first = self._kinds[0].read(np.arange(shown))
-        columns = min(COLUMNS, shown)
+        columns = min(_COLUMNS, shown)
         grid = image_grid.grid(first, columns, labels[:shown].tolist())
-        image_grid.save(self._target / GRID, grid)
+        image_grid.save(self._target / _GRID, grid)
         if self.archive is None:
-            return ["PNG", GRID]
+            return ["PNG", _GRID]
         self.archive.finish(labels)
-        return [*(["PNG"] if len(self._kinds) > 1 else []), GRID, ARCHIVE]
+        return [*(["PNG"] if len(self._kinds) > 1 else []), _GRID, ARCHIVE]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ig_jax import guidance
-from ig_jax.generation.batches import batches
+from ig_jax.generation.batches import sample_batches
 from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidance, Guidances
 from ig_jax.parallel.processes import allgather_rows, process_slice
@@ -32,7 +32,7 @@ def variants(given: Guidances, *, readout: bool = False) -> dict[str, Guidances]
     return (alone if readout and "ig" in on else {}) | found
 
 
-def draw(
+def draw_samples(
     generator: Generator, params: Params, num: int, seed: int, bar: Any, **chosen: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """(decoded samples, labels) of the first `num` samples under `seed`.
@@ -40,7 +40,7 @@ def draw(
     `chosen` may name guidances and a sampler, as for `Generator`.
     """
     own, parts = np.array(process_slice(num)), []
-    for part in batches(generator, params, seed, own, **chosen):
+    for part in sample_batches(generator, params, seed, own, **chosen):
         parts.append(part)
         bar.update(len(part.indices) * jax.process_count())
     images, labels = (np.concatenate([p[i] for p in parts]) for i in (1, 2))

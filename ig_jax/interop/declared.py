@@ -20,7 +20,7 @@ from ig_jax.errors import UserError, shown
 from ig_jax.io import files
 from ig_jax.models import MODELS
 
-ENTRY, VERSION = "ig_jax", 1  # of the header
+ENTRY, _VERSION = "ig_jax", 1  # of the header
 # Begins the names of arrays by which a published class refuses, when it loads strictly, a network
 # that it would compute otherwise.
 ONLY = "ig_jax_only."
@@ -63,7 +63,7 @@ class Declared:
 
 UNDECLARED = Declared()
 FIELDS = tuple(f.name for f in dataclasses.fields(Declared) if f.name != "described")
-FLAGS = FIELDS[: FIELDS.index("process")]
+DECLARABLE = FIELDS[: FIELDS.index("process")]
 
 
 def _one_of(known: Any) -> tuple[Callable[[Any], bool], str]:
@@ -79,14 +79,14 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < MOST
 
 
-COUNT = (_is_count, "must be a whole number above 0")
+_COUNT = (_is_count, "must be a whole number above 0")
 POSITIVE = (lambda v: _is_number(v) and v > 0, "must be a number above 0")
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "family": _one_of(MODELS),
-    "num_heads": COUNT,
-    "readout_depth": COUNT,
+    "num_heads": _COUNT,
+    "readout_depth": _COUNT,
     "time_direction": _one_of(DIRECTIONS),
-    "num_classes": COUNT,
+    "num_classes": _COUNT,
     "path": _one_of(PATHS),
     "prediction": _one_of(PREDICTIONS),
     "process": _one_of(PROCESSES),
@@ -94,7 +94,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mlp_ratio": POSITIVE,
     "label_drop": (lambda v: _is_number(v) and 0 <= v < 1, "must be a number from 0, below 1"),
     "codec": _one_of(CODECS),
-    "rounding": _one_of(to_uint8.RULES),
+    "rounding": _one_of(to_uint8.ROUNDING_RULES),
 }
 
 
@@ -106,7 +106,7 @@ def of_flags(**given: Any) -> Declared:
     """
     declared = {field: value for field, value in given.items() if value not in ("", 0, None)}
     for field, value in declared.items():
-        holds, rule = RULES[field]
+        holds, rule = _RULES[field]
         if not holds(value):
             raise UserError(f"--{field}={value}: {rule}")
     return Declared(**declared)
@@ -122,14 +122,14 @@ def of_metadata(metadata: Mapping[str, str]) -> Declared:
         return UNDECLARED
     place = f"its metadata {ENTRY!r}"
     found = files.parse_json(metadata[ENTRY], place)
-    if not isinstance(found, dict) or found.get("version") != VERSION:
+    if not isinstance(found, dict) or found.get("version") != _VERSION:
         version = found.get("version") if isinstance(found, dict) else found
-        raise UserError(f"{place}: is of version {shown(version)}, not {VERSION}; export it again")
+        raise UserError(f"{place}: is of version {shown(version)}, not {_VERSION}; export it again")
     fields = {name: value for name, value in found.items() if name != "version"}
     for name, value in fields.items():
-        if name not in RULES:
+        if name not in _RULES:
             raise UserError(f"{place}: has an unknown field {shown(name)}; export it again")
-        holds, rule = RULES[name]
+        holds, rule = _RULES[name]
         if not holds(value):
             raise UserError(f"{place}: {name} = {shown(value)}: {rule}")
     return Declared(**fields, described=frozenset(fields))
@@ -138,7 +138,7 @@ def of_metadata(metadata: Mapping[str, str]) -> Declared:
 def to_metadata(declared: Declared) -> dict[str, str]:
     """The header entries for `of_metadata`, and the one that Hugging Face's readers ask for."""
     fields = {field: declared[field] for field in FIELDS if declared[field] is not None}
-    return {"format": "pt", ENTRY: json.dumps({"version": VERSION, **fields})}
+    return {"format": "pt", ENTRY: json.dumps({"version": _VERSION, **fields})}
 
 
 def together(flags: Declared, described: Declared) -> Declared:

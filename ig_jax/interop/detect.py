@@ -29,15 +29,15 @@ from ig_jax.interop.declared import DATA_TO_NOISE, NOISE_TO_DATA, UNDECLARED, De
 from ig_jax.interop.published_file import LABELS, MODULATION, READOUT, File
 from ig_jax.models import embed, lightningdit, sit
 
-State = Mapping[str, np.ndarray]
+_State = Mapping[str, np.ndarray]
 
-HEADS = {
+_HEADS = {
     (depth, width): heads
     for sizes in (sit.SIZES, lightningdit.SIZES)
     for depth, width, heads in sizes.values()
 }
 USUAL_CLASSES = 1000
-GATED = "blocks.0.mlp.w12.bias"
+_GATED = "blocks.0.mlp.w12.bias"
 
 NO_NULL = (
     "no null class in the label table: one is added, of zeros and untrained, and CFG is off; "
@@ -62,7 +62,7 @@ class Detected(NamedTuple):
     declared: Declared  # with all that the file does not say, as it was given or taken
 
 
-def detect(state: State, declared: Declared = UNDECLARED) -> Detected:
+def detect(state: _State, declared: Declared = UNDECLARED) -> Detected:
     """Finds out what `state` is.
 
     Args:
@@ -205,8 +205,8 @@ def _heads(file: File) -> tuple[int, str]:
         number = int(heads.pop())
         _check_rotary(file, number)
         return number, ""
-    if (file.depth, width) in HEADS:
-        number = HEADS[file.depth, width]
+    if (file.depth, width) in _HEADS:
+        number = _HEADS[file.depth, width]
         return number, (
             f"{number} heads, as the published network of depth {file.depth} and width {width}: "
             "the file does not say; --num_heads says otherwise"
@@ -315,7 +315,7 @@ def _model(file: File, declared: Declared) -> dict[str, Any]:
     }
     if declared.family == "lightningdit":
         model |= {
-            "swiglu": GATED in state,
+            "swiglu": _GATED in state,
             "rope": parameter_names.DERIVED[0] in state,
             "rms_norm": "blocks.0.norm1.weight" in state,
             "shift": len(state[MODULATION]) == 6 * file.width,
@@ -325,8 +325,8 @@ def _model(file: File, declared: Declared) -> dict[str, Any]:
 
 def _mlp_ratio(file: File) -> float:
     """A ratio that makes an MLP of the width in the file, published ones first."""
-    gated = GATED in file.state
-    rows = len(file.state[GATED if gated else "blocks.0.mlp.fc1.bias"])
+    gated = _GATED in file.state
+    rows = len(file.state[_GATED if gated else "blocks.0.mlp.fc1.bias"])
 
     def made(ratio: float) -> int:
         hidden = file.width * ratio

@@ -25,9 +25,9 @@ from ig_jax.interop import parameter_names
 from ig_jax.interop.published_file import TRAINING_ONLY
 from ig_jax.optim.muon import MuonState
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
-Arrays = dict[str, np.ndarray]
+_Arrays = dict[str, np.ndarray]
 
 
 class Published(NamedTuple):
@@ -35,7 +35,7 @@ class Published(NamedTuple):
 
     settings: dict[str, Any]  # what it says of the config's section `optim`
     updates: int  # that AdamW counted
-    moments: dict[str, Arrays]  # of `MOMENTS` -> published name -> array, shaped as its parameter
+    moments: dict[str, _Arrays]  # of `_MOMENTS` -> published name -> array, shaped as its parameter
 
 
 def read(opt: Any, parameters: Mapping[str, np.ndarray]) -> Published:
@@ -62,7 +62,7 @@ def read(opt: Any, parameters: Mapping[str, np.ndarray]) -> Published:
         numbered = zip(held, numbers, strict=False)
         entries |= {name: state[number] for name, number in numbered if number in state}
     kept = {name: entry for name, entry in entries.items() if _is_trained(name)}
-    unknown = sorted({key for entry in kept.values() for key in entry} - {*MOMENTS, "step"})
+    unknown = sorted({key for entry in kept.values() for key in entry} - {*_MOMENTS, "step"})
     if unknown:
         problems.append(f"it keeps {', '.join(unknown)}, which no optimizer here has")
     updates = sorted({int(entry["step"]) for entry in kept.values() if "step" in entry})
@@ -77,7 +77,7 @@ def read(opt: Any, parameters: Mapping[str, np.ndarray]) -> Published:
 def fill(
     found: Published,
     like: optax.OptState,
-    lay_out: Callable[[str, Arrays, dict[str, Any]], dict[str, Any]],
+    lay_out: Callable[[str, _Arrays, dict[str, Any]], dict[str, Any]],
 ) -> optax.OptState:
     """Our optimizer's state from which its next update is that which PyTorch would have made.
 
@@ -85,7 +85,7 @@ def fill(
 
     Args:
       like: our optimizer's state, possibly abstract.
-      lay_out: (which of `MOMENTS`, its published arrays, ours to fill) -> ours.
+      lay_out: (which of `_MOMENTS`, its published arrays, ours to fill) -> ours.
     """
 
     def moment(which: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _muon(matrices: Mapping[str, Any], vectors: Mapping[str, Any]) -> dict[str, 
 
 def _moments(
     entries: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, np.ndarray]
-) -> dict[str, Arrays]:
+) -> dict[str, _Arrays]:
     """Moment -> name -> array; one with a wrong number of values keeps its shape."""
 
     def shaped(array: Any, like: np.ndarray) -> np.ndarray:
@@ -177,5 +177,5 @@ def _moments(
             for name, entry in entries.items()
             if which in entry
         }
-        for which in MOMENTS
+        for which in _MOMENTS
     }

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ig_jax.errors import UserError
-from ig_jax.interop import declared, parameter_names
-from ig_jax.interop.declared import Declared
+from ig_jax.interop import parameter_names
+from ig_jax.interop.declared import Declared, of_metadata, to_metadata
 from ig_jax.interop.detect import Detected, detect
 from ig_jax.interop.published_file import LABELS
 from ig_jax.io import state_dict
 
-NAME = "imported.safetensors"  # in the workdir
+ORIGINAL_FILE = "imported.safetensors"  # in the workdir
 
-State = Mapping[str, np.ndarray]
+_State = Mapping[str, np.ndarray]
 
 
 class Original(NamedTuple):
@@ -34,7 +34,7 @@ class Original(NamedTuple):
     def has_null_class(self) -> bool:
         return LABELS not in self.arrays  # otherwise a row was added
 
-    def restored(self, state: State) -> dict[str, np.ndarray] | None:
+    def restored(self, state: _State) -> dict[str, np.ndarray] | None:
         """The published file whose network has the state dict `state`; None if it is another's."""
         whole = {**state, **self.arrays}
         try:
@@ -49,7 +49,7 @@ class Original(NamedTuple):
         return whole if same else None
 
 
-def of(state: State, found: Detected) -> Original:
+def of(state: _State, found: Detected) -> Original:
     """Arrays of a file's `state` that the detected network does not hold; tables are kept, too."""
     changed = {n: a for n, a in state.items() if found.state.get(n) is not a}
     changed |= {n: state[n] for n in parameter_names.DERIVED if n in state}
@@ -57,8 +57,8 @@ def of(state: State, found: Detected) -> Original:
 
 
 def save(workdir: Path, original: Original) -> None:
-    metadata = declared.to_metadata(original.declared)
-    state_dict.write_safetensors(workdir / NAME, original.arrays, metadata)
+    metadata = to_metadata(original.declared)
+    state_dict.write_safetensors(workdir / ORIGINAL_FILE, original.arrays, metadata)
 
 
 def read(workdir: Path) -> Original:
@@ -67,5 +67,5 @@ def read(workdir: Path) -> Original:
     Raises:
       UserError: it is not there, or damaged.
     """
-    found = state_dict.read_safetensors(workdir / NAME)
-    return Original(found.state, declared.of_metadata(found.metadata))
+    found = state_dict.read_safetensors(workdir / ORIGINAL_FILE)
+    return Original(found.state, of_metadata(found.metadata))

@@ -21,8 +21,8 @@ from ig_jax.models import embed
 LABELS = "y_embedder.embedding_table.weight"
 MODULATION, READOUT = "blocks.0.adaLN_modulation.1.bias", "final_layer_xr"
 TRAINING_ONLY = ("ap_head.", "projectors.")
-BLOCK = re.compile(r"blocks\.(\d{1,6})\.(.+)")
-SHOWN = 12
+_BLOCK = re.compile(r"blocks\.(\d{1,6})\.(.+)")
+_SHOWN = 12
 
 
 def _linear(*layers: str) -> list[str]:
@@ -41,7 +41,7 @@ SHELL = [
 ]
 # Of a block; what only some networks have is expected of all blocks where one has it.
 INNER = _linear("attn.qkv", "attn.proj", "adaLN_modulation.1")
-GATED, PLAIN = _linear("mlp.w12", "mlp.w3"), _linear("mlp.fc1", "mlp.fc2")
+_GATED, PLAIN = _linear("mlp.w12", "mlp.w3"), _linear("mlp.fc1", "mlp.fc2")
 HEAD_NORMS = _linear("attn.q_norm", "attn.k_norm")  # LayerNorms; RMSNorms have no bias
 NORMS = ["norm1.weight", "norm2.weight"]  # RMSNorms, which the heads then have too
 FINAL_NORMS = ["final_layer.norm_final.weight", "final_layer_xr.norm_final.weight"]
@@ -116,7 +116,7 @@ def look(state: Mapping[str, np.ndarray], declared: Declared) -> File:
         ("x_embedder.proj.weight", patch == across),
         ("pos_embed", one == 1 and tokens == file.tokens**2 and wide == width),
         (LABELS, kept[LABELS].shape[1] == width),
-        (TIME_LAYER, time_features == embed.TIME_FEATURES),
+        (TIME_LAYER, time_features == embed.NUM_TIME_FEATURES),
         ("final_layer.linear.bias", file.values("final_layer") in (1, 2)),
         ("final_layer_xr.linear.bias", not file.has_readout or file.values(READOUT) in (1, 2)),
         ("blocks.0.adaLN_modulation.1.bias", len(kept[MODULATION]) in (4 * width, 6 * width)),
@@ -147,7 +147,7 @@ def _depth(state: Collection[str]) -> int:
     """
     inner: dict[int, set[str]] = {}
     for name in state:
-        if match := BLOCK.fullmatch(name):
+        if match := _BLOCK.fullmatch(name):
             inner.setdefault(int(match[1]), set()).add(match[2])
     absent = [name for name in SHELL if name not in state]
     if 2 * len(absent) > len(SHELL) or not inner:
@@ -166,7 +166,7 @@ def _depth(state: Collection[str]) -> int:
 def _expected(state: Collection[str], inner: dict[int, set[str]]) -> dict[str, None]:
     """The names that a network has which has any of the choices that this one has."""
     seen = set().union(*inner.values())
-    of_block = INNER + (GATED if seen & set(GATED) else PLAIN)
+    of_block = INNER + (_GATED if seen & set(_GATED) else PLAIN)
     of_block += [name for name in HEAD_NORMS if name in seen or _twin(name) in seen]
     expected = list(SHELL)
     if any(name.startswith("final_layer_xr.") for name in state):
@@ -194,5 +194,5 @@ def _refuse(absent: list[str], unknown: list[str]) -> None:
 
 
 def _listed(listed: list[str]) -> str:
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(map(shown, listed[:SHOWN])) + more
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(map(shown, listed[:_SHOWN])) + more

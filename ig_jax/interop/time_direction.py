@@ -22,14 +22,14 @@ import numpy as np
 from ig_jax.interop.declared import DATA_TO_NOISE, NOISE_TO_DATA
 from ig_jax.models import embed
 
-State = Mapping[str, np.ndarray]
+_State = Mapping[str, np.ndarray]
 
 TIME_LAYER = "t_embedder.mlp.0.weight"
 OWN = {"sit": DATA_TO_NOISE, "dit": DATA_TO_NOISE, "lightningdit": NOISE_TO_DATA}  # of exports
 
 
 def folded(
-    state: State, family: str, direction: str, prediction: str | None
+    state: _State, family: str, direction: str, prediction: str | None
 ) -> dict[str, np.ndarray]:
     """The arrays that change so that ours is the network of a file in this direction."""
     changed: dict[str, np.ndarray] = {}
@@ -45,7 +45,7 @@ def folded(
 
 def _turned(layer: np.ndarray) -> np.ndarray:
     """The first time layer [width, 256], of 1 - t for t."""
-    half = embed.TIME_FEATURES // 2
+    half = embed.NUM_TIME_FEATURES // 2
     cos_columns, sin_columns = np.split(np.asarray(layer, np.float64), 2, axis=1)
     frequencies = embed.MAX_PERIOD ** (-np.arange(half) / half)
     cos, sin = np.cos(frequencies), np.sin(frequencies)

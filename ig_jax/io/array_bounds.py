@@ -10,7 +10,7 @@ from ig_jax.errors import shown
 MOST_AXES = 32
 
 
-def require(shape: Any, itemsize: int, held: int) -> None:
+def require_fit(shape: Any, itemsize: int, held: int) -> None:
     """Refuses the shape of an array unless its elements are exactly the bytes that are there.
 
     An array of no elements may have no rows only: rows without elements cost a file nothing, so

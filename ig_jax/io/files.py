@@ -19,7 +19,7 @@ from typing import IO, Any
 from ig_jax.errors import UserError
 
 DEEPEST = 64  # levels of lists and objects in a JSON file; our own have ten at most
-KINDS = {
+_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -56,7 +56,7 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 def _require_regular(path: str | Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
+        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise UserError(f"{path}: is {kind}; name a regular file")
 
 

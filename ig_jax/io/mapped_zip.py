@@ -22,7 +22,7 @@ HEADER = struct.Struct("<4s22x2H")  # of a member: the above, lengths of its nam
 ENCRYPTED = 1  # a flag
 MOST_PER_BYTE = 1032  # that deflate can unpack to
 # What zipfile raises for a damaged directory; NotImplementedError: for ways that it does not know.
-DAMAGE = (
+_DAMAGE = (
     *(ValueError, LookupError, OverflowError, EOFError, NotImplementedError, OSError),
     *(struct.error, zipfile.BadZipFile),
 )
@@ -58,7 +58,7 @@ class MappedZip:
         try:
             with zipfile.ZipFile(file) as archive:
                 found = archive.infolist()
-        except DAMAGE as error:
+        except _DAMAGE as error:
             raise ValueError(str(error)) from error
         self.members: dict[str, Member] = {}
         for info in found:

@@ -16,9 +16,13 @@ import numpy as np
 from ig_jax.errors import shown
 from ig_jax.io import array_bounds
 
-MAGIC = b"\x93NUMPY"
-ENCODINGS = {1: (2, "latin1"), 2: (4, "latin1"), 3: (4, "utf8")}  # version -> bytes of length, text
-BEFORE = len(MAGIC) + 2 + 4  # bytes before the header, at most
+_MAGIC = b"\x93NUMPY"
+_ENCODINGS = {
+    1: (2, "latin1"),
+    2: (4, "latin1"),
+    3: (4, "utf8"),
+}  # version -> bytes of length, text
+BEFORE = len(_MAGIC) + 2 + 4  # bytes before the header, at most
 LONGEST = 10_000  # bytes of a header, as numpy itself allows; usually there are 118
 
 ENTRY = re.compile(
@@ -27,7 +31,7 @@ ENTRY = re.compile(
 )
 AXIS = re.compile(r"\s*(\d{1,18})L?\s*")  # Python 2 wrote 5L
 DTYPE = re.compile(r"[<>|=]?[?biufcSUV]\d{0,8}")
-KINDS = {"descr": "dtype", "fortran_order": "flag", "shape": "shape"}  # key -> its kind of value
+_KINDS = {"descr": "dtype", "fortran_order": "flag", "shape": "shape"}  # key -> its kind of value
 
 
 class Header(NamedTuple):
@@ -43,7 +47,7 @@ class Header(NamedTuple):
         Raises:
           ValueError: it is shorter or longer than the header says.
         """
-        array_bounds.require(self.shape, self.dtype.itemsize, len(content) - self.length)
+        array_bounds.require_fit(self.shape, self.dtype.itemsize, len(content) - self.length)
         order = "F" if self.fortran else "C"
         return np.ndarray(self.shape, self.dtype, content, self.length, order=order)
 
@@ -55,10 +59,10 @@ def header(content: Any) -> Header:
       ValueError: there is none, or one of anything but numbers and text.
     """
     start = bytes(content[: BEFORE + LONGEST])
-    if len(start) < BEFORE or not start.startswith(MAGIC) or start[6] not in ENCODINGS:
+    if len(start) < BEFORE or not start.startswith(_MAGIC) or start[6] not in _ENCODINGS:
         raise ValueError("it does not begin as an .npy file does")
-    width, encoding = ENCODINGS[start[6]]
-    begin = len(MAGIC) + 2 + width
+    width, encoding = _ENCODINGS[start[6]]
+    begin = len(_MAGIC) + 2 + width
     end = begin + int.from_bytes(start[begin - width : begin], "little")
     if end - begin > LONGEST:
         raise ValueError(f"a header of {end - begin:,} bytes is more than the {LONGEST:,} allowed")
@@ -87,11 +91,11 @@ def _entries(text: str) -> dict[str, str]:
     """The text of the three values by their keys."""
     values, place, end = {}, 1, len(text) - 1
     while text[:1] == "{" and text[-1] == "}" and (found := ENTRY.match(text, place, end)):
-        value = found[KINDS[found["key"]]]
+        value = found[_KINDS[found["key"]]]
         if value is None or found["key"] in values:
             break
         values[found["key"]], place = value, found.end()
-    if len(values) < len(KINDS) or text[place:end].strip():
+    if len(values) < len(_KINDS) or text[place:end].strip():
         raise ValueError(f"its header {shown(text)} is not that of an array of numbers or text")
     return values
 

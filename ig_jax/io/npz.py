@@ -20,8 +20,8 @@ from ig_jax.errors import UserError, listed
 from ig_jax.io import files, npy
 from ig_jax.io.mapped_zip import MappedZip
 
-COPY_AGAIN = "download or copy it again"
-RESAVE = "re-save it with numpy.savez"
+_COPY_AGAIN = "download or copy it again"
+_RESAVE = "re-save it with numpy.savez"
 SUFFIX = ".npy"
 STREAMED = 2**20  # bytes at a time
 
@@ -36,7 +36,7 @@ def names(path: Path) -> list[str]:
         return _names(archive)
 
 
-def array(path: Path, name: str) -> np.ndarray:
+def read_array(path: Path, name: str) -> np.ndarray:
     """One array, of any shape, dtype and order.
 
     It is a read-only view of the file, which must stay as it is for as long as the array is in use;
@@ -51,9 +51,9 @@ def array(path: Path, name: str) -> np.ndarray:
             raise UserError(f"has no array {name!r}; it holds {listed(_names(archive))}")
         member = archive.members[name + SUFFIX]
         if member.is_encrypted:
-            raise UserError(f"has its array {name!r} encrypted; {RESAVE}")
+            raise UserError(f"has its array {name!r} encrypted; {_RESAVE}")
         if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"has its array {name!r} compressed as numpy does not; {RESAVE}")
+            raise UserError(f"has its array {name!r} compressed as numpy does not; {_RESAVE}")
         try:
             return npy.array(archive.content(name + SUFFIX))
         except ValueError as error:
@@ -87,7 +87,7 @@ def _opened(path: Path) -> Iterator[MappedZip]:
         except UserError as refusal:
             raise UserError(f"{path}: {refusal}") from None
         except ValueError as error:
-            raise UserError(f"{path}: is no .npz, or damaged ({error}); {COPY_AGAIN}") from error
+            raise UserError(f"{path}: is no .npz, or damaged ({error}); {_COPY_AGAIN}") from error
 
 
 def _names(archive: MappedZip) -> list[str]:

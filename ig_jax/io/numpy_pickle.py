@@ -2,7 +2,7 @@
 
 numpy pickles an array as a call that makes an empty one, and its state: shape, dtype and bytes; or,
 in protocol 5, as one call with all of these. A dtype is a call with its code ('f8'), and a state
-that says the order of its bytes. The pickle is read by plain_pickle.py; `MAKERS` are the names of
+that says the order of its bytes. The pickle is read by plain_pickle.py; `_MAKERS` are the names of
 numpy that it knows.
 """
 
@@ -18,7 +18,7 @@ from ig_jax.io import array_bounds, files
 from ig_jax.io.torch import unpickler
 
 CODES = ("f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
-DAMAGE = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
+_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
 
 
 def load(path: Path) -> Any:
@@ -31,10 +31,10 @@ def load(path: Path) -> Any:
     """
     content = files.read_bytes(path)
     try:
-        return _with_arrays(unpickler.run(content, MAKERS, INERT, _refer))
+        return _with_arrays(unpickler.run(content, _MAKERS, INERT, _refer))
     except UserError as refusal:
         raise UserError(f"{path}: {refusal}") from None
-    except DAMAGE as error:
+    except _DAMAGE as error:
         raise UserError(
             f"{path}: its contents are damaged ({error}); download or copy it again"
         ) from error
@@ -67,7 +67,7 @@ class _Array(unpickler.Stateful):
 def _from_bytes(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(content, bytes | bytearray):
         raise TypeError(f"a {type(content).__name__} where the bytes of an array belong")
-    array_bounds.require(shape, dtype.dtype.itemsize, len(content))
+    array_bounds.require_fit(shape, dtype.dtype.itemsize, len(content))
     values = np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
     values.flags.writeable = False
     return values
@@ -107,7 +107,7 @@ def _with_arrays(value: Any) -> Any:
 
 
 CORES = ("numpy.core", "numpy._core")  # of numpy 1, of numpy 2
-MAKERS = {
+_MAKERS = {
     "numpy.dtype": _Dtype,
     "_codecs.encode": _encode,
     "__builtin__.bytes": lambda: b"",  # which protocol 2 does not encode

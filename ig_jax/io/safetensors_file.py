@@ -16,7 +16,7 @@ from ig_jax.errors import UserError, shown
 from ig_jax.io import array_bounds, files
 
 LENGTH = 8  # bytes that tell how long the header is
-LONGEST = 100_000_000  # bytes of a header, as in the library
+_LONGEST = 100_000_000  # bytes of a header, as in the library
 METADATA = "__metadata__"
 WIDTHS = {  # bytes of an element, by the format's name of its dtype
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Entry]:
         except UserError as refusal:
             raise UserError(f"{path}: {refusal}") from None
     end = LENGTH + int.from_bytes(content[:LENGTH].tobytes(), "little")
-    if content.size < LENGTH or end > min(content.size, LENGTH + LONGEST):
+    if content.size < LENGTH or end > min(content.size, LENGTH + _LONGEST):
         raise UserError(f"{path}: is cut off or no safetensors file; {files.COPY_AGAIN}")
     header = files.parse_json(content[LENGTH:end].tobytes(), str(path))
     try:
@@ -88,7 +88,7 @@ def _entry(name: str, entry: dict[str, Any], raw: np.ndarray) -> Entry:
     dtype, shape = entry["dtype"], entry["shape"]
     if dtype in WIDTHS:  # of others there may be less than a byte an element
         try:
-            array_bounds.require(shape, WIDTHS[dtype], raw.size)
+            array_bounds.require_fit(shape, WIDTHS[dtype], raw.size)
         except ValueError as error:
             raise ValueError(f"{shown(name)}: {error}") from error
     return Entry(dtype, tuple(shape), raw)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from ig_jax.errors import UserError, shown
 from ig_jax.io import files, weights_kind, weights_part
 from ig_jax.io.torch import file as torch_file
-from ig_jax.io.weights_kind import Kind
+from ig_jax.io.weights_kind import WeightsKind
 
 # What a folder of weights is read from, the first that it has.
 IN_FOLDERS = tuple(
@@ -27,14 +27,14 @@ IN_FOLDERS = tuple(
 )
 ONE_OF_SEVERAL = re.compile(r".*-\d{5}-of-(?!00001)\d{5}\.\w+")
 # Element types of safetensors that numpy and ml_dtypes make no sense of here.
-TYPES = {"F64", "F32", "F16", "BF16", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL"}
+_TYPES = {"F64", "F32", "F16", "BF16", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL"}
 CHOOSE = {
     "--checkpoint": "say which: --part=NAME",
     "": "save the state dict that is meant to a file of its own",
 }
 
 LARGEST_INDEX = 2**26  # bytes; one of a thousand blocks has a few MB
-MOST_SHARED = 4  # times the bytes of a file: some networks share a matrix between layers
+_MOST_SHARED = 4  # times the bytes of a file: some networks share a matrix between layers
 ONE_EACH = "a training file has one in 'model' and its average in 'ema'"
 
 
@@ -47,7 +47,7 @@ class Found(NamedTuple):
     notes: list[str] = []
 
 
-class Training(NamedTuple):
+class TrainingFile(NamedTuple):
     """A training file: raw and averaged weights, the optimizer's state_dict(), and its steps."""
 
     model: dict[str, np.ndarray]
@@ -64,7 +64,7 @@ class _Loaded(NamedTuple):
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:
         """A tensor may say that it is larger than its storage, by a stride of 0."""
         declared = sum(array.nbytes for array in arrays.values())
-        if declared > MOST_SHARED * self.size:
+        if declared > _MOST_SHARED * self.size:
             raise UserError(
                 f"its tensors declare {declared:,} bytes, but {self.size:,} are there: they repeat "
                 "their values; save contiguous ones"
@@ -98,9 +98,9 @@ def read_safetensors(file: Path) -> Found:
     Raises:
       UserError: it is absent, damaged, or of another kind.
     """
-    if weights_kind.kind_of(file) is not Kind.SAFETENSORS:
+    if weights_kind.kind_of(file) is not WeightsKind.SAFETENSORS:
         raise UserError(f"{file}: is no safetensors file")
-    loaded = _read_one(file, Kind.SAFETENSORS)
+    loaded = _read_one(file, WeightsKind.SAFETENSORS)
     return Found("the file itself", loaded.content, loaded.metadata)
 
 
@@ -122,7 +122,7 @@ def write_safetensors(
         )
 
 
-def read_training(file: Path, field: str) -> Training:
+def read_training(file: Path, field: str) -> TrainingFile:
     """Reads all that a published training file holds; as views, so that nothing is in memory yet.
 
     Raises:
@@ -145,7 +145,7 @@ def read_training(file: Path, field: str) -> Training:
         raise UserError(f"{field}={file}: in its 'model' or 'ema', {error}") from error
     steps = held.get("steps")
     known = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
-    return Training(model.arrays, ema.arrays, held["opt"], steps if known else None)
+    return TrainingFile(model.arrays, ema.arrays, held["opt"], steps if known else None)
 
 
 def _load(file: Path, field: str) -> _Loaded:
@@ -156,7 +156,7 @@ def _load(file: Path, field: str) -> _Loaded:
         if ONE_OF_SEVERAL.fullmatch(file.name):
             raise UserError(f"{file}: is one of several files of a set; name the set's .index.json")
         kind = weights_kind.kind_of(file)
-        return _read_index(file) if kind is Kind.INDEX else _read_one(file, kind)
+        return _read_index(file) if kind is WeightsKind.INDEX else _read_one(file, kind)
     except UserError as error:  # which begins with the file
         raise UserError(f"{field}={error}") from error
 
@@ -176,14 +176,14 @@ def _in_folder(folder: Path) -> Path:
     raise UserError(f"{folder}: is a folder, with {listed}; name a file")
 
 
-def _read_one(file: Path, kind: Kind) -> _Loaded:
+def _read_one(file: Path, kind: WeightsKind) -> _Loaded:
     size = file.stat().st_size
-    if kind is Kind.TORCH:
+    if kind is WeightsKind.TORCH:
         return _Loaded(torch_file.load(file), size)
     try:
         with safe_open(file, framework="np") as opened:
             kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
-            foreign = {name: kind for name, kind in kinds.items() if kind not in TYPES}
+            foreign = {name: kind for name, kind in kinds.items() if kind not in _TYPES}
             if foreign:
                 name, kind = next(iter(foreign.items()))
                 what = "fp8" if kind.startswith("F8") else "not a type of plain weights"
@@ -242,7 +242,7 @@ def _is_file_name(name: Any) -> bool:
 def _read_shard(index: Path, shard: Path) -> _Loaded:
     try:
         kind = weights_kind.kind_of(shard)
-        if kind is Kind.INDEX:
+        if kind is WeightsKind.INDEX:
             raise UserError(f"{shard}: is an index itself, not weights")
         loaded = _read_one(shard, kind)
     except UserError as error:

@@ -38,10 +38,10 @@ SIGNATURES = (
 # The first member of the tar files that PyTorch wrote before its first release, and tar's own mark.
 TAR_MEMBERS = (b"sys_info\0", b"pickle\0", b"tensors\0", b"storages\0")
 TAR = (257, b"ustar")
-TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
-class Kind(Enum):
+class WeightsKind(Enum):
     """The kinds that are read."""
 
     SAFETENSORS = "safetensors"
@@ -49,7 +49,7 @@ class Kind(Enum):
     TORCH = "torch.save"
 
 
-def kind_of(file: Path) -> Kind:
+def kind_of(file: Path) -> WeightsKind:
     """The kind of a regular file of weights.
 
     Raises:
@@ -66,14 +66,14 @@ def kind_of(file: Path) -> Kind:
     if said:
         raise UserError(f"{file}: {said}")
     # Eight bytes that count those of a header of JSON, which is never as long as text would count.
-    if start[8:9] == b"{" and not TEXT.fullmatch(start[:8]):
+    if start[8:9] == b"{" and not _TEXT.fullmatch(start[:8]):
         _check_length(file, start, size)
-        return Kind.SAFETENSORS
+        return WeightsKind.SAFETENSORS
     if start.startswith(b"PK\x03\x04"):
         _check_zip(file)
-        return Kind.TORCH
+        return WeightsKind.TORCH
     if start.startswith(b"\x80"):
-        return Kind.TORCH
+        return WeightsKind.TORCH
     return _other(file, start)
 
 
@@ -109,7 +109,7 @@ def _check_zip(file: Path) -> None:
         raise UserError(f"{file}: is NumPy's .npz; save the arrays as safetensors")
 
 
-def _other(file: Path, start: bytes) -> Kind:
+def _other(file: Path, start: bytes) -> WeightsKind:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     offset, mark = TAR
     if start.startswith(TAR_MEMBERS) or start[offset:].startswith(mark):
@@ -121,8 +121,8 @@ def _other(file: Path, start: bytes) -> Kind:
         page = "a web page (HTML)" if b"html" in text.lower() else "an XML file"
         raise UserError(f"{file}: is {page}, not weights: its link led elsewhere; {DOWNLOAD}")
     if text.startswith(b"{"):
-        return Kind.INDEX
-    if TEXT.fullmatch(start):
+        return WeightsKind.INDEX
+    if _TEXT.fullmatch(start):
         line = text.splitlines()[0].decode() if text else ""
         raise UserError(f"{file}: is a text file that begins with {shown(line)}; {DOWNLOAD}")
     raise UserError(

@@ -18,7 +18,7 @@ import numpy as np
 
 from ig_jax.errors import UserError, shown
 
-Arrays = dict[str, np.ndarray]
+_Arrays = dict[str, np.ndarray]
 
 # Words for a network as it is trained.
 RAW = (
@@ -41,14 +41,14 @@ BOOKKEEPING = re.compile(
 # Not among a module's parameters(), which averages without names are of; then, not trained.
 BUFFERS = re.compile(r"feat_rope\.\w+|.*running_(mean|var)|.*num_batches_tracked")
 FIXED = re.compile(rf"{BUFFERS.pattern}|pos_embed")
-DEEPEST, MOST_PARTS, LONGEST, SHOWN = 5, 64, 200, 12
+_DEEPEST, MOST_PARTS, _LONGEST, _SHOWN = 5, 64, 200, 12
 
 
-class Part(NamedTuple):
+class StateDictPart(NamedTuple):
     """A state dict, which part of the file it is ('': the file itself), and remarks."""
 
     name: str
-    arrays: Arrays
+    arrays: _Arrays
     notes: list[str]
 
 
@@ -57,7 +57,7 @@ def is_averaged(name: str) -> bool:
     return any(map(AVERAGED.fullmatch, _words(name)))
 
 
-def choose(loaded: Any, part: str, ask: str) -> Part:
+def choose(loaded: Any, part: str, ask: str) -> StateDictPart:
     """The state dict that is meant in what a file holds; averaged weights are preferred to raw.
 
     Args:
@@ -78,7 +78,7 @@ def choose(loaded: Any, part: str, ask: str) -> Part:
     empty = [] if part or is_averaged(name) else parts.empty
     notes = [f"{empty[0]!r} in the file holds no weights: raw ones are taken"] if empty else []
     arrays = parts.found[name]
-    return Part(name, arrays if isinstance(arrays, dict) else arrays(), notes)
+    return StateDictPart(name, arrays if isinstance(arrays, dict) else arrays(), notes)
 
 
 def _words(name: str) -> list[str]:
@@ -86,8 +86,8 @@ def _words(name: str) -> list[str]:
 
 
 def _listed(names: list[Any]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(map(shown, names[:SHOWN])) or "nothing") + more
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(map(shown, names[:_SHOWN])) or "nothing") + more
 
 
 def _named(part: str, found: Mapping[str, Any]) -> str:
@@ -114,7 +114,7 @@ class _Parts:
 
     def __init__(self) -> None:
         # A function raises, or finds the names of averages that have none.
-        self.found: dict[str, Arrays | Callable[[], Arrays]] = {}
+        self.found: dict[str, _Arrays | Callable[[], _Arrays]] = {}
         self.empty: list[str] = []  # places of averages that are none
         # A pickle may hold one dict at many places, or in itself.
         self._seen: set[int] = set()
@@ -136,7 +136,7 @@ class _Parts:
 
     def _collect_dict(self, value: dict, path: tuple[str, ...]) -> None:
         before = len(self.found)
-        for key, inner in value.items() if len(path) < DEEPEST else ():
+        for key, inner in value.items() if len(path) < _DEEPEST else ():
             if isinstance(key, str) and not isinstance(inner, np.ndarray) and not _is_aside(key):
                 self.collect(inner, (*path, key))
         arrays = any(isinstance(entry, np.ndarray) and entry.size > 1 for entry in value.values())
@@ -146,15 +146,15 @@ class _Parts:
             except UserError as error:  # matters only if this is the part that is taken
                 self._add("/".join(path), _raiser(error))
 
-    def _add(self, name: str, arrays: Arrays | Callable[[], Arrays]) -> None:
+    def _add(self, name: str, arrays: _Arrays | Callable[[], _Arrays]) -> None:
         if len(self.found) == MOST_PARTS:
             raise UserError(f"the file holds more than {MOST_PARTS} networks")
         self.found[name] = arrays
 
-    def _split(self, arrays: Arrays, path: tuple[str, ...]) -> None:
+    def _split(self, arrays: _Arrays, path: tuple[str, ...]) -> None:
         """Adds these arrays, or each of the networks that their names say they are."""
         arrays = _unwrapped(arrays)
-        groups: dict[str, Arrays] = {}
+        groups: dict[str, _Arrays] = {}
         for name, array in arrays.items():
             first, dot, rest = name.partition(".")
             groups.setdefault(first if dot and _is_wrapper(first) else "", {})[name] = array
@@ -168,16 +168,16 @@ class _Parts:
             name = "/".join(path) or ("raw" if groups else "")
             self._add(name, others)
 
-    def _split_or_add(self, arrays: Arrays, path: tuple[str, ...]) -> None:
+    def _split_or_add(self, arrays: _Arrays, path: tuple[str, ...]) -> None:
         name = "/".join(path)
-        if len(path) >= DEEPEST:
+        if len(path) >= _DEEPEST:
             self._add(name, arrays)
         elif len(arrays) > 1 and not any("." in inner for inner in arrays) and is_averaged(name):
             self._add(name, lambda: self._undotted(name, arrays))
         else:
             self._split(arrays, path)
 
-    def _raw(self, name: str) -> Arrays:
+    def _raw(self, name: str) -> _Arrays:
         """The weights of which those of this name are averages."""
         raw = {n: p for n, p in self.found.items() if isinstance(p, dict) and not is_averaged(n)}
         try:
@@ -188,7 +188,7 @@ class _Parts:
                 "take another part, or save a state dict"
             ) from None
 
-    def _of_list(self, name: str, listed: list[np.ndarray]) -> Arrays:
+    def _of_list(self, name: str, listed: list[np.ndarray]) -> _Arrays:
         """`parameters()` of a module, in order, under the names of the raw weights."""
         raw = self._raw(name)
         for without in (None, BUFFERS, FIXED):
@@ -200,7 +200,7 @@ class _Parts:
             f"those of the {len(raw)} raw ones; take another part"
         )
 
-    def _undotted(self, name: str, arrays: Arrays) -> Arrays:
+    def _undotted(self, name: str, arrays: _Arrays) -> _Arrays:
         """Averages under names whose dots were left out, as latent diffusion saves them."""
         raw = self._raw(name)
         dotted = {n.replace(".", ""): n for n in raw}
@@ -212,11 +212,11 @@ class _Parts:
 
 def _is_aside(key: str) -> bool:
     known = ASIDE.fullmatch(key) or BOOKKEEPING.fullmatch(key)
-    return bool(known) or len(key) > LONGEST
+    return bool(known) or len(key) > _LONGEST
 
 
-def _raiser(error: UserError) -> Callable[[], Arrays]:
-    def fail() -> Arrays:
+def _raiser(error: UserError) -> Callable[[], _Arrays]:
+    def fail() -> _Arrays:
         raise error
 
     return fail
@@ -234,9 +234,9 @@ def _is_average(word: str) -> bool:
     return is_averaged(word) and all(known)
 
 
-def _arrays(value: dict) -> Arrays:
+def _arrays(value: dict) -> _Arrays:
     """The entries of a state dict, without those that are no weights."""
-    arrays: Arrays = {}
+    arrays: _Arrays = {}
     for name, entry in value.items():
         if isinstance(name, str) and BOOKKEEPING.fullmatch(name.rpartition(".")[2]):
             if not isinstance(entry, np.ndarray) or entry.size <= 1:
@@ -248,7 +248,7 @@ def _arrays(value: dict) -> Arrays:
     return arrays
 
 
-def _unwrapped(arrays: Arrays) -> Arrays:
+def _unwrapped(arrays: _Arrays) -> _Arrays:
     """Without the components that all names begin with."""
     if len(arrays) < 2:
         return arrays

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Integer, UInt8
 
 from ig_jax.types import Params
 
-Pictures = UInt8[Array, "b h w c"]
+ImageBatch = UInt8[Array, "b h w c"]
 # The training images, uint8 [n, h, w, c], and their labels, integers [n].
-Training = tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, "n"]]
+TrainingImages = tuple[UInt8[np.ndarray, "n h w c"], Integer[np.ndarray, "n"]]
 
 
 class Features(NamedTuple):
@@ -31,7 +31,7 @@ class FeatureSpace(Protocol):
     gives: tuple[str, ...]  # which of the features it has
     reads_labels: bool  # whether the largest logit is the label: it was fitted on the data set
 
-    def load(self, pictures: Callable[[], Training]) -> Params:
+    def load(self, pictures: Callable[[], TrainingImages]) -> Params:
         """The weights, as numpy arrays; `pictures` is called only by spaces that are fitted.
 
         Raises:
@@ -39,6 +39,6 @@ class FeatureSpace(Protocol):
         """
         ...
 
-    def __call__(self, weights: Params, pictures: Pictures) -> Features:
+    def __call__(self, weights: Params, pictures: ImageBatch) -> Features:
         """Pure, so that it may be compiled; every image is treated alone."""
         ...

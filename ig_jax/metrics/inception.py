@@ -25,10 +25,10 @@ from ig_jax.errors import UserError, shown
 from ig_jax.io import state_dict
 from ig_jax.io.paths import Location
 from ig_jax.metrics import inception_network, inception_weights
-from ig_jax.metrics.feature_space import Features, Pictures, Training
+from ig_jax.metrics.feature_space import Features, ImageBatch, TrainingImages
 from ig_jax.types import Params
 
-FIELD = "evaluate.features.weights"
+_FIELD = "evaluate.features.weights"
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 SIDE = 299
 
@@ -43,7 +43,7 @@ class Inception:
     gives: ClassVar[tuple[str, ...]] = ("pool", "logits", "spatial")
     reads_labels: ClassVar[bool] = False  # its classes are its own, and in an order of their own
 
-    def load(self, pictures: Callable[[], Training]) -> Params:
+    def load(self, pictures: Callable[[], TrainingImages]) -> Params:
         """The weights of `inception_network.features`; `pictures` are not asked for.
 
         Raises:
@@ -52,20 +52,20 @@ class Inception:
         file = Path(self.weights)
         if not self.weights or not file.is_file():
             raise UserError(
-                f"{FIELD} = {shown(self.weights)}: no such file; FID needs {PUBLISHED}, published "
+                f"{_FIELD} = {shown(self.weights)}: no such file; FID needs {PUBLISHED}, published "
                 "on GitHub as mseitzer/pytorch-fid, release fid_weights, and nothing is "
                 "downloaded: put it in weights/ and name it with "
-                f"--config.{FIELD}=weights/{PUBLISHED}"
+                f"--config.{_FIELD}=weights/{PUBLISHED}"
             )
         try:
-            return inception_weights.from_published(state_dict.read(file, FIELD).state)
+            return inception_weights.from_published(state_dict.read(file, _FIELD).state)
         except ValueError as error:
             raise UserError(
-                f"{FIELD} = {shown(self.weights)}: {error}; name {PUBLISHED} of "
+                f"{_FIELD} = {shown(self.weights)}: {error}; name {PUBLISHED} of "
                 "mseitzer/pytorch-fid"
             ) from error
 
-    def __call__(self, weights: Params, pictures: Pictures) -> Features:
+    def __call__(self, weights: Params, pictures: ImageBatch) -> Features:
         """Raises ValueError unless images have 3 channels, or 1: grey is shown to all three."""
         if pictures.shape[-1] not in (1, 3):
             raise ValueError(f"images are {list(pictures.shape)}: must have 1 or 3 channels")
@@ -74,7 +74,7 @@ class Inception:
         return inception_network.features(weights, x)
 
 
-def resize(pictures: Pictures, side: int = SIDE) -> Float[Array, "b side side c"]:
+def resize(pictures: ImageBatch, side: int = SIDE) -> Float[Array, "b side side c"]:
     """Images of any sides, uint8, as float32 in [0, 255] with these sides, by the rule above.
 
     Columns first, then rows, as in the graph: the same to the last bit, unless a compiler fuses

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from ig_jax.metrics.feature_space import Features
 from ig_jax.types import Params
 
-Maps = Float[Array, "b _ _ _"]  # [batch, height, width, channels]
+_Maps = Float[Array, "b _ _ _"]  # [batch, height, width, channels]
 
 HEAD = (2048, 1008)  # features, classes
 SPATIAL_CHANNELS = 7  # of 768: 17 x 17 x 7 = 2023 numbers, about as many as are pooled
@@ -52,24 +52,24 @@ class Fork:
     name: str = ""  # of a block, under which its weights lie
 
 
-Pool = Callable[[Maps], Maps]
+Pool = Callable[[_Maps], _Maps]
 Chain = tuple[Conv | Fork | Pool, ...]  # one after the other
 
 
-def _max_pool(x: Maps, stride: int, padding: str) -> Maps:
+def _max_pool(x: _Maps, stride: int, padding: str) -> _Maps:
     window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
 
 
-def max_pool(x: Maps) -> Maps:
+def max_pool(x: _Maps) -> _Maps:
     return _max_pool(x, 1, "SAME")
 
 
-def max_pool_halving(x: Maps) -> Maps:
+def max_pool_halving(x: _Maps) -> _Maps:
     return _max_pool(x, 2, "VALID")
 
 
-def average_pool(x: Maps) -> Maps:
+def average_pool(x: _Maps) -> _Maps:
     """Of the pixels under the 3 x 3 window; the padding does not count."""
     sums = lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     rows, columns = (np.convolve(np.ones(side), np.ones(3), "same") for side in x.shape[1:3])
@@ -194,7 +194,7 @@ def convolutions(chain: Chain = TO_SPATIAL + TO_POOL, within: str = "") -> Itera
                 yield from convolutions(branch, within + (f"{step.name}." if step.name else ""))
 
 
-def _conv(conv: Conv, weights: Params, x: Maps) -> Maps:
+def _conv(conv: Conv, weights: Params, x: _Maps) -> _Maps:
     out = lax.conv_general_dilated(
         x,
         weights["kernel"],
@@ -206,14 +206,16 @@ def _conv(conv: Conv, weights: Params, x: Maps) -> Maps:
     return jax.nn.relu(out + weights["bias"].reshape(1, 1, 1, -1))
 
 
-def apply(chain: Chain, weights: Params, x: Maps) -> Maps:
+def apply_network(chain: Chain, weights: Params, x: _Maps) -> _Maps:
     """The steps of the chain in turn."""
     for step in chain:
         if isinstance(step, Conv):
             x = _conv(step, weights[step.name], x)
         elif isinstance(step, Fork):
             inside = weights[step.name] if step.name else weights
-            x = jnp.concatenate([apply(branch, inside, x) for branch in step.branches], axis=-1)
+            x = jnp.concatenate(
+                [apply_network(branch, inside, x) for branch in step.branches], axis=-1
+            )
         else:
             x = step(x)
     return x
@@ -224,8 +226,8 @@ def features(weights: Params, x: Float[Array, "b 299 299 3"]) -> Features:
 
     `spatial` holds pixel after pixel, row by row, and of each the first channels.
     """
-    maps = apply(TO_SPATIAL, weights, x)
+    maps = apply_network(TO_SPATIAL, weights, x)
     spatial = maps[..., :SPATIAL_CHANNELS].reshape(len(x), -1)
-    pool = apply(TO_POOL, weights, maps).mean((1, 2))
+    pool = apply_network(TO_POOL, weights, maps).mean((1, 2))
     logits = jnp.matmul(pool, weights["fc"]["kernel"], precision=lax.Precision.HIGHEST)
     return Features(pool, logits, spatial)

@@ -16,13 +16,13 @@ import numpy as np
 from ig_jax import pytree
 from ig_jax.metrics import inception_network
 
-EPSILON = 1e-3
+_EPSILON = 1e-3
 NORM = ("weight", "bias", "running_mean", "running_var")
 # Counts the training steps of a norm. Files carry it or not; nothing depends on it.
 COUNTER = ".num_batches_tracked"
 # The logits of FID's network are without their bias, which files have all the same.
 HEAD_BIAS = "fc.bias"
-SHOWN = 3  # names of each kind that a refusal lists
+_SHOWN = 3  # names of each kind that a refusal lists
 
 
 def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -53,7 +53,7 @@ def _folded(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]
     gamma, beta, mean, variance = (
         np.asarray(state[f"{name}.bn.{part}"], np.float64) for part in NORM
     )
-    scale = gamma / np.sqrt(variance + EPSILON)
+    scale = gamma / np.sqrt(variance + _EPSILON)
     kernel = np.asarray(state[f"{name}.conv.weight"], np.float64).transpose(2, 3, 1, 0)
     folded = {"kernel": kernel * scale, "bias": beta - mean * scale}
     return {part: array.astype(np.float32) for part, array in folded.items()}
@@ -79,5 +79,5 @@ def _refuse_others(state: Mapping[str, np.ndarray]) -> None:
 
 
 def _first(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

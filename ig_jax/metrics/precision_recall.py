@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Shaped
 from ig_jax.metrics.checked_rows import BLOCK_ROWS, row_blocks
 
 BLOCK_DISTANCES = 2**25  # at once on a device; 128 MiB: large enough for the matrix units
-ROWS, WHOLE = PartitionSpec("rows"), PartitionSpec()
+_ROWS, _WHOLE = PartitionSpec("rows"), PartitionSpec()
 
 
 class PrecisionRecall(NamedTuple):
@@ -161,8 +161,8 @@ def _by_rows(
     mesh = Mesh(np.array(jax.local_devices()), "rows")
     block = max(1, BLOCK_DISTANCES // len(whole[0]))
     filled = np.pad(rows, ((0, -len(rows) % mesh.size), (0, 0)))
-    shared = jax.device_put(filled, NamedSharding(mesh, ROWS))
-    copies = jax.device_put(whole, NamedSharding(mesh, WHOLE))
+    shared = jax.device_put(filled, NamedSharding(mesh, _ROWS))
+    copies = jax.device_put(whole, NamedSharding(mesh, _WHOLE))
     return np.asarray(_reduced(reduce, mesh, block, shared, *copies))[: len(rows)]
 
 
@@ -188,6 +188,6 @@ def _reduced(
         return lax.map(of_row, rows, batch_size=block)
 
     each = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(ROWS, *[WHOLE] * (1 + len(more))), out_specs=ROWS
+        on_one_device, mesh=mesh, in_specs=(_ROWS, *[_WHOLE] * (1 + len(more))), out_specs=_ROWS
     )
     return each(rows, points, *more)

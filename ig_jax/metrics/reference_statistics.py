@@ -25,12 +25,12 @@ from ig_jax.metrics.checked_rows import BLOCK_ROWS, row_blocks
 from ig_jax.metrics.moments import Gaussian
 
 POOL, SPATIAL = (("mu", "sigma"), ("ref_mu", "ref_sigma")), (("mu_s", "sigma_s"),)
-ROWS, PICTURES, SPACE, COUNT = "pool", "arr_0", "space", "count"
+_ROWS, PICTURES, SPACE, _COUNT = "pool", "arr_0", "space", "count"
 # Covariances are symmetric to the rounding of float32 at worst.
 ASYMMETRY = 1e-5
 MOST_FEATURES = 8192  # of Inception's there are 2048
-FEWEST = 4  # single images, of which precision and recall take the three nearest to each
-MEND = "choose a file of FID statistics, or write one with --mode=reference"
+_FEWEST = 4  # single images, of which precision and recall take the three nearest to each
+_MEND = "choose a file of FID statistics, or write one with --mode=reference"
 
 
 class Reference(NamedTuple):
@@ -62,7 +62,7 @@ def read(path: Path, field: str) -> Reference:
         pool, pictures = found.gaussian(POOL), found.pictures()
         if pool is None and pictures is None:
             raise UserError(
-                f"{path}: has neither 'mu' and 'sigma' nor 'arr_0', but {listed(names)}; {MEND}"
+                f"{path}: has neither 'mu' and 'sigma' nor 'arr_0', but {listed(names)}; {_MEND}"
             )
         spatial, rows = found.gaussian(SPATIAL), found.rows(pool)
         return Reference(pool, spatial, rows, pictures, found.space(), files.sha256(path))
@@ -90,7 +90,7 @@ def write(
     members = dict(zip(POOL[0], pool, strict=True))
     if spatial is not None:
         members |= zip(SPATIAL[0], spatial, strict=True)
-    others = {ROWS: rows, SPACE: np.array(space), COUNT: np.array(count)}
+    others = {_ROWS: rows, SPACE: np.array(space), _COUNT: np.array(count)}
     npz.write(path, members | others)
 
 
@@ -99,13 +99,13 @@ def _open(path: Path) -> tuple[list[str], Callable[[str], Any]]:
     with files.open_regular(path) as file:
         start = file.read(2)
     if start == b"PK":
-        return npz.names(path), lambda name: npz.array(path, name)
+        return npz.names(path), lambda name: npz.read_array(path, name)
     if start[:1] != b"\x80":
-        raise UserError(f"{path}: is neither an .npz nor a pickle; {MEND}")
+        raise UserError(f"{path}: is neither an .npz nor a pickle; {_MEND}")
     match numpy_pickle.load(path):
         case {"fid": {**arrays}} | {**arrays}:
             return [n for n in arrays if isinstance(arrays[n], np.ndarray)], arrays.__getitem__
-    raise UserError(f"{path}: is a pickle without {{'mu', 'sigma'}}; {MEND}")
+    raise UserError(f"{path}: is a pickle without {{'mu', 'sigma'}}; {_MEND}")
 
 
 class _Arrays(NamedTuple):
@@ -125,15 +125,15 @@ class _Arrays(NamedTuple):
 
     def _numbers(self, name: str) -> np.ndarray:
         if name not in self.names:
-            raise UserError(f"{self.path}: has no {name!r} beside {listed(self.names)}; {MEND}")
+            raise UserError(f"{self.path}: has no {name!r} beside {listed(self.names)}; {_MEND}")
         found = self.array(name)
         if found.ndim > 2 or any(n > MOST_FEATURES for n in found.shape):
             raise UserError(
                 f"{self.path}: {name!r} has the shape {found.shape}, but statistics are of at most "
-                f"{MOST_FEATURES} features; {MEND}"
+                f"{MOST_FEATURES} features; {_MEND}"
             )
         if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-            raise UserError(f"{self.path}: {name!r} must hold finite real numbers only; {MEND}")
+            raise UserError(f"{self.path}: {name!r} must hold finite real numbers only; {_MEND}")
         return found.astype(np.float64)
 
     def _checked(self, gaussian: Gaussian, mean_name: str, covariance_name: str) -> Gaussian:
@@ -141,16 +141,16 @@ class _Arrays(NamedTuple):
         if mean.ndim != 1 or mean.size == 0 or covariance.shape != (mean.size, mean.size):
             raise UserError(
                 f"{self.path}: {mean_name!r} and {covariance_name!r} have the shapes {mean.shape} "
-                f"and {covariance.shape}, but must have [d] and [d, d]; {MEND}"
+                f"and {covariance.shape}, but must have [d] and [d, d]; {_MEND}"
             )
         with np.errstate(over="ignore"):  # infinite, then
             difference = np.abs(covariance - covariance.T).max()
         if difference > ASYMMETRY * np.abs(covariance).max():
-            raise UserError(f"{self.path}: {covariance_name!r} is not symmetric; {MEND}")
+            raise UserError(f"{self.path}: {covariance_name!r} is not symmetric; {_MEND}")
         if not _is_covariance(covariance):
             raise UserError(
                 f"{self.path}: {covariance_name!r} is no covariance, for a variance is negative in "
-                f"some direction; {MEND}"
+                f"some direction; {_MEND}"
             )
         return gaussian
 
@@ -160,24 +160,24 @@ class _Arrays(NamedTuple):
         found = self.array(SPACE)
         # numpy takes any four bytes for a letter.
         if found.dtype.kind != "U" or found.ndim or not str(found).isascii():
-            raise UserError(f"{self.path}: {SPACE!r} is no text; {MEND}")
+            raise UserError(f"{self.path}: {SPACE!r} is no text; {_MEND}")
         return str(found)
 
     def rows(self, pool: Gaussian | None) -> np.ndarray | None:
-        if pool is None or ROWS not in self.names:
+        if pool is None or _ROWS not in self.names:
             return None
-        found = self.array(ROWS)
+        found = self.array(_ROWS)
         right = found.dtype == np.float32 and found.shape[1:] == pool.mean.shape
-        if not right or len(found) < FEWEST:
+        if not right or len(found) < _FEWEST:
             raise UserError(
-                f"{self.path}: {ROWS!r} is {found.dtype} {found.shape}, but must be float32 "
-                f"[n, {pool.mean.size}], n at least {FEWEST}; {MEND}"
+                f"{self.path}: {_ROWS!r} is {found.dtype} {found.shape}, but must be float32 "
+                f"[n, {pool.mean.size}], n at least {_FEWEST}; {_MEND}"
             )
         try:
-            for _ in row_blocks(found, ROWS, BLOCK_ROWS):
+            for _ in row_blocks(found, _ROWS, BLOCK_ROWS):
                 pass
         except ValueError as error:
-            raise UserError(f"{self.path}: {error}; {MEND}") from None
+            raise UserError(f"{self.path}: {error}; {_MEND}") from None
         return found
 
     def pictures(self) -> np.ndarray | None:
@@ -185,10 +185,10 @@ class _Arrays(NamedTuple):
             return None
         found = self.array(PICTURES)
         right = found.dtype == np.uint8 and found.ndim == 4 and found.shape[-1] == 3
-        if not right or len(found) < FEWEST:
+        if not right or len(found) < _FEWEST:
             raise UserError(
                 f"{self.path}: {PICTURES!r} is {found.dtype} {found.shape}, but must be uint8 "
-                f"[n, h, w, 3], n at least {FEWEST}; {MEND}"
+                f"[n, h, w, 3], n at least {_FEWEST}; {_MEND}"
             )
         return found
 

@@ -42,7 +42,7 @@ NAMES = frozenset(
 Axes = Mapping[str, tuple[str, ...]]  # dotted path of a parameter -> names of its axes
 
 
-def named(*names: str) -> dict[str, Any]:
+def axis_metadata(*names: str) -> dict[str, Any]:
     """Metadata of an `nnx.Param` whose axes have these names.
 
     Raises:
@@ -57,11 +57,11 @@ def named(*names: str) -> dict[str, Any]:
     return {"axis_names": names}
 
 
-def linear(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def linear_metadata(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Metadata of a linear layer's kernel and bias, as keyword arguments of its constructor."""
     return {
-        "kernel_metadata": named(*inputs, *outputs),
-        "bias_metadata": named(*outputs),
+        "kernel_metadata": axis_metadata(*inputs, *outputs),
+        "bias_metadata": axis_metadata(*outputs),
     }
 
 

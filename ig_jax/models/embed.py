@@ -22,11 +22,11 @@ from ig_jax.models import axes, layers
 from ig_jax.models.axes import CLASSES, CONDITION, EMBED, WINDOW
 from ig_jax.types import Labels, Latents, Times, Tokens
 
-TIME_FEATURES = 256
+NUM_TIME_FEATURES = 256
 MAX_PERIOD = 10_000.0
 
 
-def time_features(t: Times, dim: int = TIME_FEATURES) -> Float[Array, "b f"]:
+def time_features(t: Times, dim: int = NUM_TIME_FEATURES) -> Float[Array, "b f"]:
     """[cos(t f_i), sin(t f_i)] with f_i = 10000^(-i / (dim/2)), float32."""
     angles = t.astype(jnp.float32)[:, None] * frequencies(dim // 2)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -65,7 +65,7 @@ class PatchEmbed(nnx.Module):
             kernel_init=layers.xavier_flat,
             dtype=dtype,
             rngs=rngs,
-            **axes.linear((*WINDOW, "channels"), (EMBED,)),
+            **axes.linear_metadata((*WINDOW, "channels"), (EMBED,)),
         )
 
     def __call__(self, x: Latents) -> Tokens:
@@ -84,13 +84,13 @@ class TimeEmbed(nnx.Module):
         self.scale = scale
         kinds = {"kernel_init": layers.normal_002, "rngs": rngs}
         self.fc1 = nnx.Linear(
-            TIME_FEATURES,
+            NUM_TIME_FEATURES,
             hidden_size,
             **kinds,
-            **axes.linear((axes.TIME_FEATURES,), (CONDITION,)),
+            **axes.linear_metadata((axes.TIME_FEATURES,), (CONDITION,)),
         )
         self.fc2 = nnx.Linear(
-            hidden_size, hidden_size, **kinds, **axes.linear((CONDITION,), (CONDITION,))
+            hidden_size, hidden_size, **kinds, **axes.linear_metadata((CONDITION,), (CONDITION,))
         )
 
     def __call__(self, t: Times) -> Float[Array, "b d"]:
@@ -105,7 +105,7 @@ class LabelEmbed(nnx.Module):
             num_classes + 1,
             hidden_size,
             embedding_init=layers.normal_002,
-            embedding_metadata=axes.named(CLASSES, CONDITION),
+            embedding_metadata=axes.axis_metadata(CLASSES, CONDITION),
             rngs=rngs,
         )
 

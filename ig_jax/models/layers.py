@@ -66,8 +66,8 @@ def layer_norm(
         epsilon=epsilon,
         use_fast_variance=False,
         dtype=jnp.float32,
-        scale_metadata=axes.named(axis),
-        bias_metadata=axes.named(axis),
+        scale_metadata=axes.axis_metadata(axis),
+        bias_metadata=axes.axis_metadata(axis),
         rngs=rngs,
     )
 
@@ -75,7 +75,7 @@ def layer_norm(
 def rms_norm(size: int, axis: str, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
     """RMSNorm that computes in float32; eps 1e-6."""
     return nnx.RMSNorm(
-        size, epsilon=1e-6, dtype=jnp.float32, scale_metadata=axes.named(axis), rngs=rngs
+        size, epsilon=1e-6, dtype=jnp.float32, scale_metadata=axes.axis_metadata(axis), rngs=rngs
     )
 
 
@@ -148,7 +148,7 @@ class Attention(nnx.Module):
             kernel_init=xavier,
             dtype=dtype,
             rngs=rngs,
-            **axes.linear((EMBED,), ("qkv", HEADS, "head_dim")),
+            **axes.linear_metadata((EMBED,), ("qkv", HEADS, "head_dim")),
         )
         self.proj = nnx.LinearGeneral(
             (num_heads, head_dim),
@@ -157,7 +157,7 @@ class Attention(nnx.Module):
             kernel_init=xavier,
             dtype=dtype,
             rngs=rngs,
-            **axes.linear((HEADS, "head_dim"), (EMBED,)),
+            **axes.linear_metadata((HEADS, "head_dim"), (EMBED,)),
         )
         self.options = options
         if options.qk_norm:
@@ -199,8 +199,12 @@ class Mlp(nnx.Module):
 
     def __init__(self, hidden_size: int, hidden: int, *, dtype, rngs: nnx.Rngs):
         kinds = {"kernel_init": xavier, "dtype": dtype, "rngs": rngs}
-        self.fc1 = nnx.Linear(hidden_size, hidden, **kinds, **axes.linear((EMBED,), (MLP,)))
-        self.fc2 = nnx.Linear(hidden, hidden_size, **kinds, **axes.linear((MLP,), (EMBED,)))
+        self.fc1 = nnx.Linear(
+            hidden_size, hidden, **kinds, **axes.linear_metadata((EMBED,), (MLP,))
+        )
+        self.fc2 = nnx.Linear(
+            hidden, hidden_size, **kinds, **axes.linear_metadata((MLP,), (EMBED,))
+        )
 
     def __call__(self, x: Tokens) -> Tokens:
         return self.fc2(gelu(self.fc1(x)))
@@ -213,9 +217,9 @@ class SwiGlu(nnx.Module):
         # One matrix of both maps; (2, hidden) as axes, so that `hidden` can be split.
         kinds = {"kernel_init": xavier, "dtype": dtype, "rngs": rngs}
         self.w12 = nnx.LinearGeneral(
-            hidden_size, (2, hidden), **kinds, **axes.linear((EMBED,), ("gate", MLP))
+            hidden_size, (2, hidden), **kinds, **axes.linear_metadata((EMBED,), ("gate", MLP))
         )
-        self.w3 = nnx.Linear(hidden, hidden_size, **kinds, **axes.linear((MLP,), (EMBED,)))
+        self.w3 = nnx.Linear(hidden, hidden_size, **kinds, **axes.linear_metadata((MLP,), (EMBED,)))
 
     def __call__(self, x: Tokens) -> Tokens:
         # Two products. On a GPU XLA would transpose the result of one, for the backward pass.
@@ -262,7 +266,7 @@ class Block(nnx.Module):
             kernel_init=zeros,
             dtype=dtype,
             rngs=rngs,
-            **axes.linear((CONDITION,), ("modulation",)),
+            **axes.linear_metadata((CONDITION,), ("modulation",)),
         )
 
     def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Tokens:
@@ -292,10 +296,13 @@ class FinalLayer(nnx.Module):
         self.norm = norm(hidden_size, options, rngs)
         kinds = {"kernel_init": init, "dtype": dtype, "rngs": rngs}
         self.modulation = nnx.Linear(
-            hidden_size, 2 * hidden_size, **kinds, **axes.linear((CONDITION,), ("modulation",))
+            hidden_size,
+            2 * hidden_size,
+            **kinds,
+            **axes.linear_metadata((CONDITION,), ("modulation",)),
         )
         self.linear = nnx.Linear(
-            hidden_size, features, **kinds, **axes.linear((EMBED,), ("patch_values",))
+            hidden_size, features, **kinds, **axes.linear_metadata((EMBED,), ("patch_values",))
         )
 
     def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Float[Array, "b n f"]:

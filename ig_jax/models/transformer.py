@@ -181,7 +181,7 @@ class Transformer(nnx.Module):
         self.settings, self.channels = settings, channels
         self.pos_embed = nnx.Param(
             jnp.asarray(embed.position_table(grid, width)),
-            **axes.named("batch", "position", "position_features"),
+            **axes.axis_metadata("batch", "position", "position_features"),
         )
         self.x_embedder = embed.PatchEmbed(
             channels, width, settings.patch_size, dtype=dtype, rngs=rngs

@@ -44,7 +44,7 @@ def forward(net: Network, params: Params, heads: Collection[int] | None = None) 
     return total
 
 
-def train_step(net: Network, params: Params, batch_size: int) -> int:
+def of_train_step(net: Network, params: Params, batch_size: int) -> int:
     """FLOPs of the gradient on `batch_size` images: three forward passes each.
 
     Nothing is added for the optimizer, whose cost does not depend on the batch: that of Muon is

@@ -22,12 +22,12 @@ from ig_jax.errors import UserError
 from ig_jax.io import files
 from ig_jax.monitoring.console import room_or_not, say
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl, without those that something damaged."""
-    return [line for line in _lines(workdir / METRICS) if line is not None]
+    return [line for line in _lines(workdir / METRICS_FILE) if line is not None]
 
 
 def _lines(path: Path) -> list[dict[str, Any] | None]:
@@ -40,7 +40,7 @@ def _lines(path: Path) -> list[dict[str, Any] | None]:
 def _metrics(line: bytes) -> dict[str, Any] | None:
     """Parses a line; None if it is not a step and other numbers."""
     try:
-        found = files.parse_json(line, METRICS)
+        found = files.parse_json(line, METRICS_FILE)
     except UserError:
         return None
     if not isinstance(found, dict) or type(found.get("step")) is not int or found["step"] < 0:
@@ -127,12 +127,12 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        lines = _lines(workdir / METRICS)
+        lines = _lines(workdir / METRICS_FILE)
         kept = [m for m in lines if m is not None and m["step"] <= resumed_at]
         if None in lines:
-            say(f"{workdir / METRICS}: {lines.count(None)} damaged lines are left out")
-        files.write_text(workdir / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
-        self._lines = Appended(workdir / METRICS)
+            say(f"{workdir / METRICS_FILE}: {lines.count(None)} damaged lines are left out")
+        files.write_text(workdir / METRICS_FILE, "".join(json.dumps(m) + "\n" for m in kept))
+        self._lines = Appended(workdir / METRICS_FILE)
         self._events = Events(workdir / "tensorboard", resumed_at=resumed_at)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:

@@ -163,7 +163,7 @@ class Objective:
 
     def init(self, key: Key) -> dict[str, Params]:
         """Fresh heads by term; terms without one are left out."""
-        heads = {n: t.init(prng.named(key, n), self.net) for n, t in self.terms.items()}
+        heads = {n: t.init(prng.fold_name(key, n), self.net) for n, t in self.terms.items()}
         return {name: head for name, head in heads.items() if head}
 
     def draw(self, key: Key, x0: Latents) -> Draws:
@@ -174,7 +174,7 @@ class Objective:
             time=self.process.draw_time(time_key, n),
             noise=jax.random.normal(noise_key, x0.shape, jnp.float32),
             drop=jax.random.uniform(drop_key, (n,), jnp.float32),
-            terms={name: t.draw(prng.named(key, name), x0) for name, t in self.terms.items()},
+            terms={name: t.draw(prng.fold_name(key, name), x0) for name, t in self.terms.items()},
         )
 
     def predict(

@@ -28,7 +28,7 @@ from ig_jax.objectives.base import Needs, NoisedBatch, Term
 from ig_jax.types import NONE, Key, Params, PerExample, Tokens
 
 BETA = 0.05
-LAYERS = 5
+_LAYERS = 5
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Sra2(Term):
         """Xavier-uniform kernels and zero biases, as the network's blocks begin."""
         width = net.settings.hidden_size
         features = net.settings.patch_size**2 * net.channels
-        widths = [width, *[2 * width] * (LAYERS - 1), features]
-        keys = jax.random.split(key, LAYERS)
+        widths = [width, *[2 * width] * (_LAYERS - 1), features]
+        keys = jax.random.split(key, _LAYERS)
         return {
             f"fc{i}": {
                 "kernel": layers.xavier(keys[i - 1], (widths[i - 1], widths[i]), jnp.float32),
                 "bias": jnp.zeros(widths[i], jnp.float32),
             }
-            for i in range(1, LAYERS + 1)
+            for i in range(1, _LAYERS + 1)
         }
 
     def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
@@ -65,7 +65,7 @@ class Sra2(Term):
 def project(head: Params, tokens: Tokens, dtype: Any) -> Float[Array, "b n f"]:
     """The MLP on every token; products and activations as `dtype`, the result float32."""
     x = tokens
-    for i in range(1, LAYERS + 1):
+    for i in range(1, _LAYERS + 1):
         kernel, bias = (head[f"fc{i}"][name].astype(dtype) for name in ("kernel", "bias"))
         x = (jax.nn.silu(x) if i > 1 else x.astype(dtype)) @ kernel + bias[None, None]
     return x.astype(tokens.dtype)

@@ -9,7 +9,7 @@ from flax import struct
 from ig_jax.optim.ema import Averages
 from ig_jax.types import Abstract, Params
 
-TERMS = "terms"  # beside the network's own names, those of the heads of loss terms
+HEADS_OF_TERMS = "terms"  # beside the network's own names, those of the heads of loss terms
 
 
 def trained(params: Params, terms: Params) -> Params:
@@ -18,13 +18,13 @@ def trained(params: Params, terms: Params) -> Params:
     Without heads it is the network's own tree, so that the optimizer's state of such a run, in
     checkpoints of any age too, has no level that says so.
     """
-    return {**params, TERMS: terms} if terms else params
+    return {**params, HEADS_OF_TERMS: terms} if terms else params
 
 
 def parted(trained: Params) -> tuple[Params, Params]:
     """The inverse of `trained`: the network's parameters, and the heads by term."""
-    net = {name: values for name, values in trained.items() if name != TERMS}
-    return net, trained.get(TERMS, {})
+    net = {name: values for name, values in trained.items() if name != HEADS_OF_TERMS}
+    return net, trained.get(HEADS_OF_TERMS, {})
 
 
 @struct.dataclass

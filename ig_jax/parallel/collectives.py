@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ig_jax import pytree
 from ig_jax.models.axes import Axes
-from ig_jax.optim.train_state import TERMS
+from ig_jax.optim.train_state import HEADS_OF_TERMS
 from ig_jax.parallel.mesh import BATCH, FSDP, parts_of_batch
 from ig_jax.parallel.partitioning import Placed, place, placements
 from ig_jax.types import Params
@@ -61,7 +61,7 @@ def as_computed(params: Params, dtype: Any) -> Params:
 
 
 @dataclass(frozen=True)
-class Gather:
+class ShardGather:
     """Puts one network's parameters together, inside a program of `over_devices`."""
 
     placed: Mapping[str, Placed]
@@ -93,18 +93,18 @@ class Gather:
         return pytree.map_named(gather, params)
 
 
-def gather(mesh: Mesh, axes: Axes, params: Params, dtype: Any) -> Gather:
+def gather(mesh: Mesh, axes: Axes, params: Params, dtype: Any) -> ShardGather:
     """For a network with these parameters, which may be abstract, and names of their axes."""
-    return Gather(placements(mesh, axes, params), dtype)
+    return ShardGather(placements(mesh, axes, params), dtype)
 
 
-def gather_terms(mesh: Mesh, axes: Axes, terms: Params) -> Gather:
+def gather_terms(mesh: Mesh, axes: Axes, terms: Params) -> ShardGather:
     """For the heads of loss terms, which may be abstract; each is used whole, in its own type."""
     placed = {
-        path: place(mesh, axes, f"{TERMS}.{path}", leaf.shape)
+        path: place(mesh, axes, f"{HEADS_OF_TERMS}.{path}", leaf.shape)
         for path, leaf in pytree.flatten(terms).items()
     }
-    return Gather(placed, jnp.float32)
+    return ShardGather(placed, jnp.float32)
 
 
 def over_devices(

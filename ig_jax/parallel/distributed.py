@@ -61,7 +61,7 @@ class Start:
     local_devices: tuple[int, ...] | None = None
 
 
-def detect(environ: Mapping[str, str], flags: Mapping[str, str | int | None]) -> Start | None:
+def detect_job(environ: Mapping[str, str], flags: Mapping[str, str | int | None]) -> Start | None:
     """Detects how this process joins its job, from the flags in `VARIABLES` and the environment.
 
     The environment as it is after `import jax`; None: the process is alone.
@@ -168,7 +168,7 @@ def start(
       UserError: see `detect`; or the processes cannot meet. Where jax aborts instead of raising,
         the same is said on standard error, and the exit status is 2.
     """
-    found = detect(os.environ, flags)
+    found = detect_job(os.environ, flags)
     if found is None:
         return
     if found.process_id == 0 and found.coordinator is not None:

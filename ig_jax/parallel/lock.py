@@ -29,10 +29,10 @@ from ig_jax.io import files
 from ig_jax.monitoring import console
 from ig_jax.parallel.processes import from_process_0
 
-NAME = ".lock"
+LOCK_FILE = ".lock"
 WRITING = 1.0  # seconds in which whoever made the file has written who it is
 ENDING = 30.0  # seconds that a killed process may take to let go of what it holds
-LARGEST = 4096  # bytes that are read of it
+_LARGEST = 4096  # bytes that are read of it
 BEAT = 30.0  # seconds after which the file is touched
 SILENT = 180.0  # seconds without that, after which the process has ended; NFS may hide it for 60
 
@@ -57,7 +57,7 @@ class Owner:
     def parse(cls, content: bytes) -> Owner | None:
         """Parses a lock file; None if it is damaged, or not written yet."""
         with suppress(UserError, TypeError):
-            found = cls(**files.parse_json(content, NAME))
+            found = cls(**files.parse_json(content, LOCK_FILE))
             if isinstance(found.pid, int) and all(
                 isinstance(text, str) for name, text in asdict(found).items() if name != "pid"
             ):
@@ -137,7 +137,7 @@ class Held:
 
 
 @contextmanager
-def held(folder: Path, name: str = NAME) -> Iterator[Held]:
+def held(folder: Path, name: str = LOCK_FILE) -> Iterator[Held]:
     """Makes the folder, and keeps other programs out that want the lock of this name in it.
 
     Of several processes of a job, number 0 takes the lock for all; all must ask.
@@ -266,7 +266,7 @@ def _owner(descriptor: int) -> Owner | None:
     """Waits until the file names an owner, and returns it."""
     deadline = time.monotonic() + WRITING
     while True:
-        owner = Owner.parse(os.pread(descriptor, LARGEST, 0))
+        owner = Owner.parse(os.pread(descriptor, _LARGEST, 0))
         if owner is not None or time.monotonic() > deadline:
             return owner
         time.sleep(0.01)

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 BATCH = (DATA, FSDP)  # the axes that split a batch
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
 def make_mesh(
@@ -83,7 +83,7 @@ def to_global(
     return {name: globally(array) for name, array in rows.items()}
 
 
-def prefetch(begun: Iterator[T]) -> Iterator[T]:
+def prefetch(begun: Iterator[_T]) -> Iterator[_T]:
     """Every item once the next one is begun: devices work while the host uses what they made."""
     for item, _ in pairwise(chain(begun, [None])):
         yield item

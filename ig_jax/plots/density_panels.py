@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Float64, Int
 
 from ig_jax.plots.figure import blank
 
-COLUMNS = 3
+_COLUMNS = 3
 COLOURS = ("#2b6cb0", "#e08a1e")  # class 0, class 1
 OUTLIER = "#d1006c"
-GRID = 320  # places along x where the density is evaluated
+_GRID = 320  # places along x where the density is evaluated
 WIDTH, DPI = 9.0, 200  # inches
 
 Points = Float[np.ndarray, "n 2"]
@@ -43,8 +43,8 @@ class Density(Protocol):
 def _backdrop(density: Density) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """x [w], y [h] and the log density of each class [h, w]."""
     left, right, bottom, top = density.extent
-    x = np.linspace(left, right, GRID)
-    y = np.linspace(bottom, top, round(GRID * (top - bottom) / (right - left)))
+    x = np.linspace(left, right, _GRID)
+    y = np.linspace(bottom, top, round(_GRID * (top - bottom) / (right - left)))
     points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     classes = [np.full(len(points), label) for label in range(len(COLOURS))]
     return x, y, [density.log_density(points, c).reshape(len(y), len(x)) for c in classes]
@@ -90,11 +90,11 @@ def draw(
       rates: share of outliers of each panel, in 0..1.
     """
     left, right, bottom, top = density.extent
-    rows = -(-len(named) // COLUMNS)
-    height = rows * (WIDTH / COLUMNS * (top - bottom) / (right - left) + 0.3) + 0.35
+    rows = -(-len(named) // _COLUMNS)
+    height = rows * (WIDTH / _COLUMNS * (top - bottom) / (right - left) + 0.3) + 0.35
     figure = blank(WIDTH, height)
     backdrop = _backdrop(density)
-    all_axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    all_axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes in all_axes:
         axes.set_axis_off()
     for axes, (name, (points, labels)) in zip(all_axes, named.items(), strict=False):

@@ -12,7 +12,7 @@ from ig_jax.io import files
 from ig_jax.io import images as image_files
 
 BACKGROUND = 24  # grey level between images
-TEXT = 235
+_TEXT = 235
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def _enlarge(images: np.ndarray, least_side: int) -> np.ndarray:
 def _caption(image: Image.Image, text: str, centre_x: float, y: int, size: int) -> None:
     font = ImageFont.load_default(size)
     draw = ImageDraw.Draw(image)
-    draw.text((centre_x, y), text, fill=(TEXT,) * 3, font=font, anchor="ma")
+    draw.text((centre_x, y), text, fill=(_TEXT,) * 3, font=font, anchor="ma")
 
 
 def grid(

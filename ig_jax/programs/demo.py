@@ -20,12 +20,12 @@ from ig_jax.plots.losses import plot_losses
 from ig_jax.programs import guide_model, run_record
 from ig_jax.training import trainer
 
-NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
+_NAMES = {"ig": "IG", "cfg": "CFG", "autoguidance": "autoguidance"}
 
 
 def title(guidances: Guidances) -> str:
     """Title of a variant in images and tables."""
-    on = [f"{NAMES[kind]} {g.scale:g}" for kind, g in guidances.items() if g.scale != 1]
+    on = [f"{_NAMES[kind]} {g.scale:g}" for kind, g in guidances.items() if g.scale != 1]
     if on == ["IG 0"]:
         return "readout alone"
     return " + ".join(on) or "plain"
@@ -55,7 +55,7 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
             measured = []
             for seed in c.evaluate.seeds:
                 started = time.perf_counter()
-                images, labels = variants.draw(
+                images, labels = variants.draw_samples(
                     generator, params, c.evaluate.num, seed, bar, guidances=guidances
                 )
                 drawn_at = time.perf_counter()

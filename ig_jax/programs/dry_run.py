@@ -10,7 +10,7 @@ from ig_jax.experiment import Experiment
 from ig_jax.generation.cost import cost
 from ig_jax.generation.generator import Generator
 from ig_jax.monitoring import flops
-from ig_jax.optim.train_state import TERMS, trained
+from ig_jax.optim.train_state import HEADS_OF_TERMS, trained
 from ig_jax.parallel import partitioning
 from ig_jax.parallel.mesh import bytes_each
 from ig_jax.programs import guide_model, memory_check
@@ -24,7 +24,7 @@ def _modules(exp: Experiment) -> list[str]:
     leaves = trained(exp.abstract_params, exp.abstract_terms)
     modules: dict[str, object] = {}
     for name, value in leaves.items():
-        if name in ("blocks", "heads", TERMS):
+        if name in ("blocks", "heads", HEADS_OF_TERMS):
             modules |= {f"{name}.{part}": module for part, module in value.items()}
         else:
             modules[name] = value

@@ -24,8 +24,8 @@ from ig_jax.evaluation.density_evaluator import FLOOR
 from ig_jax.evaluation.feature_extractor import Rows
 from ig_jax.evaluation.image_evaluator import ImageEvaluator
 from ig_jax.experiment import Experiment
-from ig_jax.generation.batches import batches as batches_of
 from ig_jax.generation.batches import labels_of
+from ig_jax.generation.batches import sample_batches as batches_of
 from ig_jax.generation.cost import cost as cost_of
 from ig_jax.generation.sample_files import SavedSamples
 from ig_jax.io import disk_errors, files
@@ -36,8 +36,8 @@ from ig_jax.parallel.processes import barrier, from_process_0, process_slice
 from ig_jax.programs import guide_model, run_record
 
 RESULTS = "results.json"
-STATISTICS = ("mean", "std")
-FEWEST = 10  # samples, for any measure to mean something
+_STATISTICS = ("mean", "std")
+_FEWEST = 10  # samples, for any measure to mean something
 
 
 Seen = tuple[RowStore, np.ndarray | None]  # rows of a set of samples, and its labels
@@ -60,7 +60,7 @@ class _Evaluation:
             return None
         with suppress(UserError):
             record = files.read_json(self.file)
-            made_of = (self.num, compatibility.plain(self.settings))
+            made_of = (self.num, compatibility.as_json(self.settings))
             if _is_record(record) and (record["samples"], record["settings"]) == made_of:
                 return record
         console.say(f"{self.file}: is damaged; it is made again")
@@ -172,7 +172,7 @@ def _is_spread(found: Any) -> bool:
         isinstance(found, dict)
         and len(found) > 0
         and all(
-            isinstance(stats, dict) and all(type(stats.get(n)) in (int, float) for n in STATISTICS)
+            isinstance(stats, dict) and all(type(stats.get(n)) in (int, float) for n in _STATISTICS)
             for stats in found.values()
         )
     )
@@ -260,7 +260,7 @@ def _of_files(exp: Experiment, workdir: Path, evaluator: Evaluator) -> dict[str,
     found = SavedSamples(path, field, channels=1 if grey else 3)
     if found.left_out:
         console.say(found.remark())
-    if len(found) < FEWEST:
+    if len(found) < _FEWEST:
         raise UserError(f"{field} = {str(path)!r}: {len(found)} samples are too few to evaluate")
     settings = {
         "samples": str(found.path),

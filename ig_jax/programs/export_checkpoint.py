@@ -18,8 +18,8 @@ from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.codecs import CODECS, to_uint8
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.interop import declared, model_card, original, parameter_names, time_direction
-from ig_jax.interop.declared import ONLY, Declared
+from ig_jax.interop import model_card, original, parameter_names, time_direction
+from ig_jax.interop.declared import ONLY, Declared, to_metadata
 from ig_jax.interop.model_card import Export
 from ig_jax.interop.original import Original
 from ig_jax.interop.published_file import LABELS
@@ -79,7 +79,7 @@ def _described(run: Run) -> Declared:
         mlp_ratio=model.mlp_ratio,
         label_drop=c["objective"]["label_drop"],
         codec=codec["name"],
-        rounding=rounding if rounding in to_uint8.RULES else None,
+        rounding=rounding if rounding in to_uint8.ROUNDING_RULES else None,
     )
 
 
@@ -114,7 +114,7 @@ def _own_form(run: Run, origin: Original | None) -> tuple[dict[str, np.ndarray],
 
 def _origin(workdir: Path, run: Run) -> Original | None:
     """Arrays that import left out, if this run was imported and they can be read."""
-    if not run.meta["imported"] or not (workdir / original.NAME).exists():
+    if not run.meta["imported"] or not (workdir / original.ORIGINAL_FILE).exists():
         return None
     try:
         return original.read(workdir)
@@ -193,7 +193,7 @@ def _left_out(origin: Original, state: Mapping[str, np.ndarray]) -> tuple[str, .
 def _write(output: Path, state: dict[str, np.ndarray], described: Declared, text: str) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        state_dict.write_safetensors(output, state, declared.to_metadata(described))
+        state_dict.write_safetensors(output, state, to_metadata(described))
         files.write_text(output.with_suffix(".md"), text)
     except OSError as error:
         reason = error.strerror or error

@@ -26,7 +26,7 @@ from ig_jax.interop.declared import Declared
 from ig_jax.interop.detect import Detected, detect
 from ig_jax.interop.published_file import TRAINING_ONLY
 from ig_jax.io import files, state_dict
-from ig_jax.io.state_dict import Found, Training
+from ig_jax.io.state_dict import Found, TrainingFile
 from ig_jax.monitoring import console
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import TrainState
@@ -37,7 +37,7 @@ from ig_jax.types import Params
 # Channels of the latents -> the published codec that has so many.
 CODEC_OF = {4: "sd_vae", 32: "va_vae"}
 # Their settings; those of the others are none. Each stores twice as many channels.
-CODECS = {
+_CODECS = {
     "sd_vae": {"weights": "", "dtype": "float32"},
     "va_vae": {"weights": "", "dtype": "float32", "statistics": ""},
 }
@@ -63,7 +63,7 @@ def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     c, facts = ConfigDict(bases[found.model["name"]].to_dict()), found.declared
     c.model = ConfigDict(found.model)
     codec = facts.codec or CODEC_OF.get(found.channels, "as_stored")
-    settings = CODECS.get(codec, {})
+    settings = _CODECS.get(codec, {})
     stored = found.channels * (2 if settings else 1)
     source = {"side": found.side, "channels": stored, "num_classes": found.classes}
     c.data.source = ConfigDict({"name": "synthetic", "size": 1_281_167, **source})
@@ -243,7 +243,7 @@ class _LayOut:
             raise UserError("; ".join(self.problems))
 
 
-def _optimizer(training: Training, found: Detected) -> optimizer_state.Published:
+def _optimizer(training: TrainingFile, found: Detected) -> optimizer_state.Published:
     if any(array is not training.ema[name] for name, array in found.state.items()):
         raise UserError(
             "the weights of this network are converted, which the moments of its optimizer cannot "
@@ -255,7 +255,7 @@ def _optimizer(training: Training, found: Detected) -> optimizer_state.Published
         raise UserError(str(error)) from error
 
 
-def _trained_for(training: Training, optimizer: optimizer_state.Published, file: Path) -> str:
+def _trained_for(training: TrainingFile, optimizer: optimizer_state.Published, file: Path) -> str:
     """Describes the length of the published run; LightningDiT's files tell it by their names."""
     steps = training.steps
     if steps is None:
@@ -267,7 +267,7 @@ def _trained_for(training: Training, optimizer: optimizer_state.Published, file:
 
 
 def _whole_state(
-    training: Training,
+    training: TrainingFile,
     optimizer: optimizer_state.Published,
     average: Params,
     exp: Experiment,

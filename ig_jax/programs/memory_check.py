@@ -16,8 +16,8 @@ from ig_jax import pytree
 from ig_jax.experiment import Experiment
 from ig_jax.parallel.mesh import bytes_each, parts_of_batch
 
-UPDATES = ("train", "demo", "replay")  # modes that hold the state of training
-SAMPLES = ("sample", "evaluate", "search", "demo")
+_UPDATES = ("train", "demo", "replay")  # modes that hold the state of training
+_SAMPLES = ("sample", "evaluate", "search", "demo")
 
 
 def of_host() -> int:
@@ -39,10 +39,10 @@ def shortage(exp: Experiment, mode: str) -> str:
       mode: of `run.MODES`.
     """
     found = []
-    if mode in UPDATES:
+    if mode in _UPDATES:
         found += [_of_state(exp), _of_batch(exp), _of_rows(exp)]
     judged = mode == "evaluate" and exp.config.evaluate.samples  # no network is needed for those
-    if mode in SAMPLES and not judged:
+    if mode in _SAMPLES and not judged:
         found += [_of_weights(exp), _of_samples(exp)]
     if mode == "prepare":
         batch = exp.config.prepare.batch_size * _stored_bytes(exp)
@@ -50,7 +50,7 @@ def shortage(exp: Experiment, mode: str) -> str:
     return next(filter(None, found), "")
 
 
-def in_words(count: int) -> str:
+def size_text(count: int) -> str:
     """'24 GB', of the largest unit that leaves a number of at least 1."""
     units = {"EB": 1e18, "PB": 1e15, "TB": 1e12, "GB": 1e9}
     name, size = next(((n, s) for n, s in units.items() if count >= s), ("MB", 1e6))
@@ -61,8 +61,8 @@ def _short(field: str, value: int, needed: int, there: int, fix: str = "lower it
     if needed <= there:
         return ""
     return (
-        f"{field} = {value}: takes at least {in_words(needed)} at a time, but this machine has "
-        f"{in_words(there)} for it; {fix}"
+        f"{field} = {value}: takes at least {size_text(needed)} at a time, but this machine has "
+        f"{size_text(there)} for it; {fix}"
     )
 
 
@@ -72,8 +72,8 @@ def _too_large(exp: Experiment, needed: int, what: str, fix: str) -> str:
         return ""
     count = pytree.count(exp.abstract_params)
     return (
-        f"model: {count:,} parameters take {in_words(needed)} {what} on each device, but there are "
-        f"{in_words(there)}; lower model.hidden_size or model.depth{fix}"
+        f"model: {count:,} parameters take {size_text(needed)} {what} on each device, but there "
+        f"are {size_text(there)}; lower model.hidden_size or model.depth{fix}"
     )
 
 

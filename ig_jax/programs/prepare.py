@@ -24,7 +24,7 @@ from ig_jax import prng, pytree
 from ig_jax.checkpoint import compatibility, versions
 from ig_jax.codecs.autoencoders import INPUT_RANGE, Autoencoder
 from ig_jax.data import crop, provenance
-from ig_jax.data.latent_writers import LAYOUTS, Layout, Part, Whole
+from ig_jax.data.latent_writers import LAYOUTS, FinishedDataset, LatentPart, Layout
 from ig_jax.data.provenance import Record
 from ig_jax.data.read_ahead import Encode, Example, Unreadable, as_they_are, read_batches
 from ig_jax.errors import UserError
@@ -36,8 +36,8 @@ from ig_jax.parallel.mesh import over_batch, prefetch, replicated, to_global, to
 from ig_jax.parallel.processes import barrier, process_slice
 from ig_jax.types import Encoded, Params
 
-SETTINGS, NOTES = "prepare.json", "parts"
-READERS = 16  # examples read at the same time; most of that is waiting for files
+_SETTINGS, NOTES = "prepare.json", "parts"
+_READERS = 16  # examples read at the same time; most of that is waiting for files
 LISTED = 10  # unreadable examples that are printed; the record lists all
 
 
@@ -100,7 +100,7 @@ class _Preparation:
         how = dataclasses.asdict(self.settings)
         # Whoever is stopped by a bad example may go on without it: all parts before had none.
         del how["bad_examples"]
-        data = compatibility.plain(self.exp.config.raw["data"])
+        data = compatibility.as_json(self.exp.config.raw["data"])
         data["source"].pop("fewer_classes", None)  # of what is refused, not of what is read
         return {
             "seed": self.exp.config.seed,
@@ -111,12 +111,12 @@ class _Preparation:
 
     def begin(self) -> None:
         """Begins the empty folder, or sees that what is in it was begun in the same way."""
-        file = self.folder / SETTINGS
+        file = self.folder / _SETTINGS
         # What is hidden may be what a kill left of this very file.
-        others = [f for f in self.folder.iterdir() if f.name[0] != "." and f.name != SETTINGS]
+        others = [f for f in self.folder.iterdir() if f.name[0] != "." and f.name != _SETTINGS]
         begun = _settings(file) if file.exists() else None
         if begun is None and others:
-            what = f"{SETTINGS} is damaged" if file.exists() else "holds other files"
+            what = f"{_SETTINGS} is damaged" if file.exists() else "holds other files"
             raise UserError(f"--workdir={self.folder}: {what}; name an empty folder")
         if begun is None:
             return files.write_json(file, self.made_of)
@@ -151,7 +151,7 @@ class _Preparation:
         stored = list(encode(readable()))
         if not good:
             raise UserError(f"not one of {len(skipped)} examples is readable; {skipped[0]}")
-        part = Part(
+        part = LatentPart(
             number,
             np.array([x.index for x in good]),
             [x.name for x in good],
@@ -166,7 +166,7 @@ class _Preparation:
             ) from error
         self._write_note(part, skipped)
 
-    def _write_note(self, part: Part, skipped: list[str]) -> None:
+    def _write_note(self, part: LatentPart, skipped: list[str]) -> None:
         first, second = self.codec.sums(part.stored)
         note = {
             "indices": part.indices.tolist(),
@@ -214,13 +214,15 @@ class _Preparation:
         whole = _whole(notes)
         self.layout.finish(whole)
         made = self._record(whole, [reason for note in notes for reason in note["skipped"]])
-        files.write_text(self.layout.record_folder / provenance.FILE, provenance.dumps(made))
+        files.write_text(
+            self.layout.record_folder / provenance.PROVENANCE_FILE, provenance.dumps(made)
+        )
         self.tidy()
 
     def tidy(self) -> None:
         shutil.rmtree(self.folder / NOTES, ignore_errors=True)
 
-    def _record(self, whole: Whole, skipped: list[str]) -> Record:
+    def _record(self, whole: FinishedDataset, skipped: list[str]) -> Record:
         known = self.source.record() if isinstance(self.source, Encoded) else None
         if known is None:
             pictures = not isinstance(self.source, Encoded)
@@ -228,7 +230,7 @@ class _Preparation:
                 codec=self.codec.name,
                 autoencoder=self.made_of["autoencoder"] if pictures else "",
                 image_size=self.source.stored_shape[0] if pictures else 0,
-                crop=crop.NAME if pictures else "",
+                crop=crop.CROP_NAME if pictures else "",
                 input_range=INPUT_RANGE if pictures else (),
                 examples=0,
                 skipped=(),
@@ -279,13 +281,13 @@ def _is_note(found: Any, channels: int) -> bool:
     return False
 
 
-def _whole(notes: list[dict[str, Any]]) -> Whole:
+def _whole(notes: list[dict[str, Any]]) -> FinishedDataset:
     """Mean and (n - 1) standard deviation of every channel from sums over the parts."""
     count = sum(note["values"] for note in notes)
     first, second = (np.sum([note[n] for note in notes], axis=0) for n in ("first", "second"))
     mean = first / count
     std = np.sqrt((second - count * mean**2) / (count - 1))
-    return Whole([n["indices"] for n in notes], [n["labels"] for n in notes], mean, std)
+    return FinishedDataset([n["indices"] for n in notes], [n["labels"] for n in notes], mean, std)
 
 
 def _check(exp: Experiment) -> None:
@@ -321,7 +323,7 @@ def run(exp: Experiment, folder: Path) -> Record:
         console.say(f"left out: {reason}")
     console.say(
         f"{made.examples:,} examples are in {written} ({exp.config.prepare.layout}, "
-        f"{made.codec}), {len(made.skipped)} left out; {provenance.FILE} tells how they were made"
+        f"{made.codec}), {len(made.skipped)} left out; {provenance.PROVENANCE_FILE} tells how they were made"
     )
     return made
 
@@ -347,7 +349,7 @@ def _prepare(exp: Experiment, folder: Path) -> tuple[Record, Path]:
     left = [i for i in parts if preparation.read_note(i) is None]
     total, rest = (sum(len(preparation.parts[i]) for i in some) for some in (parts, left))
     with (
-        ThreadPoolExecutor(READERS) as readers,
+        ThreadPoolExecutor(_READERS) as readers,
         console.progress(total, initial=total - rest, unit="image", what="preparing") as bar,
     ):
         for number in left:

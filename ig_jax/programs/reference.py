@@ -22,7 +22,7 @@ import numpy as np
 from ig_jax.data.read_ahead import Unreadable, read_batches
 from ig_jax.errors import UserError
 from ig_jax.evaluation import image_evaluator
-from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows, joined
+from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows, concatenate_rows
 from ig_jax.experiment import Experiment
 from ig_jax.io import disk_errors, files, npz
 from ig_jax.metrics import reference_statistics as statistics
@@ -36,8 +36,8 @@ from ig_jax.types import Source
 PART = 50_000  # images; what a kill can cost
 TOGETHER = 5_000  # rows of features that are added to the moments at once
 CHOSEN = 10_000  # images whose features are kept for precision and recall, as many as ADM's
-READERS = 16
-FILE, PARTS = "reference.npz", ".parts"
+_READERS = 16
+_FILE, PARTS = "reference.npz", ".parts"
 
 Part = tuple[dict[str, Moments], np.ndarray]  # moments by name, features of some images
 
@@ -71,10 +71,10 @@ def _features(
         waiting.append(look(np.stack([example.row for example in batch])))
         bar.update(len(batch))
         if sum(len(w["pool"]) for w in waiting) >= TOGETHER:
-            yield joined(waiting)
+            yield concatenate_rows(waiting)
             waiting = []
     if waiting:
-        yield joined(waiting)
+        yield concatenate_rows(waiting)
 
 
 def _write_part(file: Path, parts: Iterator[Rows], kept: np.ndarray) -> None:
@@ -103,7 +103,9 @@ def _read_part(file: Path, count: int, kept: int) -> Part | None:
     A damaged one is made again.
     """
     try:
-        arrays = {name: npz.array(file, name) for name in npz.names(file)} if file.exists() else {}
+        arrays = (
+            {name: npz.read_array(file, name) for name in npz.names(file)} if file.exists() else {}
+        )
         names = {name.split(".")[0] for name in arrays} - {"rows"}
         moments = {
             n: Moments(int(arrays[f"{n}.count"]), arrays[f"{n}.mean"], arrays[f"{n}.scatter"])
@@ -162,7 +164,7 @@ def _is_there(target: Path) -> bool:
     if not target.exists():
         return False
     try:
-        statistics.read(target, FILE)
+        statistics.read(target, _FILE)
     except UserError as fault:
         console.say(f"{fault}: it is made again")
         return False
@@ -176,7 +178,7 @@ def run(exp: Experiment, folder: Path) -> Path:
       UserError: the source holds no images, one of them cannot be read, or the feature space's
         file is missing; another program works in the folder; the disk is full or gone.
     """
-    source, target = exp.config.data.source, folder / FILE
+    source, target = exp.config.data.source, folder / _FILE
     _require_pictures(source)
     if hasattr(source, "unlabelled"):
         source = source.unlabelled()  # statistics need no classes
@@ -197,7 +199,7 @@ def _make(exp: Experiment, source: Source, target: Path) -> None:
     left = [i for i in own if parts.read(i) is None]
     pictures, rest = (sum(len(parts.ranges[i]) for i in some) for some in (own, left))
     with (
-        ThreadPoolExecutor(READERS) as readers,
+        ThreadPoolExecutor(_READERS) as readers,
         console.progress(pictures, initial=pictures - rest, unit="image", what="looking") as bar,
     ):
         parts.folder.mkdir(exist_ok=True)

@@ -28,7 +28,7 @@ from ig_jax.parallel.mesh import replicate_locally, replicated, to_global
 from ig_jax.training import step as training_step
 from ig_jax.training import trainer
 
-PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 def _failure(workdir: Path) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray]) -> s
 
 
 def _where(error: FloatingPointError) -> str:
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(PACKAGE)]
-    place = f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}, {ours[-1].line}"
+    ours = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(_PACKAGE)]
+    place = f"{Path(ours[-1].filename).relative_to(_PACKAGE)}:{ours[-1].lineno}, {ours[-1].line}"
     return f"{str(error).splitlines()[0]} (called from ig_jax/{place})"
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ig_jax.experiment import Experiment
-from ig_jax.generation.batches import batches, labels_of
+from ig_jax.generation.batches import labels_of, sample_batches
 from ig_jax.generation.cost import cost
 from ig_jax.generation.sample_files import SETTINGS, SampleWriter
 from ig_jax.io import disk_errors, files
@@ -57,7 +57,7 @@ def _draw(exp: Experiment, params: Params, target: Path, record: dict[str, Any])
     # The bar is of this process, whose share takes as long as everybody's.
     done = len(mine) - len(missing)
     with console.progress(len(mine), initial=done, unit="image", what="sampling") as bar:
-        for indices, images, _ in batches(generator, params, s.seed, missing):
+        for indices, images, _ in sample_batches(generator, params, s.seed, missing):
             kept.write(indices, images)
             bar.update(len(indices))
     barrier("sampled")

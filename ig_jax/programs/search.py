@@ -30,7 +30,7 @@ from ig_jax.search.space import Candidate
 from ig_jax.search.successive_halving import Halving, Search
 
 LOCK = ".search.lock"
-SHOWN = 10  # best settings in the table
+_SHOWN = 10  # best settings in the table
 
 
 def numbers(s: Sample) -> dict[str, float]:
@@ -40,7 +40,7 @@ def numbers(s: Sample) -> dict[str, float]:
     return pytree.flatten({**guidances, "sampler": {"num_steps": s.sampler.num_steps}})
 
 
-def apply(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler]:
+def apply_candidate(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler]:
     """The config's guidances and sampler with the candidate's values."""
     values = pytree.unflatten(candidate.values)
     steps = int(values.pop("sampler", {}).get("num_steps", s.sampler.num_steps))
@@ -85,8 +85,8 @@ def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     with console.progress(total, initial=done, unit="image", what="searching") as bar:
 
         def measure(candidate: Candidate, seed: int) -> dict[str, float]:
-            guidances, sampler = apply(exp.config.sample, candidate)
-            images, labels = variants.draw(
+            guidances, sampler = apply_candidate(exp.config.sample, candidate)
+            images, labels = variants.draw_samples(
                 generator, params, c.num, seed, bar, guidances=guidances, sampler=sampler
             )
             return evaluator.compute(evaluator.extract(images), labels)
@@ -97,7 +97,7 @@ def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     picture = workdir / "search.png"
     search_report.heat_map(picture, rows, c.metric, metrics_report.BETTER[c.metric], c.space.method)
     shown = {name: metrics_report.METRICS[name] for name in evaluator.metrics}
-    console.say("\n" + search_report.table(rows, shown, c.metric, SHOWN) + "\n")
+    console.say("\n" + search_report.search_table(rows, shown, c.metric, _SHOWN) + "\n")
     console.say(f"± is the standard error over seeds of {c.num} samples; 'minus config' is paired")
     console.say(f"all settings: {workdir / 'search.json'}, image: {picture}")
     return rows

@@ -14,7 +14,7 @@ import numpy as np
 from ig_jax.monitoring import console
 from ig_jax.plots.figure import blank
 
-Row = Mapping[str, Any]
+SearchRow = Mapping[str, Any]
 
 DISTINCT_ENOUGH = 8  # more different values than this make a field no more informative
 PALE = 0.55  # share of white in what was measured on one seed
@@ -30,7 +30,7 @@ def _number(stats: Mapping[str, float | None], decimals: int, factor: float, sig
 
 
 def _cells(
-    rank: int, row: Row, measures: Mapping[str, tuple[str, int, float]], metric: str
+    rank: int, row: SearchRow, measures: Mapping[str, tuple[str, int, float]], metric: str
 ) -> list[str]:
     place = f"{rank} (config)" if row["default"] else str(rank)
     _, decimals, factor = measures[metric]
@@ -45,8 +45,8 @@ def _cells(
     ]
 
 
-def table(
-    rows: Sequence[Row],
+def search_table(
+    rows: Sequence[SearchRow],
     measures: Mapping[str, tuple[str, int, float]],
     metric: str,
     best: int = 10,
@@ -66,7 +66,7 @@ def table(
     return console.markdown([heads, *(_cells(rank, row, measures, metric) for rank, row in shown)])
 
 
-def informative_fields(rows: Sequence[Row]) -> list[str]:
+def informative_fields(rows: Sequence[SearchRow]) -> list[str]:
     """At most two fields: those with the most different values, of equal ones scales first."""
     distinct = {name: {row["candidate"][name] for row in rows} for name in rows[0]["candidate"]}
     varied = [name for name, values in distinct.items() if len(values) > 1]
@@ -90,7 +90,7 @@ def _colours(means: Sequence[float], better: str) -> tuple[Any, Any]:
     return Normalize(np.quantile(finite, 0.1), max(finite)), "viridis"
 
 
-def _line(axes: Any, rows: Sequence[Row], metric: str, field: str) -> None:
+def _line(axes: Any, rows: Sequence[SearchRow], metric: str, field: str) -> None:
     """Mean against the one field that varies; hollow where one seed gives no error bar."""
     rows = sorted(rows, key=lambda row: row["candidate"][field])
     x = [row["candidate"][field] for row in rows]
@@ -111,7 +111,9 @@ def _line(axes: Any, rows: Sequence[Row], metric: str, field: str) -> None:
     axes.set_title(f"square: the config; {SEEDS_NOTE}", fontsize=9)
 
 
-def _points(axes: Any, rows: Sequence[Row], metric: str, fields: Sequence[str], better: str) -> Any:
+def _points(
+    axes: Any, rows: Sequence[SearchRow], metric: str, fields: Sequence[str], better: str
+) -> Any:
     """One disc a setting, the larger the more seeds."""
     norm, cmap = _colours([row[metric]["mean"] for row in rows], better)
     where = np.array([[row["candidate"][name] for name in fields] for row in rows]).T
@@ -127,14 +129,16 @@ def _points(axes: Any, rows: Sequence[Row], metric: str, fields: Sequence[str], 
     return drawn
 
 
-def _grid(axes: Any, rows: Sequence[Row], metric: str, fields: Sequence[str], better: str) -> Any:
+def _grid(
+    axes: Any, rows: Sequence[SearchRow], metric: str, fields: Sequence[str], better: str
+) -> Any:
     """A cell for each pair of values; paler on fewer seeds."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.patches import Rectangle
 
     columns, lines = (sorted({row["candidate"][name] for row in rows}) for name in fields)
 
-    def place(row: Row) -> tuple[int, int]:
+    def place(row: SearchRow) -> tuple[int, int]:
         x, y = (row["candidate"][name] for name in fields)
         return lines.index(y), columns.index(x)
 
@@ -161,7 +165,7 @@ def _grid(axes: Any, rows: Sequence[Row], metric: str, fields: Sequence[str], be
     return scale
 
 
-def heat_map(path: Path, rows: Sequence[Row], metric: str, better: str, method: str) -> None:
+def heat_map(path: Path, rows: Sequence[SearchRow], metric: str, better: str, method: str) -> None:
     """Draws the metric's mean over the two most informative fields, as PNG.
 
     A grid becomes cells, each with the best over all other fields; random points become discs;

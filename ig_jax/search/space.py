@@ -14,7 +14,7 @@ from ig_jax.errors import UserError, shown
 
 METHODS = ("grid", "random")
 MOST_POINTS = 10_000
-WHOLE = ("sampler.num_steps",)  # fields that take whole numbers
+_WHOLE = ("sampler.num_steps",)  # fields that take whole numbers
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _settled(
     point: Mapping[str, float], own: Mapping[str, float | int], default: Mapping[str, float | int]
 ) -> Candidate | None:
     """The point with whole numbers, and with what has no effect as in `own`; None if impossible."""
-    point = {name: float(round(v)) if name in WHOLE else v for name, v in point.items()}
+    point = {name: float(round(v)) if name in _WHOLE else v for name, v in point.items()}
     full = {**default, **point}
     for guidance in ("ig", "cfg", "autoguidance"):
         low, high = f"{guidance}.low", f"{guidance}.high"

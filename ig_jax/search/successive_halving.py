@@ -74,10 +74,10 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean, "std": std, "error": std / math.sqrt(n)}
 
 
-Rows = dict[Candidate, list[dict[str, Any]]]  # what was measured, by seed
+SearchRows = dict[Candidate, list[dict[str, Any]]]  # what was measured, by seed
 
 
-def _parsed(record: Any) -> tuple[dict[str, Any], Rows]:
+def _parsed(record: Any) -> tuple[dict[str, Any], SearchRows]:
     """Settings and rows of a record; raises ValueError where it is not as `Search` writes it."""
     match record:
         case {"settings": dict(settings), "rows": [*rows]}:

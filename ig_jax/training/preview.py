@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from ig_jax import guidance
-from ig_jax.generation.batches import batches
+from ig_jax.generation.batches import sample_batches
 from ig_jax.monitoring import console
 from ig_jax.parallel.mesh import local_mesh
 from ig_jax.pipeline import Pipeline
 from ig_jax.plots import image_grid
 from ig_jax.types import Params
 
-ROWS, MOST_COLUMNS = 4, 10
+_ROWS, MOST_COLUMNS = 4, 10
 
 
 class Preview:
@@ -33,7 +33,7 @@ class Preview:
         sampling = replace(
             s,
             labels=",".join(map(str, range(self._columns))),
-            batch_size=-(-ROWS * self._columns // local_mesh(mesh).size) * mesh.size,
+            batch_size=-(-_ROWS * self._columns // local_mesh(mesh).size) * mesh.size,
         )
         # Without autoguidance: its other network need not exist yet while this one trains.
         self._variants = {
@@ -44,10 +44,10 @@ class Preview:
 
     def draw(self, params: Params, step: int) -> np.ndarray:
         """Writes the image of this step; returns it as uint8 [h, w, 3]."""
-        indices, seed = np.arange(ROWS * self._columns), self._generator.sampling.seed
+        indices, seed = np.arange(_ROWS * self._columns), self._generator.sampling.seed
         named = {}
         for name, guidances in self._variants.items():
-            [batch] = batches(self._generator, params, seed, indices, guidances=guidances)
+            [batch] = sample_batches(self._generator, params, seed, indices, guidances=guidances)
             named[name] = image_grid.grid(batch.images, self._columns)
         image = image_grid.panels(named)
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from ig_jax.errors import shown
 from ig_jax.experiment import Experiment
 
 
-def changes(exp: Experiment, old: Mapping[str, Any], step: int) -> list[str]:
+def describe_changes(exp: Experiment, old: Mapping[str, Any], step: int) -> list[str]:
     """A line for each change.
 
     Args:

@@ -79,7 +79,7 @@ def gradients(
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def update(
+def update_state(
     state: TrainState,
     batch: Noised,
     *,
@@ -116,7 +116,7 @@ def train_step(
     x0 = c.data.codec.latent(batch["stored"], prng.key(c.seed, "codec", state.step), encoder)
     draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
     of_rows = partial(gradients, objective=exp.split_objective, parts=c.train.accumulation)
-    return update(
+    return update_state(
         state,
         Noised(x0, batch["label"], draws),
         gradients=collectives.over_devices(of_rows, exp.mesh, exp.axes, sums=is_sum),

@@ -21,7 +21,7 @@ import numpy as np
 from clu import parameter_overview
 
 from ig_jax.checkpoint import compatibility, versions
-from ig_jax.checkpoint.manager import ARRAYS, CheckpointError, Checkpoints
+from ig_jax.checkpoint.manager import ARRAY_ITEMS, CheckpointError, Checkpoints
 from ig_jax.data import loader
 from ig_jax.evaluation import during_training
 from ig_jax.evaluation.image_evaluator import make_evaluator
@@ -30,7 +30,7 @@ from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, flops, metric_writer, profiler, throughput
 from ig_jax.monitoring.throughput import NonFiniteLoss
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import TERMS, TrainState, trained
+from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState, trained
 from ig_jax.parallel import lock
 from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
@@ -51,7 +51,7 @@ def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[Train
     checkpoints.require(step, exp.config.raw, compatibility.CONTINUES)
     meta = checkpoints.meta(step)
     state = checkpoints.restore(step, exp.abstract_state)
-    for line in resume_changes.changes(exp, meta["config"], step):
+    for line in resume_changes.describe_changes(exp, meta["config"], step):
         console.say(line)
     return state, meta["data"]["next_index"]
 
@@ -121,7 +121,7 @@ def rates(exp: Experiment) -> throughput.Rates:
     size, log = exp.config.train.batch_size, exp.config.log
     params = trained(exp.abstract_params, exp.abstract_terms)  # a head counts as one of all tokens
     return throughput.Rates(
-        flops.train_step(exp.net, params, size) / exp.mesh.size,
+        flops.of_train_step(exp.net, params, size) / exp.mesh.size,
         exp.mesh.devices.flat[0].device_kind,
         peak_tflops=log.peak_tflops,
     )
@@ -181,9 +181,9 @@ class Trainer:
             if jax.process_index() == 0:
                 files.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
-        heads = [TERMS] * bool(self.exp.abstract_terms)
+        heads = [HEADS_OF_TERMS] * bool(self.exp.abstract_terms)
         step, (state, self._data_start) = self.checkpoints.newest(
-            partial(restore, self.exp, self.checkpoints), (*ARRAYS, *heads)
+            partial(restore, self.exp, self.checkpoints), (*ARRAY_ITEMS, *heads)
         )
         if step:
             console.say(f"resuming {self.workdir} at step {step}")

@@ -14,7 +14,7 @@ from PIL import Image
 import ig_jax
 from ig_jax import api
 from ig_jax.config.run_config import parse
-from ig_jax.generation.batches import batches
+from ig_jax.generation.batches import sample_batches
 from ig_jax.models.sit import SiT
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.flow import FlowMatching
@@ -52,7 +52,7 @@ def test_a_loaded_run_has_the_weights_that_are_asked_for():
 
 def test_samples_are_those_of_the_program(pipe):
     exp = tiny.experiment({"sample.labels": "3,7,0"})
-    expected = list(batches(exp.pipeline.generator(), pipe.params, 4, np.arange(3)))
+    expected = list(sample_batches(exp.pipeline.generator(), pipe.params, 4, np.arange(3)))
     found = pipe.sample(labels=LABELS, seed=4)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected[0].images)

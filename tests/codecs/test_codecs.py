@@ -102,7 +102,9 @@ def test_the_rule_to_8_bits_is_a_setting(codec, monkeypatch):
     monkeypatch.setattr(VaVae, "_statistics", (np.float32(0), np.float32(1)))
     scale = sd_vae.SCALE if codec is SdVae else 1
     x = scale * jnp.linspace(-1, 1, 101).reshape(1, 1, 101, 1)
-    cut, rounded = (codec("", rounding=rule).decode(x, {"weights": 0}) for rule in to_uint8.RULES)
+    cut, rounded = (
+        codec("", rounding=rule).decode(x, {"weights": 0}) for rule in to_uint8.ROUNDING_RULES
+    )
     np.testing.assert_array_equal(cut, to_uint8.to_uint8_truncated(x / scale))
     np.testing.assert_array_equal(rounded, to_uint8.to_uint8_rounded(x / scale))
     assert np.any(cut != rounded)

@@ -184,7 +184,7 @@ def record_of(codec):
 
 
 def test_a_record_beside_the_shards_tells_the_codec(latents):
-    (latents / provenance.FILE).write_text(provenance.dumps(record_of("another")))
+    (latents / provenance.PROVENANCE_FILE).write_text(provenance.dumps(record_of("another")))
     source = source_of(latents)
     assert source.codec == "another" and source.record() == record_of("another")
 

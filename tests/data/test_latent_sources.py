@@ -100,19 +100,24 @@ def record_of(codec):
 
 
 def test_a_record_beside_the_labels_tells_the_codec_in_folder_and_zip(latents):
-    (latents / "vae-sd" / provenance.FILE).write_text(provenance.dumps(record_of("another")))
+    (latents / "vae-sd" / provenance.PROVENANCE_FILE).write_text(
+        provenance.dumps(record_of("another"))
+    )
     for place in places_of_the_tree(latents):
         assert npy(place).codec == "another" and npy(place).record() == record_of("another")
 
 
 def test_a_record_that_is_cut_off_is_named_in_folder_and_zip(latents):
-    (latents / "vae-sd" / provenance.FILE).write_text('{"codec": "sd_v')
-    refuses(npy(latents), f"vae-sd/{provenance.FILE}: is cut off or no record")
-    refuses(npy(zipped(latents)), f"latents.zip/vae-sd/{provenance.FILE}: is cut off or no record")
+    (latents / "vae-sd" / provenance.PROVENANCE_FILE).write_text('{"codec": "sd_v')
+    refuses(npy(latents), f"vae-sd/{provenance.PROVENANCE_FILE}: is cut off or no record")
+    refuses(
+        npy(zipped(latents)),
+        f"latents.zip/vae-sd/{provenance.PROVENANCE_FILE}: is cut off or no record",
+    )
 
 
 def test_a_record_beside_shards_tells_the_codec(shards):
-    (shards / provenance.FILE).write_text(provenance.dumps(record_of("another")))
+    (shards / provenance.PROVENANCE_FILE).write_text(provenance.dumps(record_of("another")))
     assert sharded(shards).codec == "another" and sharded(shards).record() == record_of("another")
 
 
@@ -578,7 +583,7 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory(latents, which,
     assert peak < 1 << 22
 
 
-@pytest.mark.parametrize("name", ["dataset.json", NAMES[0], NAMES[6], provenance.FILE])
+@pytest.mark.parametrize("name", ["dataset.json", NAMES[0], NAMES[6], provenance.PROVENANCE_FILE])
 @pytest.mark.parametrize(
     "make, kind",
     [(os.mkfifo, "a named pipe"), (lambda path: path.symlink_to("/dev/zero"), "a device")],

@@ -27,7 +27,7 @@ MEANT = dataclasses.asdict(RECORD)
 
 def test_what_is_written_is_read(tmp_path):
     assert provenance.read(tmp_path) is None
-    (tmp_path / provenance.FILE).write_text(provenance.dumps(RECORD))
+    (tmp_path / provenance.PROVENANCE_FILE).write_text(provenance.dumps(RECORD))
     assert provenance.read(tmp_path) == RECORD
 
 
@@ -56,13 +56,13 @@ def test_what_a_later_version_adds_is_passed_over():
     ],
 )
 def test_what_is_no_record_is_refused_by_its_file(tmp_path, content):
-    file = tmp_path / provenance.FILE
+    file = tmp_path / provenance.PROVENANCE_FILE
     file.write_text(content)
     with pytest.raises(UserError, match=f"^{file}: is cut off or no record of latents"):
         provenance.read(tmp_path)
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):
-    os.mkfifo(tmp_path / provenance.FILE)
+    os.mkfifo(tmp_path / provenance.PROVENANCE_FILE)
     with pytest.raises(UserError, match="is a named pipe"):
         provenance.read(tmp_path)

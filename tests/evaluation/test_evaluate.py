@@ -258,16 +258,16 @@ class Bar:
 def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
     params, bar = tiny.trained().weights(), Bar()
     generator = exp.pipeline.generator()
-    first, second = (variants.draw(generator, params, 20, seed, bar) for seed in (0, 1))
+    first, second = (variants.draw_samples(generator, params, 20, seed, bar) for seed in (0, 1))
     assert bar.total == 40
     assert first[0].shape == second[0].shape == (20, 8, 8, 1)
     assert not np.array_equal(first[0], second[0])
     assert np.bincount(first[1]).tolist() == [2] * 10
-    few, labels = variants.draw(generator, params, 5, 0, bar)
+    few, labels = variants.draw_samples(generator, params, 5, 0, bar)
     np.testing.assert_array_equal(few, first[0][:5])
     np.testing.assert_array_equal(labels, first[1][:5])
     plain = guidance.only(exp.config.sample.guidances, ())
-    unguided, _ = variants.draw(generator, params, 20, 0, bar, guidances=plain)
+    unguided, _ = variants.draw_samples(generator, params, 20, 0, bar, guidances=plain)
     assert not np.array_equal(unguided, first[0])
 
 
@@ -279,7 +279,7 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     assert [f.name for f in file.parent.iterdir()] == ["results.json"]
     assert {name: stats["mean"] for name, stats in record["floor"].items()} == judged[1]
     generator, average = exp.pipeline.generator(), trained.weights("0.9")
-    drawn = [variants.draw(generator, average, 20, seed, Bar()) for seed in (0, 1)]
+    drawn = [variants.draw_samples(generator, average, 20, seed, Bar()) for seed in (0, 1)]
     assert record["each"] == [measure(judged, *part) for part in drawn]
     assert record["measures"] == metrics_report.spread(record["each"])
     assert record["measures"]["fd"]["std"] > 0
@@ -308,7 +308,7 @@ def test_more_samples_than_were_held_out_are_also_judged_in_runs_of_as_many(tmp_
     exp, trained = tiny.experiment(changes), tiny.trained()
     record = evaluate.run(exp, trained.copy(tmp_path))
     evaluator, _ = run_record.evaluator(exp)
-    drawn = variants.draw(exp.pipeline.generator(), trained.weights("0.9"), 360, 0, Bar())
+    drawn = variants.draw_samples(exp.pipeline.generator(), trained.weights("0.9"), 360, 0, Bar())
     found = base.compute_in_runs(evaluator, evaluator.extract(drawn[0]), drawn[1], 355)
     in_runs = {name: stats["mean"] for name, stats in record["in_runs_of_the_floor"].items()}
     assert in_runs == pytest.approx(found, rel=1e-6)

@@ -58,7 +58,7 @@ def latents(changes, **chosen) -> np.ndarray:
     exp = tiny.experiment(changes)
     _, params = run_record.load_weights(exp, tiny.trained().workdir)
     generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline), decode=lambda x: x)
-    [(_, found, _)] = batches.batches(generator, params, 0, np.arange(NUM), **chosen)
+    [(_, found, _)] = batches.sample_batches(generator, params, 0, np.arange(NUM), **chosen)
     return found
 
 
@@ -88,7 +88,7 @@ def test_one_step_of_euler_goes_from_the_worse_velocity_through_the_better(small
     exp = tiny.experiment({**SMALLER, **one, "sample.weights": "ema"})
     _, params = run_record.load_weights(exp, smaller)
     generator = exp.pipeline.generator(decode=lambda x: x)
-    [(_, alone, _)] = batches.batches(generator, params, 0, np.arange(NUM))
+    [(_, alone, _)] = batches.sample_batches(generator, params, 0, np.arange(NUM))
     np.testing.assert_allclose(ends[0.0], alone, atol=1e-5)
 
 

@@ -46,7 +46,7 @@ def images_of(trained, indices, generator=None, *, seed=0, **chosen) -> np.ndarr
         jax.device_get(trained.outcome.state.params), replicated(generator.mesh)
     )
     parts = list(
-        generation_batches.batches(generator, weights, seed, np.asarray(indices), **chosen)
+        generation_batches.sample_batches(generator, weights, seed, np.asarray(indices), **chosen)
     )
     assert [i for part in parts for i in part[0]] == list(indices)
     return np.concatenate([part[1] for part in parts])
@@ -365,7 +365,7 @@ def test_a_run_that_broke_off_goes_on_with_what_is_missing(workdir, tmp_path, mo
     """Batch by batch, and then with more samples: what is there is never drawn again."""
     changes = {"sample.files": kinds, "sample.batch_size": 4}
     unbroken = files_of(sample.run(tiny.experiment(changes), tiny.trained().copy(tmp_path / "b")))
-    drawn, batches = [], sample.batches
+    drawn, batches = [], sample.sample_batches
 
     def breaks(generator, params, seed, indices, stop=2):
         drawn.append(indices.tolist())
@@ -374,7 +374,7 @@ def test_a_run_that_broke_off_goes_on_with_what_is_missing(workdir, tmp_path, mo
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(sample, "batches", breaks)
+    monkeypatch.setattr(sample, "sample_batches", breaks)
     with pytest.raises(KeyboardInterrupt):
         sample.run(tiny.experiment(changes), workdir)
     target = sample.run(tiny.experiment(changes), workdir)
@@ -402,8 +402,10 @@ def test_what_is_damaged_is_made_again_and_the_rest_is_not(workdir, monkeypatch)
     png = whole["000000.png"]
     damaged = [b"", png[:40], png[:-1], bytes(len(png)), png.replace(b"IDAT", b"IDAX"), b"x" * 9]
     drawn = []
-    batches = sample.batches
-    monkeypatch.setattr(sample, "batches", lambda *a: drawn.append(a[-1].tolist()) or batches(*a))
+    batches = sample.sample_batches
+    monkeypatch.setattr(
+        sample, "sample_batches", lambda *a: drawn.append(a[-1].tolist()) or batches(*a)
+    )
     for kept in (None, b"", whole["samples.npz"][:-200], b"PK", bytes(500)):
         for i, content in enumerate(damaged):
             (target / f"{i:06d}.png").write_bytes(content)

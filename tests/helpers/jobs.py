@@ -25,8 +25,7 @@ import commands
 import sklearn.datasets  # noqa: F401, before the first fork, as is tensorboardX
 import tensorboardX  # noqa: F401
 
-from ig_jax import cli  # noqa: F401, before the first fork
-from ig_jax.monitoring import metric_writer
+from ig_jax.monitoring import metric_writer  # noqa: F401, before the first fork
 
 ALONE = 900.0  # seconds; the others of a killed process end after about 60, on a slow machine later
 SAMPLING = 5.0  # seconds
@@ -87,7 +86,7 @@ class Run:
 
     def _lines(self) -> int | None:
         """Which file metrics.jsonl is: every start writes another."""
-        file = self.workdir / metric_writer.METRICS
+        file = self.workdir / metric_writer.METRICS_FILE
         return file.stat().st_ino if file.exists() else None
 
     def stepping(self) -> bool:

@@ -210,7 +210,7 @@ def _read_arrays(folder: Path) -> None:
     from ig_jax.io import npz
 
     for name in npz.names(folder / "file.npz"):
-        np.array(npz.array(folder / "file.npz", name))
+        np.array(npz.read_array(folder / "file.npz", name))
 
 
 def _read_npy_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ from ig_jax import pytree
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.config import run_config
 from ig_jax.data import loader
-from ig_jax.generation.batches import batches
+from ig_jax.generation.batches import sample_batches
 from ig_jax.optim.muon import newton_schulz_flops
 from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel.mesh import AXES, bytes_each, replicate_locally, to_global
@@ -154,7 +154,7 @@ def sampled(folder: Path, name: str, programs: Programs, state: TrainState) -> N
     weights = replicate_locally(exp.mesh, state.params)
     found = {}
     for kind, sampler in {"euler": exp.config.sample.sampler, "dopri5": DOPRI5}.items():
-        drawn = batches(generator, weights, 0, np.arange(10), sampler=sampler)
+        drawn = sample_batches(generator, weights, 0, np.arange(10), sampler=sampler)
         found[kind] = np.concatenate([latents for _, latents, _ in drawn])
     np.savez(folder / f"samples_{name}.npz", **found)
 

@@ -80,7 +80,7 @@ def run_of(found, *, step=0, imported="weights", **model):
     exp, config = experiment(found, **model)
     params = parameter_names.from_published(found.state, exp.abstract_params)
     meta = {
-        "config": compatibility.plain(config),
+        "config": compatibility.as_json(config),
         "step": step,
         "imported": imported,
         "versions": {},

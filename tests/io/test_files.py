@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ig_jax.errors import LONGEST, UserError, listed, shown
+from ig_jax.errors import LONGEST_SHOWN, UserError, listed, shown
 from ig_jax.io import files
 
 
@@ -116,9 +116,9 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_
 
 def test_long_values_are_cut_in_messages():
     assert shown({"a": 1}) == "{'a': 1}"
-    assert shown("x" * 10_000) == "'" + "x" * (LONGEST - 1) + "... (10,002 characters)"
+    assert shown("x" * 10_000) == "'" + "x" * (LONGEST_SHOWN - 1) + "... (10,002 characters)"
     assert shown(10**5000) == "a number of 16,610 bits"
     assert shown([10**5000]) == "a list with a number of thousands of digits"
     assert listed(["a", 1]) == "'a', 1"
     assert listed([]) == "nothing"
-    assert listed(["x" * 50] * 100) == (("'" + "x" * 50 + "', ") * 4)[:LONGEST] + "..."
+    assert listed(["x" * 50] * 100) == (("'" + "x" * 50 + "', ") * 4)[:LONGEST_SHOWN] + "..."

@@ -149,7 +149,7 @@ def test_with_any_bit_of_its_header_flipped_a_file_is_read_or_refused():
     ],
 )
 def test_a_shape_of_as_many_bytes_as_there_are_is_right(shape, itemsize, held):
-    array_bounds.require(shape, itemsize, held)
+    array_bounds.require_fit(shape, itemsize, held)
 
 
 @pytest.mark.parametrize(
@@ -175,5 +175,5 @@ def test_a_shape_of_as_many_bytes_as_there_are_is_right(shape, itemsize, held):
 )
 def test_a_shape_of_other_bytes_than_there_are_is_refused(shape, itemsize, held, says):
     with pytest.raises(ValueError, match=says) as caught:
-        array_bounds.require(shape, itemsize, held)
+        array_bounds.require_fit(shape, itemsize, held)
     assert len(str(caught.value)) < 600

@@ -24,7 +24,7 @@ def path(tmp_path):
 
 def refusal(path, name="arr_0"):
     with pytest.raises(UserError) as caught:
-        npz.array(path, name)
+        npz.read_array(path, name)
     assert str(caught.value).startswith(f"{path}: ")
     return str(caught.value)
 
@@ -53,7 +53,7 @@ def is_mapped(array):
 )
 def test_an_array_that_numpy_stored_is_mapped_read_only(path, array):
     np.savez(path, first=np.zeros(3), wanted=array, last=np.ones(2))
-    found = npz.array(path, "wanted")
+    found = npz.read_array(path, "wanted")
     np.testing.assert_array_equal(found, array)
     assert found.dtype == np.asarray(array).dtype
     assert is_mapped(found)
@@ -63,7 +63,7 @@ def test_an_array_that_numpy_stored_is_mapped_read_only(path, array):
 
 def test_a_compressed_array_is_read_whole(path):
     np.savez_compressed(path, PICTURES)
-    found = npz.array(path, "arr_0")
+    found = npz.read_array(path, "arr_0")
     np.testing.assert_array_equal(found, PICTURES)
     assert not is_mapped(found)
 
@@ -74,7 +74,7 @@ def test_a_long_header_is_read(path, tmp_path):
         np.lib.format.write_array(file, PICTURES, version=(2, 0))
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(tmp_path / "a.npy", "arr_0.npy")
-    np.testing.assert_array_equal(npz.array(path, "arr_0"), PICTURES)
+    np.testing.assert_array_equal(npz.read_array(path, "arr_0"), PICTURES)
 
 
 def test_the_arrays_that_are_there_are_named(path):
@@ -233,8 +233,8 @@ def test_numpy_reads_what_is_written(written, tmp_path):
 
 
 def test_what_is_written_is_mapped_again(written):
-    assert is_mapped(npz.array(written, "arr_0"))
-    np.testing.assert_array_equal(npz.array(written, "arr_0"), PICTURES)
+    assert is_mapped(npz.read_array(written, "arr_0"))
+    np.testing.assert_array_equal(npz.read_array(written, "arr_0"), PICTURES)
 
 
 def test_equal_members_give_equal_bytes(written, tmp_path, monkeypatch):
@@ -260,5 +260,5 @@ def test_the_evaluator_of_adm_reads_what_is_written(written):
 def test_a_picture_array_of_more_rows_than_two_bytes_count(path):
     pictures = np.random.default_rng(0).integers(0, 256, (2**16 + 3, 1, 1, 3), dtype=np.uint8)
     npz.write(path, {"arr_0": pictures})
-    np.testing.assert_array_equal(npz.array(path, "arr_0"), pictures)
+    np.testing.assert_array_equal(npz.read_array(path, "arr_0"), pictures)
     np.testing.assert_array_equal(np.concatenate(list(adm_blocks(path, 50_000))), pictures)

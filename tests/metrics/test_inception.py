@@ -167,7 +167,7 @@ def test_compiled_resize_is_within_roundings_of_a_fused_product(golden):
 
 
 def shape_after(chain, weights, x):
-    return jax.eval_shape(lambda w, x: inception_network.apply(chain, w, x), weights, x)
+    return jax.eval_shape(lambda w, x: inception_network.apply_network(chain, w, x), weights, x)
 
 
 def test_sides_and_channels_shrink_and_grow_as_published(weights):

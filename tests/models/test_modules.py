@@ -158,10 +158,10 @@ def test_a_leaf_of_a_state_belongs_to_the_parameter_its_path_ends_in(path, names
 
 def test_an_axis_name_that_is_not_in_the_table_is_refused():
     with pytest.raises(ValueError, match="'embd' names no axis: add .* mlp, modulation"):
-        axes.named("embd", "mlp")
+        axes.axis_metadata("embd", "mlp")
 
 
-@pytest.mark.parametrize("metadata", [{}, axes.named("embed")])
+@pytest.mark.parametrize("metadata", [{}, axes.axis_metadata("embed")])
 def test_a_parameter_whose_axes_are_not_all_named_is_named(metadata):
     module = nnx.Dict(gate=nnx.Linear(2, 3, kernel_metadata=metadata, rngs=nnx.Rngs(0)))
     del module["gate"].bias

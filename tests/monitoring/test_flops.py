@@ -82,7 +82,7 @@ def test_xla_counts_up_to_three_percent_more_with_what_is_not_a_product(net):
 @every_net
 def test_a_gradient_costs_three_forward_passes_an_image(net):
     params = lively.abstract(net)
-    assert flops.train_step(net, params, 7) == 21 * flops.forward(net, params)
+    assert flops.of_train_step(net, params, 7) == 21 * flops.forward(net, params)
 
 
 def test_xla_counts_nearly_three_forward_passes_in_a_gradient_without_rematerialisation():
@@ -91,7 +91,7 @@ def test_xla_counts_nearly_three_forward_passes_in_a_gradient_without_rematerial
     args = arguments(net, batch=2)
     loss = lambda *args: sum(x.sum() for x in jax.tree.leaves(net(*args)))  # noqa: E731
     counted = jax.jit(jax.grad(loss)).lower(*args).cost_analysis()["flops"]
-    assert 0.97 < counted / flops.train_step(net, lively.abstract(net), 2) < 1.03
+    assert 0.97 < counted / flops.of_train_step(net, lively.abstract(net), 2) < 1.03
 
 
 def of_sit(side: int = 4, **changes) -> int:

@@ -273,7 +273,7 @@ def test_clipping_sees_the_gradient_of_network_and_heads_as_one():
         terms["sra2"]["fc5"]["bias"] += sizes["terms"] / 2
         return trained(net, terms), {}
 
-    _, metrics = step.update(
+    _, metrics = step.update_state(
         state,
         step.Noised(None, None, None),
         gradients=gradients,

@@ -13,7 +13,7 @@ import tiny
 
 from ig_jax.errors import UserError
 from ig_jax.parallel import distributed
-from ig_jax.parallel.distributed import Start, detect
+from ig_jax.parallel.distributed import Start, detect_job
 
 HEARTBEAT = 3
 BOUND = 900  # seconds after which something hangs, on the slowest of machines
@@ -58,7 +58,7 @@ def told(coordinator: str, num_processes: int, process_id: int) -> Start:
     ],
 )
 def test_one_process_starts_nothing(environ):
-    assert detect(environ, {}) is None
+    assert detect_job(environ, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_one_process_starts_nothing(environ):
     ],
 )
 def test_flags_count_before_variables_and_both_before_the_surroundings(environ, flags):
-    assert detect(environ, flags) == told("10.0.0.1:1234", 4, 3)
+    assert detect_job(environ, flags) == told("10.0.0.1:1234", 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_flags_count_before_variables_and_both_before_the_surroundings(environ, 
 )
 def test_a_wrong_or_incomplete_start_is_one_sentence(flags, sentence):
     with pytest.raises(UserError, match=sentence):
-        detect({}, flags)
+        detect_job({}, flags)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_wrong_or_incomplete_start_is_one_sentence(flags, sentence):
     ],
 )
 def test_tasks_of_slurm_meet_at_the_first_node(nodes, host):
-    found = detect(SLURM | {"SLURM_STEP_NODELIST": nodes}, {})
+    found = detect_job(SLURM | {"SLURM_STEP_NODELIST": nodes}, {})
     port = 61440 + 5000 - 4096
     assert found == Start("Slurm", "deactivate", f"{host}:{port}", 16, 11, (3,))
 
@@ -120,12 +120,12 @@ def test_tasks_of_slurm_meet_at_the_first_node(nodes, host):
     ],
 )
 def test_tasks_of_slurm_share_the_gpus_that_they_see(change, devices):
-    assert detect(SLURM | change, {}).local_devices == devices
+    assert detect_job(SLURM | change, {}).local_devices == devices
 
 
 def test_gpus_that_cannot_be_shared_are_told():
     with pytest.raises(UserError, match="3 Slurm tasks cannot share 8 GPUs of a node equally"):
-        detect(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3"}, {})
+        detect_job(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3"}, {})
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_gpus_that_cannot_be_shared_are_told():
     ],
 )
 def test_jax_is_asked_where_only_the_platform_knows(environ, expected):
-    assert detect(environ, {}) == expected
+    assert detect_job(environ, {}) == expected
 
 
 def test_the_names_of_platforms_are_those_of_jax():

@@ -45,7 +45,7 @@ sys.stdin.read()
 def left(folder, **changes):
     """A lock file without a process that the system knows of, changed."""
     owner = replace(Owner.here(), **changes)
-    (folder / lock.NAME).write_text(json.dumps(asdict(owner)))
+    (folder / lock.LOCK_FILE).write_text(json.dumps(asdict(owner)))
     return owner
 
 

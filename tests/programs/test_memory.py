@@ -85,7 +85,7 @@ def test_accumulation_makes_room(small_machine):
 
 
 def test_sizes_are_told_in_units():
-    assert [memory_check.in_words(n) for n in (10**6, 24 * 10**9, 48 * 10**11, 10**19)] == [
+    assert [memory_check.size_text(n) for n in (10**6, 24 * 10**9, 48 * 10**11, 10**19)] == [
         *("1 MB", "24 GB", "4.8 TB", "10 EB")
     ]
 

@@ -378,7 +378,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(pictures, moments, weigh
         while not (folder / "parts" / "00001.json").exists() and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL and not (folder / provenance.FILE).exists():
+        if process.wait() == -signal.SIGKILL and not (folder / provenance.PROVENANCE_FILE).exists():
             break
     assert (folder / "parts").exists()
     subprocess.run(command, cwd=tiny.ROOT, check=True)
@@ -505,11 +505,13 @@ def test_training_refuses_statistics_of_other_latents(twins, tmp_path):
 def test_training_refuses_another_input_range_and_a_broken_record(moments, tmp_path):
     folder = tmp_path / "latents"
     shutil.copytree(moments, folder)
-    noted = json.loads((folder / provenance.FILE).read_text())
-    (folder / provenance.FILE).write_text(json.dumps(noted | {"input_range": [0.0, 1.0]}))
+    noted = json.loads((folder / provenance.PROVENANCE_FILE).read_text())
+    (folder / provenance.PROVENANCE_FILE).write_text(
+        json.dumps(noted | {"input_range": [0.0, 1.0]})
+    )
     with pytest.raises(UserError, match=r"saw pixels in \[0.0, 1.0\], but 'sd_vae' means"):
         parsed(settings("sd_vae", "array_record", folder))
-    (folder / provenance.FILE).write_text("{")
+    (folder / provenance.PROVENANCE_FILE).write_text("{")
     with pytest.raises(UserError, match="ig_jax.json: is cut off or no record"):
         parsed(settings("sd_vae", "array_record", folder))
 

@@ -16,7 +16,8 @@ from ig_jax.monitoring import metric_writer
 from ig_jax.monitoring.throughput import NonFiniteLoss
 from ig_jax.optim.train_state import TrainState
 from ig_jax.programs import replay
-from ig_jax.training import step, trainer
+from ig_jax.training import trainer
+from ig_jax.training.step import Noised, init_state, update_state
 
 SHORT = {"train.steps": 8, "checkpoint.every_steps": 2, "log.every_steps": 2}
 
@@ -53,7 +54,7 @@ def test_replay_goes_to_the_step_and_changes_nothing(diverged, capsys):
 def test_replay_begins_with_the_weights_that_training_began_with(tmp_path):
     """Imported ones, which are a checkpoint of step 0."""
     exp = tiny.experiment(devices=jax.devices()[:1])
-    weights = jax.tree.map(lambda x: x + 1, step.init_state(exp).params)
+    weights = jax.tree.map(lambda x: x + 1, init_state(exp).params)
     checkpoints = Checkpoints(tmp_path)
     imported = TrainState(jax.numpy.int32(0), weights, opt_state=None, ema=None)
     checkpoints.save(imported, {"next_index": 0}, exp.config.raw, "weights")
@@ -74,7 +75,7 @@ def test_replay_tells_that_an_earlier_update_was_too_large(diverged, tmp_path):
 
 def test_replay_names_the_first_operation_that_gives_no_number():
     exp = tiny.experiment(devices=jax.devices()[:1])
-    state = step.init_state(exp)
+    state = init_state(exp)
     # Finite weights, whose product with itself is not: inf - inf in the norm of the tokens.
     huge = jax.tree.map(lambda x: x * 1e38, state.params["x_embedder"])
     params = {**state.params, "x_embedder": huge}
@@ -87,7 +88,7 @@ def test_replay_names_the_first_operation_that_gives_no_number():
 def test_replay_of_a_healthy_step_says_so_and_has_its_loss():
     exp = tiny.experiment(devices=jax.devices()[:1])
     batch = next(loader.batches(exp.config.data.source, 16, 0))
-    found = replay._look(exp, step.init_state(exp), batch)
+    found = replay._look(exp, init_state(exp), batch)
     assert found.startswith("every operation of it gives numbers here, and the loss is 2.")
 
 
@@ -120,7 +121,7 @@ def test_updates_of_spikes_are_skipped_counted_and_told(tmp_path, capsys):
 
 def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
     exp = tiny.experiment({"train.spike_factor": 2.0})
-    state = step.init_state(exp)
+    state = init_state(exp)
     guard = state.opt_state._replace(
         norms=0 * state.opt_state.norms + 1e-9, seen=jax.numpy.int32(128)
     )
@@ -131,9 +132,9 @@ def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
         return jax.tree.map(jax.numpy.ones_like, params), {}
 
     state = state.replace(opt_state=guard, ema=averages)
-    none = step.Noised(None, None, None)
+    none = Noised(None, None, None)
     settings = {"optimizer": exp.optimizer, "decays": exp.config.train.ema_decays}
-    update = partial(step.update, gradients=gradients, **settings)
+    update = partial(update_state, gradients=gradients, **settings)
     after, metrics = quick_jit(update)(state, none)
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.ema), before)
     assert int(metrics["skipped_updates"]) == 1 and int(after.step) == 1

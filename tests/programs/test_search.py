@@ -47,13 +47,13 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
     _, params = run_record.load_weights(exp, workdir)
     evaluator, _ = run_record.evaluator(exp)
     [row] = [row for row in rows if row["candidate"] == {"ig.scale": 3.0}]
-    guidances, sampler = search.apply(c.sample, Candidate.of(row["candidate"]))
+    guidances, sampler = search.apply_candidate(c.sample, Candidate.of(row["candidate"]))
 
     class Bar:
         def update(self, n): ...
 
     for value in row["values"]:
-        images, labels = variants.draw(
+        images, labels = variants.draw_samples(
             exp.pipeline.generator(), params, 20, value["seed"], Bar(), guidances=guidances
         )
         found = evaluator.compute(evaluator.extract(images), labels)
@@ -63,7 +63,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
 
 def test_a_finished_search_draws_nothing_again(found, monkeypatch):
     rows, workdir = found
-    monkeypatch.setattr(variants, "draw", lambda *a, **k: pytest.fail("drew again"))
+    monkeypatch.setattr(variants, "draw_samples", lambda *a, **k: pytest.fail("drew again"))
     again = modes.run(settings(), workdir=str(workdir), mode="search")
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(rows))
 
@@ -79,7 +79,7 @@ def test_a_search_with_other_settings_is_refused_and_the_record_kept(found):
 def test_a_candidate_changes_what_it_names_and_nothing_else():
     s = tiny.experiment().config.sample
     values = {"ig.scale": 3.0, "cfg.low": 0.25, "sampler.num_steps": 7.0}
-    guidances, sampler = search.apply(s, Candidate.of(values))
+    guidances, sampler = search.apply_candidate(s, Candidate.of(values))
     assert sampler.num_steps == 7 and isinstance(sampler.num_steps, int)
     assert guidances["ig"].scale == 3 and guidances["ig"].high == s.ig.high
     assert guidances["cfg"].low == 0.25 and guidances["cfg"].scale == s.cfg.scale

@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 import ig_jax
-from ig_jax.checkpoint import manager
+from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.data.sources.array_record import ArrayRecord
 from ig_jax.monitoring import metric_writer
 from ig_jax.programs import evaluate, export_checkpoint, sample
@@ -52,7 +52,7 @@ def test_samples_are_found_again_and_would_be_the_same(older, monkeypatch):
     exp = tiny.experiment(SETTINGS)
     [folder] = (older / "run" / "samples").iterdir()
     old = np.load(folder / "samples.npz")["arr_0"]
-    monkeypatch.setattr(sample, "batches", lambda *a, **k: iter(()))  # nothing is missing
+    monkeypatch.setattr(sample, "sample_batches", lambda *a, **k: iter(()))  # nothing is missing
     assert sample.run(exp, older / "run") == folder
     pipe = ig_jax.load(older / "run")
     labels = np.load(folder / "samples.npz")["arr_1"]
@@ -70,7 +70,7 @@ def test_an_evaluation_is_found_again(older, monkeypatch):
 def test_a_checkpoint_exports(older, tmp_path):
     export_checkpoint.export_checkpoint(older / "run", tmp_path / "x.safetensors", "raw")
     found = ig_jax.load(tmp_path / "x.safetensors")
-    checkpoints = manager.of_run(older / "run", "--workdir")
+    checkpoints = checkpoint_manager.of_run(older / "run", "--workdir")
     step, like = checkpoints.latest_step(), tiny.experiment(SETTINGS).replicated_params
     raw = checkpoints.weights(step, "raw", like)
     checkpoints.close()

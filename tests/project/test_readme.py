@@ -94,7 +94,7 @@ def test_sampler_of_the_readme_samples(monkeypatch):
     exp = experiment.experiment(run_config.parse(c, jax.device_count()))
     assert "Midpoint, 3 steps, 10 network evaluations" in dry_run.describe(exp)
     params = jax.jit(exp.net.init)(jax.random.key(0))
-    [(_, images, _)] = batches.batches(exp.pipeline.generator(), params, 0, np.arange(4))
+    [(_, images, _)] = batches.sample_batches(exp.pipeline.generator(), params, 0, np.arange(4))
     assert images.shape == (4, 8, 8, 1)
 
 

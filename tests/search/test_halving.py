@@ -448,14 +448,14 @@ def test_the_table_shows_uncertainty_and_the_configs_own_row_wherever_it_stands(
         row(1.4, 3.0, 0.2, {"mean": 0.0, "std": 0.0, "error": 0.0}, 4, default=True),
         row(1.9, 9.0, None, {"mean": 6.0, "std": None, "error": None}, 1),
     ]
-    lines = search_report.table(rows, MEASURES, "fd", best=1).splitlines()
+    lines = search_report.search_table(rows, MEASURES, "fd", best=1).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     heads = ["rank", "cfg.scale", "ig.scale", "seeds", "FD", "minus config", "label accuracy %"]
     assert cells[0] == heads
     assert cells[2] == ["1", "1", "1.5", "4", "2.31 ± 0.05", "-0.40 ± 0.10", "50.0 ± 5.0"]
     assert cells[3] == ["3 (config)", "1", "1.4", "4", "3.00 ± 0.20", "", "50.0 ± 5.0"]
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
-    assert "| 9.00 " in search_report.table(rows, MEASURES, "fd", best=4).splitlines()[-1]
+    assert "| 9.00 " in search_report.search_table(rows, MEASURES, "fd", best=4).splitlines()[-1]
 
 
 def test_the_fields_drawn_are_those_with_the_most_values_and_scales_before_others():

@@ -28,7 +28,7 @@ from ig_jax.objectives.base import Draws
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import TrainState
 from ig_jax.samplers import SAMPLERS, base
-from ig_jax.training.step import Noised, gradients, update
+from ig_jax.training.step import Noised, gradients, update_state
 from ig_jax.types import Params
 
 pytestmark = pytest.mark.golden
@@ -76,7 +76,7 @@ def training(golden_dir):
     decays = (config["ema_decay"], config["ema_fast_decay"])
     step = quick_jit(
         partial(
-            update,
+            update_state,
             gradients=partial(gradients, objective=loss),
             optimizer=optimizer,
             decays=decays,

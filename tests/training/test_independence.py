@@ -93,7 +93,7 @@ def drawn(codec, stored: np.ndarray, monkeypatch) -> Drawn:
         found = {"time": draws.time, "noise": draws.noise, "label drop": draws.drop}
         return state, {"latents": batch.x0, **found}
 
-    monkeypatch.setattr(training_step, "update", update)
+    monkeypatch.setattr(training_step, "update_state", update)
     monkeypatch.setattr(training_step.collectives, "over_devices", lambda *_, **__: None)
     found = {}
     for seed in SEEDS:

@@ -15,7 +15,7 @@ PEAK, WARMUP = 3e-3, 5  # of the tiny run
 
 def told(old, new, step) -> list[str]:
     """What a tiny run changed to `new` says when it goes on from `step`; `old`: until then."""
-    return resume_changes.changes(tiny.experiment(new), tiny.settings(old).to_dict(), step)
+    return resume_changes.describe_changes(tiny.experiment(new), tiny.settings(old).to_dict(), step)
 
 
 def rates(line: str) -> tuple[float, float]:

@@ -169,7 +169,7 @@ def test_the_first_average_is_the_teacher_of_the_accelerated_term(unbroken):
     draws = objective.draw(jax.random.key(0), x0)
     gradients = partial(step.gradients, objective=objective, parts=2)
     settings = {"optimizer": exp.optimizer, "decays": exp.config.train.ema_decays}
-    update = quick_jit(partial(step.update, gradients=gradients, **settings))
+    update = quick_jit(partial(step.update_state, gradients=gradients, **settings))
     _, found = update(state, step.Noised(x0, labels, draws))
     loss = quick_jit(lambda teacher: objective(state.params, x0, labels, draws, teacher)[0])
     losses = [float(loss(w)) for w in (state.ema["0.9"], state.ema["0.8"], state.params)]

@@ -18,13 +18,13 @@ from jaxtyping import Float32
 from ig_jax.data.provenance import Recorded
 from ig_jax.data.tfds import format as tfds_format
 from ig_jax.data.tfds.info import Feature
-from ig_jax.data.tfds.reader import Example, OfSplit, Split
+from ig_jax.data.tfds.reader import OfSplit, Split, TfdsExample
 from ig_jax.errors import BadExample, UserError
 from ig_jax.io.paths import Location
 
 ARRAYS = {"sd_vae": ("moments",), "va_vae": ("latents", "latents_flip")}  # codec -> features
-ENCODINGS = ("none", "bytes", "zlib")  # of tensors, by TFDS
-MOMENTS = 8  # channels: mean, standard deviation
+_ENCODINGS = ("none", "bytes", "zlib")  # of tensors, by TFDS
+_MOMENTS = 8  # channels: mean, standard deviation
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class ArrayRecord(OfSplit, Recorded):
         return height, width, channels * len(self._arrays)
 
     def _check_features(self, features: Mapping[str, Feature]) -> None:
-        file, kind = f"{self.path}/{tfds_format.FEATURES}", _kind(features)
+        file, kind = f"{self.path}/{tfds_format.FEATURES_FILE}", _kind(features)
         if not kind or (self.num_classes > 1 and "label" not in features):
             raise UserError(
                 f"{file}: names {', '.join(sorted(features))}; latents need label (but with "
                 "num_classes = 1), and moments or both latents and latents_flip"
             )
-        channels = MOMENTS if kind == "sd_vae" else "channels"
+        channels = _MOMENTS if kind == "sd_vae" else "channels"
         for name in ARRAYS[kind]:
             if not _is_latent(features[name], kind):
                 raise UserError(
@@ -98,7 +98,9 @@ class ArrayRecord(OfSplit, Recorded):
         return {"stored": stored, "label": np.asarray(label, np.int32)}
 
 
-def _array(opened: Split, example: Example, index: int, name: str) -> Float32[np.ndarray, "c h w"]:
+def _array(
+    opened: Split, example: TfdsExample, index: int, name: str
+) -> Float32[np.ndarray, "c h w"]:
     feature, declared = example[name], opened.features[name]
     values = np.asarray(feature.float_list.value, np.float32)
     if declared.encoding != "none":
@@ -129,8 +131,8 @@ def _kind(features: Mapping[str, Feature]) -> str:
 def _is_latent(feature: Feature, kind: str) -> bool:
     return (
         (feature.kind, feature.dtype) == ("Tensor", "float32")
-        and feature.encoding in ENCODINGS
+        and feature.encoding in _ENCODINGS
         and len(feature.shape) == 3
         and None not in feature.shape
-        and (kind != "sd_vae" or feature.shape[0] == MOMENTS)
+        and (kind != "sd_vae" or feature.shape[0] == _MOMENTS)
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from ig_jax.errors import shown
 
-SPLITS = ("train", "held_out")
+_SPLITS = ("train", "held_out")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Digits:
     num_classes = 10
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"split = {shown(self.split)}: must be one of {', '.join(SPLITS)}")
+        if self.split not in _SPLITS:
+            raise ValueError(f"split = {shown(self.split)}: must be one of {', '.join(_SPLITS)}")
 
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:

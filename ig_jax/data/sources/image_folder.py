@@ -27,8 +27,8 @@ from ig_jax.errors import UserError, shown
 from ig_jax.io import images
 from ig_jax.io.paths import Location
 
-ROOT = "images"
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders above
+_ROOT = "images"
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders above
 
 
 class _Classes(NamedTuple):
@@ -67,7 +67,7 @@ class ImageFolder(Cropped):
 
     @cached_property
     def _opened(self) -> _Opened:
-        tree = file_tree.find(Path(self.path), ROOT)
+        tree = file_tree.find(Path(self.path), _ROOT)
         listed = tree.names()
         names = sorted(name for name in listed if images.is_image(name))
         if not names:
@@ -78,20 +78,24 @@ class ImageFolder(Cropped):
         return _Opened(tree, names, self._classes(tree, names, listed))
 
     def _classes(self, tree: FileTree, names: list[str], listed: Collection[str]) -> _Classes:
-        if dataset_json.FILE in listed:
+        if dataset_json.DATASET_JSON in listed:
             given = dataset_json.read(tree, names, self.num_classes)
             if given is None:
-                return self._without(names, f"{tree.place(dataset_json.FILE)}: gives no labels")
-            return _Classes(given, f"{len(np.unique(given))} classes of {dataset_json.FILE}")
+                return self._without(
+                    names, f"{tree.place(dataset_json.DATASET_JSON)}: gives no labels"
+                )
+            return _Classes(
+                given, f"{len(np.unique(given))} classes of {dataset_json.DATASET_JSON}"
+            )
         loose = [name for name in names if "/" not in name]
         if len(loose) == len(names):
-            without = f"in no folder and no {dataset_json.FILE}, so no classes"
+            without = f"in no folder and no {dataset_json.DATASET_JSON}, so no classes"
             reason = f"{self.path}: holds images {without}"
             return self._without(names, reason)
         if loose:
             raise UserError(
                 f"{self.path}: {file_tree.some(loose)} in no folder, so of no class, but others "
-                f"are; put them into folders, or give all classes in {dataset_json.FILE}"
+                f"are; put them into folders, or give all classes in {dataset_json.DATASET_JSON}"
             )
         return self._folders(tree, names, listed)
 
@@ -123,12 +127,14 @@ class ImageFolder(Cropped):
             return
         contents = f"the folder {folders[0]}" if found == 1 else f"{found:,} folders of images"
         ways = [f"set num_classes = {found}"]
-        if isinstance(tree, Folder) and {folder.lower() for folder in folders} <= SPLITS:
+        if isinstance(tree, Folder) and {folder.lower() for folder in folders} <= _SPLITS:
             ways.insert(0, f"name one of them in path ({tree.place(folders[0])})")
         if found < self.num_classes:
             ways.append("allow it with fewer_classes = True")
         else:
-            ways.append(f'write {{"labels": null}} to {dataset_json.FILE} to train without classes')
+            ways.append(
+                f'write {{"labels": null}} to {dataset_json.DATASET_JSON} to train without classes'
+            )
         raise UserError(
             f"{self.path}: holds {contents}, each a class, but num_classes = {self.num_classes}; "
             f"{', or '.join(ways)}"

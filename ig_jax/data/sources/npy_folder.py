@@ -30,7 +30,7 @@ from ig_jax.io import npy
 from ig_jax.io.paths import Location
 
 ROOT = "vae-sd"
-CODEC = "sd_vae"  # whose layout this is
+_CODEC = "sd_vae"  # whose layout this is
 CHANNELS = 8  # mean, standard deviation
 
 
@@ -59,12 +59,12 @@ class NpyFolder(Recorded):
     num_classes: int
 
     stored_dtype = np.float32
-    _codec_of_layout = CODEC
+    _codec_of_layout = _CODEC
 
     def __post_init__(self):
         if not self.path:
             raise ValueError(
-                f"path = '': must name the folder or zip that holds {ROOT}/{dataset_json.FILE}"
+                f"path = '': must name the folder or zip that holds {ROOT}/{dataset_json.DATASET_JSON}"
             )
         if self.num_classes < 1:
             raise ValueError(f"num_classes = {self.num_classes}: must be at least 1")
@@ -79,14 +79,14 @@ class NpyFolder(Recorded):
                 f"{self.path}: holds no .npy files; path must be a folder or zip of latents, with "
                 f"or without {ROOT} in it"
             )
-        if dataset_json.FILE not in files:
+        if dataset_json.DATASET_JSON not in files:
             raise UserError(
-                f"{tree.place(dataset_json.FILE)}: is missing; it gives every file its class, copy "
+                f"{tree.place(dataset_json.DATASET_JSON)}: is missing; it gives every file its class, copy "
                 "it from where the latents come from"
             )
         classes = dataset_json.read(tree, names, self.num_classes)
         if classes is None:
-            reason = f"{tree.place(dataset_json.FILE)}: gives no labels"
+            reason = f"{tree.place(dataset_json.DATASET_JSON)}: gives no labels"
             classes = dataset_json.without_classes(len(names), self.num_classes, reason)
         data, file = tree.read(names[0]), tree.place(names[0])
         header = _header(data, file)
@@ -142,9 +142,11 @@ class NpyFolder(Recorded):
 
 
 def _record(tree: FileTree, files: Collection[str]) -> Record | None:
-    if provenance.FILE not in files:
+    if provenance.PROVENANCE_FILE not in files:
         return None
-    return provenance.parse(tree.read(provenance.FILE), tree.place(provenance.FILE))
+    return provenance.parse(
+        tree.read(provenance.PROVENANCE_FILE), tree.place(provenance.PROVENANCE_FILE)
+    )
 
 
 def _header(data: bytes, file: str) -> npy.Header:

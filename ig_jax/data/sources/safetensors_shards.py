@@ -20,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ig_jax.data.provenance import Recorded
-from ig_jax.errors import LONGEST, BadExample, UserError
+from ig_jax.errors import LONGEST_SHOWN, BadExample, UserError
 from ig_jax.io import safetensors_file
 from ig_jax.io.paths import Location
 
-CODEC = "va_vae"  # whose layout this is
+_CODEC = "va_vae"  # whose layout this is
 TENSORS = {"latents": "F32", "latents_flip": "F32", "labels": "I64"}  # as the format calls dtypes
-DTYPES = {"F32": "<f4", "I64": "<i8"}  # as numpy calls them
+SHARD_DTYPES = {"F32": "<f4", "I64": "<i8"}  # as numpy calls them
 
 
 class _Shard(NamedTuple):
@@ -61,7 +61,7 @@ class SafetensorsShards(Recorded):
     num_classes: int
 
     stored_dtype = np.float32
-    _codec_of_layout = CODEC
+    _codec_of_layout = _CODEC
 
     def __post_init__(self):
         if not self.path:
@@ -143,10 +143,10 @@ def _shard(file: Path) -> _Shard:
         entry = held[name]
         if entry.dtype != dtype:
             raise UserError(
-                f"{file}: {name} is of dtype {entry.dtype[:LONGEST]}, must be {dtype}; extract it "
+                f"{file}: {name} is of dtype {entry.dtype[:LONGEST_SHOWN]}, must be {dtype}; extract it "
                 "again"
             )
-        arrays.append(np.ndarray(entry.shape, DTYPES[dtype], entry.raw))
+        arrays.append(np.ndarray(entry.shape, SHARD_DTYPES[dtype], entry.raw))
     return _Shard(file, *arrays)
 
 

@@ -18,11 +18,11 @@ from ig_jax.data import crop
 from ig_jax.data.crop import Cropped
 from ig_jax.data.tfds import format as tfds_format
 from ig_jax.data.tfds.info import Feature
-from ig_jax.data.tfds.reader import Example, OfSplit
+from ig_jax.data.tfds.reader import OfSplit, TfdsExample
 from ig_jax.errors import UserError
 from ig_jax.io.paths import Location
 
-NONE = Feature("nothing", (), "", "none")
+_NONE = Feature("nothing", (), "", "none")
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class TfdsImages(OfSplit, Cropped):
         Cropped.__post_init__(self)
 
     def _check_features(self, features: Mapping[str, Feature]) -> None:
-        image = features.get("image", NONE)
+        image = features.get("image", _NONE)
         # Images of other dtypes are packed into PNG files that are no images.
         right = image.kind == "Image" and image.dtype == "uint8"
         if not right or (self.num_classes > 1 and "label" not in features):
             found = ", ".join(f"{name} {features[name]}" for name in sorted(features))
             raise UserError(
-                f"{self.path}/{tfds_format.FEATURES}: images need image of uint8 and label (but "
+                f"{self.path}/{tfds_format.FEATURES_FILE}: images need image of uint8 and label (but "
                 f"with num_classes = 1), but it names {found}; name another data set"
             )
 
@@ -68,15 +68,15 @@ class TfdsImages(OfSplit, Cropped):
         stored = self._stacked(self._picture, examples, numbers)
         return {"stored": stored, "label": np.asarray(label, np.int32)}
 
-    def _label(self, example: Example, index: int) -> int:
+    def _label(self, example: TfdsExample, index: int) -> int:
         return self._opened.label(example, index, self.num_classes)
 
-    def _picture(self, example: Example, index: int) -> np.ndarray:
+    def _picture(self, example: TfdsExample, index: int) -> np.ndarray:
         content = b"".join(example["image"].bytes_list.value)  # one, or none at all
         name = f"{self._opened.place(index)} ({self._opened.file_name(example, index)})"
         return crop.decode(content, self.size, name)
 
 
 class _Unlabelled(TfdsImages):
-    def _label(self, example: Example, index: int) -> int:
+    def _label(self, example: TfdsExample, index: int) -> int:
         return 0

@@ -27,8 +27,8 @@ from jaxtyping import Bool, Float, Float64, Int, Int32
 
 from ig_jax.errors import shown
 
-SIZES = {"train": 20_000, "held_out": 10_000}
-SEEDS = {"train": 0, "held_out": 1, "threshold": 2}
+_SIZES = {"train": 20_000, "held_out": 10_000}
+_SEEDS = {"train": 0, "held_out": 1, "threshold": 2}
 THRESHOLD_POINTS = 200_000  # 1 % of them is known to 0.02 %
 
 # Lengths and widths are in stem lengths, angles in degrees, to the right of upright or of before.
@@ -138,7 +138,7 @@ def _draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @cache
 def _typical_log_densities() -> np.ndarray:
     """Of many exact samples; the same for both classes, as they are mirror images."""
-    return _log_density(_mirrored(*_draw(THRESHOLD_POINTS, SEEDS["threshold"])))
+    return _log_density(_mirrored(*_draw(THRESHOLD_POINTS, _SEEDS["threshold"])))
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,16 @@ class Tree:
     num_classes = 2
 
     def __post_init__(self):
-        if self.split not in SIZES:
-            raise ValueError(f"split = {shown(self.split)}: must be one of {', '.join(SIZES)}")
+        if self.split not in _SIZES:
+            raise ValueError(f"split = {shown(self.split)}: must be one of {', '.join(_SIZES)}")
 
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        points, labels = self.sample(len(self), SEEDS[self.split])
+        points, labels = self.sample(len(self), _SEEDS[self.split])
         return points.reshape(-1, *self.stored_shape).astype(self.stored_dtype), labels
 
     def __len__(self) -> int:
-        return SIZES[self.split]
+        return _SIZES[self.split]
 
     def held_out(self) -> Tree | None:
         return Tree("held_out") if self.split == "train" else None

@@ -21,12 +21,12 @@ import numpy as np
 from ig_jax.io import files
 
 INFO = "dataset_info.json"
-FEATURES = "features.json"
+FEATURES_FILE = "features.json"
 FORMAT = "array_record"
 TEMPLATE = (
     "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of the names of shards, as TFDS says it
 )
-VERSION = "1.0.0"
+_VERSION = "1.0.0"
 # One record a group, so that an example is read without its neighbours; latents barely compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -97,9 +97,9 @@ def write_metadata(
                 "shardLengths": [str(length) for length in shard_lengths],
             }
         ],
-        "version": VERSION,
+        "version": _VERSION,
     }
     features.save_config(folder)
     # Nothing reads the first before the second is there.
-    files.sync(folder / FEATURES)
+    files.sync(folder / FEATURES_FILE)
     files.write_json(folder / INFO, info)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ig_jax.data.tfds.format import FEATURES, FORMAT, INFO, TEMPLATE
+from ig_jax.data.tfds.format import FEATURES_FILE, FORMAT, INFO, TEMPLATE
 from ig_jax.errors import UserError, shown
 from ig_jax.io import files
 from ig_jax.io.paths import LONGEST_NAME
 
-PACKAGE = "tensorflow_datasets.core.features."
+_PACKAGE = "tensorflow_datasets.core.features."
 # Those that data sets of images and latents are made of; below PACKAGE.
-CLASSES = frozenset(
+FEATURE_CLASSES = frozenset(
     (
         *("features_dict.FeaturesDict", "sequence_feature.Sequence", "image_feature.Image"),
         *("class_label_feature.ClassLabel", "text_feature.Text", "scalar.Scalar"),
@@ -65,13 +65,13 @@ def read(path: Path) -> Description:
     """
     if not os.path.isdir(path):
         raise UserError(f"{path}: is no folder; path must name the folder that holds {INFO}")
-    for name in (INFO, FEATURES):
+    for name in (INFO, FEATURES_FILE):
         if not os.path.exists(path / name):
             raise UserError(
                 f"{path}: holds no {name}; path must name the folder of one version of a data set, "
                 "such as imagenet2012/5.1.0"
             )
-    info, features = (_Json(path / name) for name in (INFO, FEATURES))
+    info, features = (_Json(path / name) for name in (INFO, FEATURES_FILE))
     _check_format(path, info)
     return Description(_features(features), _splits(path, info))
 
@@ -82,12 +82,12 @@ class _Json:
     def __init__(self, file: Path):
         self.file, self.value = file, files.read_json(file)
         self.require(isinstance(self.value, dict), "is no JSON object")
-        keys = CLASS_KEYS if file.name == FEATURES else CLASS_KEYS[:2]
+        keys = CLASS_KEYS if file.name == FEATURES_FILE else CLASS_KEYS[:2]
         for name in _strings(self.value, keys):
             self.require(
-                name.startswith(PACKAGE) and name.removeprefix(PACKAGE) in CLASSES,
+                name.startswith(_PACKAGE) and name.removeprefix(_PACKAGE) in FEATURE_CLASSES,
                 f"names the class {shown(name)}, which is not read (it could run any code)",
-                f"known below {PACKAGE.rstrip('.')}: {', '.join(sorted(CLASSES))}",
+                f"known below {_PACKAGE.rstrip('.')}: {', '.join(sorted(FEATURE_CLASSES))}",
             )
 
     def require(self, holds: bool, fault: str, fix: str = "copy it again") -> None:

@@ -26,7 +26,7 @@ from ig_jax.errors import BadExample, UserError, shown
 # Without reading ahead, as examples are read in random order.
 READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
 
-Example = Mapping[str, Any]  # feature name -> tf.train.Feature
+TfdsExample = Mapping[str, Any]  # feature name -> tf.train.Feature
 
 
 class _Shard(NamedTuple):
@@ -54,7 +54,7 @@ class Split:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, indices: np.ndarray) -> list[Example]:
+    def read(self, indices: np.ndarray) -> list[TfdsExample]:
         """The examples, in the order asked for.
 
         Raises:
@@ -73,7 +73,7 @@ class Split:
         shard, record = self._locate(index)
         return f"{shard.file}: record {record}"
 
-    def label(self, example: Example, index: int, num_classes: int) -> int:
+    def label(self, example: TfdsExample, index: int, num_classes: int) -> int:
         """The class of example number `index`; 0 where the data set has no labels.
 
         Raises:
@@ -92,7 +92,7 @@ class Split:
             )
         return values[0]
 
-    def file_name(self, example: Example, index: int) -> str:
+    def file_name(self, example: TfdsExample, index: int) -> str:
         """The feature `file_name`, as data sets that were made of files have it; else `name`."""
         values = example["file_name"].bytes_list.value if "file_name" in self.features else ()
         return values[0].decode(errors="replace") if values else self.name(index)
@@ -102,7 +102,7 @@ class Split:
         shard = self.shards[number]
         return shard, int(index - self._ends[number]) + shard.take + shard.skip
 
-    def _example(self, index: int) -> Example:
+    def _example(self, index: int) -> TfdsExample:
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 

@@ -26,7 +26,7 @@ from ig_jax.io.torch import tensors as torch_tensors
 from ig_jax.io.torch.tensors import COPY_AGAIN, RESAVE
 
 # What reading a damaged file may raise.
-DAMAGE = (ValueError, TypeError, LookupError, OverflowError, EOFError, struct.error)
+_DAMAGE = (ValueError, TypeError, LookupError, OverflowError, EOFError, struct.error)
 
 
 def load(path: str | Path) -> Any:
@@ -45,7 +45,7 @@ def load(path: str | Path) -> Any:
             return _read(file)
         except UserError as refusal:
             raise UserError(f"{path}: {refusal}") from None
-        except DAMAGE as error:
+        except _DAMAGE as error:
             raise UserError(f"{path}: its contents are damaged ({error}); {COPY_AGAIN}") from error
 
 

@@ -29,8 +29,8 @@ from ig_jax.io.torch import unpickler
 from ig_jax.io.torch.tensors import COPY_AGAIN, MAKERS, RESAVE, STORAGES, Storage
 
 START = b"\x80"  # of a pickle of protocol 2 or higher
-MAGIC = 0x1950A86A20F9469CFC6C
-VERSION = 1001
+_MAGIC = 0x1950A86A20F9469CFC6C
+_VERSION = 1001
 NO_TENSORS = dict.fromkeys(MAKERS, lambda *_: None)
 
 
@@ -51,10 +51,10 @@ def read(file: IO[bytes]) -> Any:
 
 
 def _check_header(mapped: mmap.mmap) -> None:
-    if _header_pickle(mapped) != MAGIC:
+    if _header_pickle(mapped) != _MAGIC:
         raise UserError(f"is a pickle, but not one of torch.save (no magic number); {RESAVE}")
-    if _header_pickle(mapped) != VERSION:
-        raise UserError(f"is of another version of PyTorch's format than {VERSION}; {RESAVE}")
+    if _header_pickle(mapped) != _VERSION:
+        raise UserError(f"is of another version of PyTorch's format than {_VERSION}; {RESAVE}")
     if _header_pickle(mapped)["little_endian"] is not True:
         raise UserError(torch_tensors.BIG_ENDIAN)
 

@@ -39,7 +39,7 @@ NEWER = {
 } | {f"torch.{name}" for name in ("uint16", "uint32", "uint64", "bits8", "bits16")}
 STORAGES |= dict.fromkeys(NEWER)
 
-MOST_SHARED = 8  # times that the bytes of a file may be in its tensors, as where weights are tied
+_MOST_SHARED = 8  # times that the bytes of a file may be in its tensors, as where weights are tied
 RESAVE = "re-save it in PyTorch 1.6 or newer with torch.save(torch.load(f), f)"
 COPY_AGAIN = "download or copy it again"
 BIG_ENDIAN = "was saved on a big-endian machine; re-save it on a little-endian one"
@@ -85,7 +85,7 @@ def require_no_more(loaded: Any, size: int) -> None:
     """
     leaves = unpickler.leaves(loaded, sys.maxsize)  # bounded when it was loaded
     held = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, np.ndarray))
-    if held > MOST_SHARED * size:
+    if held > _MOST_SHARED * size:
         raise UserError(
             f"has tensors of {held:,} bytes that share storages, in a file of {size:,}; save each "
             "on its own with .clone()"

@@ -28,13 +28,13 @@ VALUES = {
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 # About how many bytes of memory things take: each of its kind, and each element of one.
 CONTAINER, SET, CALL, NOTE = 64, 224, 256, 64
 REFERENCE, ENTRY = 8, 64  # an element of a list or tuple; of a dict or set
-TEXT = 24  # a character or byte that a call is given: charged so that it is copied four times
+_TEXT = 24  # a character or byte that a call is given: charged so that it is copied four times
 START, PER_BYTE = 2**20, 96  # what a pickle may cost: to start with, and for each of its bytes
 LARGEST_KEY = 2**53  # larger numbers can be chosen to have one hash, and make dicts slow
 
@@ -46,7 +46,7 @@ class Name:
     dotted: str
 
 
-class Record(Mapping):
+class Namespace(Mapping):
     """Contents of an argparse.Namespace, by name; read-only."""
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ def _cost_to_call(arguments: tuple) -> int:
     """A maker may copy its arguments, as it does a list to a set and a text to bytes."""
     texts = sum(len(a) for a in arguments if isinstance(a, str | bytes | bytearray))
     others = sum(len(a) for a in arguments if isinstance(a, list))
-    return CALL + _cost(arguments) + TEXT * texts + ENTRY * others
+    return CALL + _cost(arguments) + _TEXT * texts + ENTRY * others
 
 
 def refused(dotted: str) -> UserError:
@@ -199,7 +199,7 @@ def _set(items: Any) -> set:
 
 PLAIN_MAKERS = {
     "collections.OrderedDict": lambda: {},
-    "argparse.Namespace": Record,
+    "argparse.Namespace": Namespace,
     "builtins.set": _set,
     "__builtin__.set": _set,
 }
@@ -230,8 +230,8 @@ class _Machine:
             stack.append(argument)
         elif name in CONSTANTS:
             stack.append(CONSTANTS[name])
-        elif name in EMPTY:
-            stack.append(EMPTY[name]())
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
             self._charge(_cost(stack[-1]))
         elif name in TUPLES:
             self._push_tuple(self._pop(TUPLES[name]))
@@ -332,7 +332,7 @@ class _Machine:
             if not isinstance(name, str) or name.startswith("__"):
                 raise UserError(f"sets the attribute {shown(name)}; {MEND}")
         target = self.stack[-1]
-        if type(target) is Record:
+        if type(target) is Namespace:
             target._fields.update(state)
         else:
             _only(dict, target)  # an OrderedDict: its attributes are not data
@@ -362,4 +362,4 @@ INSTRUCTIONS = {
     "BINPERSID": _Machine._persistent,
 }
 OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-KNOWN = {*VALUES, *CONSTANTS, *EMPTY, *TUPLES, *INSTRUCTIONS}
+KNOWN = {*VALUES, *CONSTANTS, *_EMPTY, *TUPLES, *INSTRUCTIONS}
