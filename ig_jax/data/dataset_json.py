@@ -42,8 +42,8 @@ def read(tree: FileTree, names: list[str], num_classes: int) -> Int32[np.ndarray
             )
         if name in label_of:
             raise UserError(
-                f"{file}: names {name[:LONGEST_SHOWN]} twice, of class {label_of[name]} and {label}; "
-                "keep one of them"
+                f"{file}: names {name[:LONGEST_SHOWN]} twice, of class {label_of[name]} and "
+                f"{label}; keep one of them"
             )
         label_of[name] = label
     unlabelled = [name for name in names if name not in label_of]

@@ -116,7 +116,9 @@ class ArrayRecordLayout(Layout):
             features=self._features,
             shard_lengths=[len(numbers) for numbers in whole.labels],
             num_bytes=sum(self._file(part).stat().st_size for part in range(self.parts)),
-            description=f"Latents of {self.codec}; {provenance.PROVENANCE_FILE} tells how they were made.",
+            description=(
+                f"Latents of {self.codec}; {provenance.PROVENANCE_FILE} tells how they were made."
+            ),
         )
 
 

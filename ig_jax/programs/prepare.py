@@ -323,7 +323,8 @@ def run(exp: Experiment, folder: Path) -> Record:
         console.say(f"left out: {reason}")
     console.say(
         f"{made.examples:,} examples are in {written} ({exp.config.prepare.layout}, "
-        f"{made.codec}), {len(made.skipped)} left out; {provenance.PROVENANCE_FILE} tells how they were made"
+        f"{made.codec}), {len(made.skipped)} left out; "
+        f"{provenance.PROVENANCE_FILE} tells how they were made"
     )
     return made
 

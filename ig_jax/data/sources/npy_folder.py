@@ -64,7 +64,8 @@ class NpyFolder(Recorded):
     def __post_init__(self):
         if not self.path:
             raise ValueError(
-                f"path = '': must name the folder or zip that holds {ROOT}/{dataset_json.DATASET_JSON}"
+                "path = '': must name the folder or zip that holds "
+                f"{ROOT}/{dataset_json.DATASET_JSON}"
             )
         if self.num_classes < 1:
             raise ValueError(f"num_classes = {self.num_classes}: must be at least 1")
@@ -81,8 +82,8 @@ class NpyFolder(Recorded):
             )
         if dataset_json.DATASET_JSON not in files:
             raise UserError(
-                f"{tree.place(dataset_json.DATASET_JSON)}: is missing; it gives every file its class, copy "
-                "it from where the latents come from"
+                f"{tree.place(dataset_json.DATASET_JSON)}: is missing; it gives every file its "
+                "class, copy it from where the latents come from"
             )
         classes = dataset_json.read(tree, names, self.num_classes)
         if classes is None:

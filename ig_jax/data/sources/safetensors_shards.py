@@ -143,8 +143,8 @@ def _shard(file: Path) -> _Shard:
         entry = held[name]
         if entry.dtype != dtype:
             raise UserError(
-                f"{file}: {name} is of dtype {entry.dtype[:LONGEST_SHOWN]}, must be {dtype}; extract it "
-                "again"
+                f"{file}: {name} is of dtype {entry.dtype[:LONGEST_SHOWN]}, must be "
+                f"{dtype}; extract it again"
             )
         arrays.append(np.ndarray(entry.shape, SHARD_DTYPES[dtype], entry.raw))
     return _Shard(file, *arrays)

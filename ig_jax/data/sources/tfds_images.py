@@ -54,8 +54,8 @@ class TfdsImages(OfSplit, Cropped):
         if not right or (self.num_classes > 1 and "label" not in features):
             found = ", ".join(f"{name} {features[name]}" for name in sorted(features))
             raise UserError(
-                f"{self.path}/{tfds_format.FEATURES_FILE}: images need image of uint8 and label (but "
-                f"with num_classes = 1), but it names {found}; name another data set"
+                f"{self.path}/{tfds_format.FEATURES_FILE}: images need image of uint8 and label "
+                f"(but with num_classes = 1), but it names {found}; name another data set"
             )
 
     def unlabelled(self) -> TfdsImages:
