@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -16,16 +16,13 @@ from jaxtyping import Array, Float, UInt8
 from ig_jax import prng
 from ig_jax.config.schema import Sample
 from ig_jax.errors import UserError, shown
-from ig_jax.generation.batches import labels_of, require_finite
+from ig_jax.generation import requests
+from ig_jax.generation.batches import require_finite
 from ig_jax.generation.generator import Generator
-from ig_jax.guidance import Guidance, Guidances, GuideModel
+from ig_jax.guidance import Guidances, GuideModel
 from ig_jax.parallel.mesh import over_batch, to_host
-from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import DTYPES, Codec, Labels, Latents, NetFn, Params, Process, Tokens
-
-# A guidance as a call gives it: a scale, or (scale, low, high).
-Given = float | tuple[float, float, float] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +124,9 @@ class Pipeline:
         num: int | None = None,
         seed: int = 0,
         noise: np.ndarray | Array | None = None,
-        ig: Given = None,
-        cfg: Given = None,
-        autoguidance: Given = None,
+        ig: requests.GivenGuidance = None,
+        cfg: requests.GivenGuidance = None,
+        autoguidance: requests.GivenGuidance = None,
         guide: Pipeline | None = None,
         sampler: str | Sampler | None = None,
         steps: int | None = None,
@@ -137,9 +134,10 @@ class Pipeline:
         trajectory: bool = False,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         given = {"ig": ig, "cfg": cfg, "autoguidance": autoguidance}
-        guidances = self._guidances(given, guide)
-        chosen = self._sampler(sampler, steps)
-        y = self._labels(labels, num, seed)
+        guidances = requests.guidances(self.sampling, given, guided=guide is not None)
+        self._check_guidances(guidances, guide)
+        chosen = requests.sampler(self.sampling, sampler, steps)
+        y = requests.labels(self.sampling, self.num_classes, labels, num, seed)
         if noise is not None and noise.shape != (len(y), *self.latent_shape):
             raise UserError(
                 f"noise: has shape {shown(noise.shape)}, must be {(len(y), *self.latent_shape)}, "
@@ -185,43 +183,8 @@ class Pipeline:
         require_finite(indices[~finite[:count]], sampler)
         return decoded[:count], states[:count] if trajectory else None
 
-    def _labels(
-        self, labels: Sequence[int] | np.ndarray | None, num: int | None, seed: int
-    ) -> np.ndarray:
-        """Labels int32 [n] of a call."""
-        if labels is None:
-            count = self.sampling.batch_size if num is None else num
-            return labels_of(self.sampling, self.num_classes, seed, np.arange(count))
-        y = np.atleast_1d(np.asarray(labels))
-        if y.ndim != 1 or not len(y) or not np.issubdtype(y.dtype, np.integer):
-            raise UserError(f"labels = {shown(labels)}: must be a list of class numbers")
-        if y.min() < 0 or y.max() > self.num_classes:
-            raise UserError(
-                f"labels = {shown(labels)}: must lie in 0..{self.num_classes - 1}, or be "
-                f"{self.num_classes} for the null class"
-            )
-        if num not in (None, len(y)):
-            raise UserError(f"num = {num}: leave it out, {len(y)} labels are given")
-        return y.astype(np.int32)
-
-    def _guidances(self, given: Mapping[str, Given], guide: Pipeline | None) -> Guidances:
-        """Kind -> settings, the run's where a call gives none."""
-        found = dict(self.sampling.guidances)
-        if guide is None:  # the run's own guide would have to be loaded
-            found["autoguidance"] = replace(found["autoguidance"], scale=1.0)
-        for kind, value in given.items():
-            if value is None:
-                continue
-            scale, low, high = value if isinstance(value, tuple) else (value, None, None)
-            ends = {} if low is None else {"low": float(low), "high": float(high)}
-            try:
-                found[kind] = replace(found[kind], scale=float(scale), **ends)
-            except ValueError as error:
-                raise UserError(f"{kind}: {error}") from error
-        self._check_guidances(found, guide)
-        return found
-
-    def _check_guidances(self, guidances: Mapping[str, Guidance], guide: Pipeline | None) -> None:
+    def _check_guidances(self, guidances: Guidances, guide: Pipeline | None) -> None:
+        """Raises UserError for a guidance that this network cannot have."""
         if guidances["ig"].scale != 1 and not self.net.settings.readouts:
             raise UserError(
                 f"ig = {guidances['ig'].scale:g}: this network has no intermediate readout; name "
@@ -232,26 +195,8 @@ class Pipeline:
                 f"cfg = {guidances['cfg'].scale:g}: this network was trained without a null class; "
                 "set the scale to 1"
             )
-        if guidances["autoguidance"].scale != 1 and guide is None:
-            raise UserError(
-                f"autoguidance = {guidances['autoguidance'].scale:g}: name the network to "
-                "extrapolate from, guide=ig_jax.load(...)"
-            )
         if guide is not None:
             require_same_data(self, guide, "guide")
-
-    def _sampler(self, given: str | Sampler | None, steps: int | None) -> Sampler:
-        own = self.sampling.sampler
-        try:
-            if isinstance(given, str):
-                if given not in SAMPLERS:
-                    known = ", ".join(SAMPLERS)
-                    raise UserError(f"sampler = {given!r}: is unknown; known: {known}")
-                return SAMPLERS[given](own.num_steps if steps is None else steps)
-            chosen = own if given is None else given
-            return chosen if steps is None else replace(chosen, num_steps=steps)
-        except ValueError as error:
-            raise UserError(f"steps: {error}") from error
 
     def _computed_in(self, dtype: str) -> Pipeline:
         """The same network with matrix products in another dtype."""
@@ -294,7 +239,7 @@ class Pipeline:
         Returns:
           Velocity float32 [n, h, w, c], and {depth of the readout: velocity}.
         """
-        x, y = jnp.asarray(x, jnp.float32), jnp.asarray(self._labels(labels, None, 0))
+        x, y = jnp.asarray(x, jnp.float32), jnp.asarray(self._classes(labels))
         return self._velocity(self.params, x, self._times(t, len(x)), y)
 
     @cached_property
@@ -339,7 +284,7 @@ class Pipeline:
         images = np.asarray(images)
         x0 = self.encode(images, seed=seed) if images.dtype == np.uint8 else jnp.asarray(images)
         null = np.full(len(x0), self.num_classes)
-        y = jnp.asarray(self._labels(null if labels is None else labels, None, 0))
+        y = jnp.asarray(self._classes(null if labels is None else labels))
         t = self._times(t, len(x0))
         return self._features(tuple(depths), self.params, x0, t, y, np.uint32(seed))
 
@@ -355,6 +300,9 @@ class Pipeline:
             return dict(out.features)
 
         return jax.jit(features, static_argnums=0)
+
+    def _classes(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
+        return requests.labels(self.sampling, self.num_classes, labels, None, 0)
 
     def _times(self, t: Any, n: int) -> Array:
         times = np.broadcast_to(np.asarray(t, np.float32), (n,))

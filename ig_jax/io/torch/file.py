@@ -23,7 +23,7 @@ from ig_jax.io import files, mapped_zip
 from ig_jax.io.mapped_zip import MappedZip
 from ig_jax.io.torch import legacy_file, unpickler
 from ig_jax.io.torch import tensors as torch_tensors
-from ig_jax.io.torch.tensors import COPY_AGAIN, RESAVE
+from ig_jax.io.torch.tensors import DOWNLOAD_AGAIN, RESAVE
 
 # What reading a damaged file may raise.
 _DAMAGE = (ValueError, TypeError, LookupError, OverflowError, EOFError, struct.error)
@@ -46,7 +46,9 @@ def load(path: str | Path) -> Any:
         except UserError as refusal:
             raise UserError(f"{path}: {refusal}") from None
         except _DAMAGE as error:
-            raise UserError(f"{path}: its contents are damaged ({error}); {COPY_AGAIN}") from error
+            raise UserError(
+                f"{path}: its contents are damaged ({error}); {DOWNLOAD_AGAIN}"
+            ) from error
 
 
 def _read(file: IO[bytes]) -> Any:
@@ -85,7 +87,7 @@ class _Archive:
     def _member(self, name: str) -> np.ndarray:
         """The bytes of a member (uint8)."""
         if name not in self._zip.members:
-            raise UserError(f"lacks its member {shown(name)}; {COPY_AGAIN}")
+            raise UserError(f"lacks its member {shown(name)}; {DOWNLOAD_AGAIN}")
         if not self._zip.members[name].is_stored:
             raise UserError(f"has its member {shown(name)} compressed or encrypted; {RESAVE}")
         return self._zip.stored(name)

@@ -26,7 +26,7 @@ from ig_jax.errors import UserError, shown
 from ig_jax.io import files
 from ig_jax.io.torch import tensors as torch_tensors
 from ig_jax.io.torch import unpickler
-from ig_jax.io.torch.tensors import COPY_AGAIN, MAKERS, RESAVE, STORAGES, Storage
+from ig_jax.io.torch.tensors import DOWNLOAD_AGAIN, MAKERS, RESAVE, STORAGES, Storage
 
 START = b"\x80"  # of a pickle of protocol 2 or higher
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -83,7 +83,7 @@ def _parsed(persistent_id: Any) -> _Reference:
             return _Reference(key, dtype, numel, slice(0, numel))
         case (str(), int(offset), int(size)) if 0 <= offset <= offset + size <= numel:
             return _Reference(key, dtype, numel, slice(offset, offset + size))
-    raise UserError(f"has a part of its storage {shown(key)} that leaves it; {COPY_AGAIN}")
+    raise UserError(f"has a part of its storage {shown(key)} that leaves it; {DOWNLOAD_AGAIN}")
 
 
 class _Storages:
@@ -97,7 +97,7 @@ class _Storages:
         key, dtype, numel, _ = _parsed(persistent_id)
         if self._noted.setdefault(key, (dtype, numel)) != (dtype, numel):
             raise UserError(
-                f"refers to its storage {shown(key)} as two different ones; {COPY_AGAIN}"
+                f"refers to its storage {shown(key)} as two different ones; {DOWNLOAD_AGAIN}"
             )
 
     def find(self, mapped: mmap.mmap, keys: Any) -> None:
@@ -106,13 +106,13 @@ class _Storages:
         for key in keys:
             # A deeply nested tuple would overflow the stack of Python itself when hashed.
             if not isinstance(key, str) or key not in self._noted:
-                raise UserError(f"lists a storage that nothing in it refers to; {COPY_AGAIN}")
+                raise UserError(f"lists a storage that nothing in it refers to; {DOWNLOAD_AGAIN}")
             dtype, numel = self._noted[key]
             (count,) = struct.unpack("<q", mapped.read(8))
             if count != numel:
                 raise UserError(
                     f"its storage {shown(key)} has {count} elements, but is referred to as one of "
-                    f"{shown(numel)}; {COPY_AGAIN}"
+                    f"{shown(numel)}; {DOWNLOAD_AGAIN}"
                 )
             start = mapped.tell()
             end = start + numel * dtype.itemsize
@@ -122,6 +122,6 @@ class _Storages:
     def get(self, persistent_id: Any) -> Storage:
         key, dtype, _, part = _parsed(persistent_id)
         if key not in self._found:
-            raise UserError(f"lacks its storage {shown(key)}; {COPY_AGAIN}")
+            raise UserError(f"lacks its storage {shown(key)}; {DOWNLOAD_AGAIN}")
         start, end = part.start * dtype.itemsize, part.stop * dtype.itemsize
         return Storage(self._found[key].raw[start:end], dtype)

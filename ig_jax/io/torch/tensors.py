@@ -41,7 +41,7 @@ STORAGES |= dict.fromkeys(NEWER)
 
 _MOST_SHARED = 8  # times that the bytes of a file may be in its tensors, as where weights are tied
 RESAVE = "re-save it in PyTorch 1.6 or newer with torch.save(torch.load(f), f)"
-_DOWNLOAD_AGAIN = "download or copy it again"
+DOWNLOAD_AGAIN = "download or copy it again"
 BIG_ENDIAN = "was saved on a big-endian machine; re-save it on a little-endian one"
 
 
@@ -72,7 +72,7 @@ def checked_storage(key: str, raw: np.ndarray, dtype: np.dtype, numel: int) -> S
     if raw.size != numel * dtype.itemsize:
         raise UserError(
             f"its storage {shown(key)} has {raw.size} bytes, but {shown(numel)} elements of "
-            f"{dtype} need {shown(numel * dtype.itemsize)}; {_DOWNLOAD_AGAIN}"
+            f"{dtype} need {shown(numel * dtype.itemsize)}; {DOWNLOAD_AGAIN}"
         )
     return Storage(raw, dtype)
 
@@ -100,22 +100,22 @@ def _tensor(
     A stride may be 0, but a tensor has no more elements than its storage: it may be copied.
     """
     if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
-        raise UserError(f"has a tensor without a storage, size or stride; {_DOWNLOAD_AGAIN}")
+        raise UserError(f"has a tensor without a storage, size or stride; {DOWNLOAD_AGAIN}")
     if len(size) > array_bounds.MOST_AXES or len(size) != len(stride):
         raise UserError(
-            f"has a tensor of {len(size)} axes and {len(stride)} strides; {_DOWNLOAD_AGAIN}"
+            f"has a tensor of {len(size)} axes and {len(stride)} strides; {DOWNLOAD_AGAIN}"
         )
     if metadata:
         raise UserError("has a tensor with a pending conjugation or sign; resolve it before saving")
     if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
-        raise UserError(f"has a tensor with a negative or broken offset or size; {_DOWNLOAD_AGAIN}")
+        raise UserError(f"has a tensor with a negative or broken offset or size; {DOWNLOAD_AGAIN}")
     width = storage.dtype.itemsize
     held = storage.raw.size // width
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if offset > held or (last >= held and 0 not in size):
         raise UserError(
             f"has a tensor of offset {shown(offset)}, size {shown(size)} and stride "
-            f"{shown(stride)}, which leaves its storage of {held} elements; {_DOWNLOAD_AGAIN}"
+            f"{shown(stride)}, which leaves its storage of {held} elements; {DOWNLOAD_AGAIN}"
         )
     if math.prod(size) > held:
         raise UserError(
@@ -134,13 +134,13 @@ def _tensor_of_newer_type(
 
 def _parameter(data, _requires_grad, _hooks) -> np.ndarray:
     if not isinstance(data, np.ndarray):
-        raise UserError(f"has a parameter without a tensor; {_DOWNLOAD_AGAIN}")
+        raise UserError(f"has a parameter without a tensor; {DOWNLOAD_AGAIN}")
     return data
 
 
 def _size(numbers) -> tuple:
     if type(numbers) is not tuple:
-        raise UserError(f"has a torch.Size of something other than a tuple; {_DOWNLOAD_AGAIN}")
+        raise UserError(f"has a torch.Size of something other than a tuple; {DOWNLOAD_AGAIN}")
     return numbers
 
 

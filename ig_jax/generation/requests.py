@@ -1,0 +1,98 @@
+"""Settings of one call, checked, with those of the run where a call gives none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ig_jax.config.schema import Sample
+from ig_jax.errors import UserError, shown
+from ig_jax.generation.batches import labels_of
+from ig_jax.guidance import Guidances
+from ig_jax.samplers import SAMPLERS
+from ig_jax.samplers.base import Sampler
+
+# A scale (1 is off), or (scale, low, high) with the interval of times in which it holds.
+GivenGuidance = float | tuple[float, float, float] | None
+
+
+def labels(
+    sampling: Sample,
+    num_classes: int,
+    given: Sequence[int] | np.ndarray | None,
+    num: int | None,
+    seed: int,
+) -> np.ndarray:
+    """Labels int32 [n]: the given ones, or `num` by the rule of `sampling.labels`.
+
+    Raises:
+      UserError: they are no list of classes, or not `num`.
+    """
+    if given is None:
+        count = sampling.batch_size if num is None else num
+        if count < 1:
+            raise UserError(f"num = {num}: must be at least 1")
+        return labels_of(sampling, num_classes, seed, np.arange(count))
+    y = np.atleast_1d(np.asarray(given))
+    if y.ndim != 1 or not len(y) or not np.issubdtype(y.dtype, np.integer):
+        raise UserError(f"labels = {shown(given)}: must be a list of class numbers")
+    if y.min() < 0 or y.max() > num_classes:
+        raise UserError(
+            f"labels = {shown(given)}: must lie in 0..{num_classes - 1}, or be {num_classes} for "
+            "the null class"
+        )
+    if num not in (None, len(y)):
+        raise UserError(f"num = {num}: leave it out, {len(y)} labels are given")
+    return y.astype(np.int32)
+
+
+def guidances(sampling: Sample, given: Mapping[str, GivenGuidance], *, guided: bool) -> Guidances:
+    """Kind -> settings.
+
+    Args:
+      sampling: the run's settings.
+      given: kind -> what the call gives; a scale alone keeps the run's interval.
+      guided: whether the call names the network that autoguidance extrapolates from; without one
+        the run's own autoguidance is off, as its network is not loaded.
+
+    Raises:
+      UserError: an interval is none; autoguidance is asked for without a network.
+    """
+    found = dict(sampling.guidances)
+    if not guided:
+        found["autoguidance"] = replace(found["autoguidance"], scale=1.0)
+    for kind, value in given.items():
+        if value is None:
+            continue
+        scale, *ends = value if isinstance(value, tuple) else (value,)
+        interval = dict(zip(("low", "high"), map(float, ends), strict=True)) if ends else {}
+        try:
+            found[kind] = replace(found[kind], scale=float(scale), **interval)
+        except ValueError as error:
+            raise UserError(f"{kind}: {error}") from error
+    if found["autoguidance"].scale != 1 and not guided:
+        raise UserError(
+            f"autoguidance = {found['autoguidance'].scale:g}: name the network to extrapolate "
+            "from, guide=ig_jax.load(...)"
+        )
+    return found
+
+
+def sampler(sampling: Sample, given: str | Sampler | None, steps: int | None) -> Sampler:
+    """The sampler: by name, as it is given, or the run's own; with another number of steps.
+
+    Raises:
+      UserError: the name is unknown, or the number of steps is.
+    """
+    own = sampling.sampler
+    if isinstance(given, str) and given not in SAMPLERS:
+        raise UserError(f"sampler = {given!r}: is unknown; known: {', '.join(SAMPLERS)}")
+    try:
+        if isinstance(given, str):
+            return SAMPLERS[given](own.num_steps if steps is None else steps)
+        chosen = own if given is None else given
+        return chosen if steps is None else replace(chosen, num_steps=steps)
+    except ValueError as error:
+        raise UserError(f"steps: {error}") from error
