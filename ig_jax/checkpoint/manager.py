@@ -28,7 +28,7 @@ from ig_jax.checkpoint.integrity import Damaged
 from ig_jax.checkpoint.versions import versions
 from ig_jax.errors import UserError
 from ig_jax.io import disk_errors
-from ig_jax.monitoring import console
+from ig_jax.monitoring import console, library_logs
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState
 from ig_jax.parallel.processes import barrier, from_process_0
@@ -142,16 +142,17 @@ class Checkpoints:
         orbax_leak.stop()
         malloc_arenas.limit()
         self._remove_damaged_records()
-        return ocp.CheckpointManager(
-            self.directory,
-            item_names=(*ARRAY_ITEMS, HEADS_OF_TERMS, "meta"),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy,
-                cleanup_tmp_directories=not self._reading,
-                create=not self._reading,
-                read_only=self._reading,
-            ),
-        )
+        with library_logs.errors_only():  # orbax warns that a run to be read is not written to
+            return ocp.CheckpointManager(
+                self.directory,
+                item_names=(*ARRAY_ITEMS, HEADS_OF_TERMS, "meta"),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._policy,
+                    cleanup_tmp_directories=not self._reading,
+                    create=not self._reading,
+                    read_only=self._reading,
+                ),
+            )
 
     def _remove_damaged_records(self) -> None:
         """Raises CheckpointError where there are any and nothing may be removed."""
@@ -219,7 +220,7 @@ class Checkpoints:
         why = f"step {self._asked} is not saved: {os.strerror(number)}"
         if jax.process_count() > 1:
             raise SaveFailed(
-                f"{why} ({disk_errors.room(self.directory)}); {self._mend()}"
+                f"{why} ({disk_errors.room(self.directory)}); {self._way_out()}"
             ) from error
         self._abandon()
         self._failure = f"{why} ({disk_errors.room(self.directory)})"
@@ -248,7 +249,7 @@ class Checkpoints:
             if not any(self.directory.glob("*.orbax-checkpoint-tmp")):
                 return
 
-    def _mend(self) -> str:
+    def _way_out(self) -> str:
         there = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
         newest = f"step {there[-1]} is the newest one that is" if there else "no other one is"
         return f"{newest}; make room and run the same command again"
@@ -401,7 +402,7 @@ class Checkpoints:
         """
         self._settle()
         if self._failure:
-            raise SaveFailed(f"{self._failure}; {self._mend()}")
+            raise SaveFailed(f"{self._failure}; {self._way_out()}")
 
     def close(self) -> None:
         self._settle()

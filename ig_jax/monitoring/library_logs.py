@@ -1,7 +1,7 @@
 """Log messages of libraries: silenced for the command line, which reports errors itself.
 
 Orbax logs every error of its threads before it raises it here, where it becomes a sentence; the
-coroutines that it drops then are each told of by asyncio, with a stack trace.
+coroutines that it drops then are each reported by asyncio, with a stack trace.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -31,6 +33,17 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unless_of_disks(sys.unraisablehook)
     threading.excepthook = _unless_of_disks(threading.excepthook)
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Keeps libraries from logging warnings inside, such as on opening a run only to read it."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(min(before, absl_logging.ERROR))
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 def _unless_of_disks(hook: Any) -> Any:

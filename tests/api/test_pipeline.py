@@ -261,3 +261,8 @@ def test_names_are_imported_at_their_first_use():
     assert all(getattr(ig_jax, name) is getattr(api, name) for name in ig_jax.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'absent'"):
         _ = ig_jax.absent
+
+
+def test_loading_a_run_logs_no_warnings(caplog):
+    ig_jax.load(tiny.trained().workdir)
+    assert [record for record in caplog.records if "read" in record.message] == []
