@@ -130,7 +130,7 @@ def get_config() -> ConfigDict:
     c.evaluate = ConfigDict()
     c.evaluate.num = 50_000  # samples for each seed
     c.evaluate.seeds = (0,)  # sampling seeds; results are means and spreads over them
-    c.evaluate.samples = ""  # judge these instead: an .npz with arr_0, or a folder of images
+    c.evaluate.samples = ""  # evaluate these instead: an .npz with arr_0, or a folder of images
     # What images are compared by: inception (weights: pt_inception-2015-12-05-6726825d.pth), or
     # classifier, a small one fitted on the images of data.source.
     c.evaluate.features = ConfigDict({"name": "inception", "weights": ""})

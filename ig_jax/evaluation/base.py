@@ -16,7 +16,7 @@ class Evaluator(Protocol):
 
     metrics: tuple[str, ...]  # those that a search may go by, and a table shows
     shows_readout: bool  # whether a demo also shows what the readout alone would draw
-    decode: Any  # from latents to what is judged; None: the codec's images
+    decode: Any  # from latents to what is evaluated; None: the codec's images
 
     def extract(self, images: np.ndarray) -> Rows: ...
 

@@ -183,23 +183,23 @@ class SavedSamples:
                 "read it"
             ) from error
         names = sorted((name for name in listed if not name.startswith(".")), key=_natural)
-        judged = [name for name in names if image_files.is_image(name)]
-        own = [name for name in judged if NUMBERED.fullmatch(name)]
+        chosen_files = [name for name in names if image_files.is_image(name)]
+        own = [name for name in chosen_files if NUMBERED.fullmatch(name)]
         written: set[str] = set()
         if own and (self.path / SETTINGS).exists():
-            judged, written = own, {SETTINGS, _GRID, ARCHIVE}
-        if not judged:
+            chosen_files, written = own, {SETTINGS, _GRID, ARCHIVE}
+        if not chosen_files:
             raise UserError(
                 f"{str(self.path)!r}: holds no images ({', '.join(image_files.FORMATS)}); name the "
                 "folder that they lie in"
             )
-        self._files = [self.path / name for name in judged]
-        self.left_out = [name for name in names if name not in written | set(judged)]
+        self._files = [self.path / name for name in chosen_files]
+        self.left_out = [name for name in names if name not in written | set(chosen_files)]
         width, height = self._one_size()
         self.shape = (height, width, self._channels)
 
     def _one_size(self) -> tuple[int, int]:
-        """Width and height of all images, by how they begin: hours before the last is judged."""
+        """Width and height of all images, by how they begin: hours before the last is evaluated."""
         with ThreadPoolExecutor(WRITERS) as readers:
             sizes = list(readers.map(_size, self._files))
         bad = [size for size in sizes if isinstance(size, UserError)]
@@ -210,7 +210,7 @@ class SavedSamples:
             if size != sizes[0]:
                 raise UserError(
                     f"{file}: is {size[0]} x {size[1]} pixels, but {self._files[0].name} is "
-                    f"{sizes[0][0]} x {sizes[0][1]}; judge images of one size"
+                    f"{sizes[0][0]} x {sizes[0][1]}; evaluate images of one size"
                 )
         return sizes[0]
 
@@ -245,7 +245,7 @@ class SavedSamples:
         """A line that names the files of the folder that are left out."""
         left, files = len(self.left_out), len(self) + len(self.left_out)
         names = file_tree.list_names(self.left_out)
-        return f"{self.path}: {left:,} of {files:,} files are not judged: {names}"
+        return f"{self.path}: {left:,} of {files:,} files are not evaluated: {names}"
 
     def read(self, indices: Indices) -> Pictures:
         """Raises UserError where an image is damaged."""

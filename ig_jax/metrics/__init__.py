@@ -2,7 +2,7 @@
 
 A feature space turns images into features on devices: `Inception` for FID and its relatives, or
 `Classifier`, a small one fitted on the data. The formulas are the same for both; what sums over
-many samples is in float64. Nothing here knows a network that is judged.
+many samples is in float64. Nothing here knows a network that is evaluated.
 """
 
 from ig_jax.metrics.classifier import Classifier

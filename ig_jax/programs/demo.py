@@ -31,7 +31,7 @@ def title(guidances: Guidances) -> str:
     return " + ".join(on) or "plain"
 
 
-def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, float], Any]:
+def _evaluate(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, float], Any]:
     """Results by variant with the floor first, seconds of sample and evaluate, and titles."""
     c = exp.config
     step, params = run_record.load_weights(exp, workdir)
@@ -41,7 +41,7 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
     generator = exp.pipeline.generator(
         guide=guide_model.load(exp.pipeline), decode=evaluator.decode
     )
-    # All rows of the table are judged in runs of one size, which their measures depend on.
+    # All rows of the table are evaluated in runs of one size, which their metrics depend on.
     together = min(len(held_out[1]), c.evaluate.num)
     floor = base.compute_in_runs(evaluator, *held_out, together)
     seconds["evaluate"] += time.perf_counter() - started
@@ -67,13 +67,13 @@ def _judge(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, fl
             results[name] = metrics_report.spread(measured)
     by_title = {titles[name]: stats for name, stats in results.items()}
     evaluator.draw(workdir / "samples.png", drawn, by_title)
-    judged = {**c.raw["evaluate"], "judged_together": together}
-    results["settings"] = {**run_record.settings(exp, step), **judged}
+    evaluated = {**c.raw["evaluate"], "judged_together": together}
+    results["settings"] = {**run_record.settings(exp, step), **evaluated}
     return results, seconds, titles
 
 
 def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]:
-    """Trains (or goes on training), then judges; writes results.json, samples.png and loss.png.
+    """Trains (or goes on training), then evaluates; writes results.json, samples.png and loss.png.
 
     Returns:
       What results.json holds.
@@ -87,7 +87,7 @@ def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]
         if outcome.stopped_by:
             raise Stopped(outcome.stopped_by)
         plot_losses(metric_writer.read_metrics(workdir), workdir / "loss.png")
-        results, seconds, titles = _judge(exp, workdir)
+        results, seconds, titles = _evaluate(exp, workdir)
         results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
         files.write_json(workdir / "results.json", results)
     corner = f"n = {results['settings']['judged_together']:,}"

@@ -1,4 +1,4 @@
-"""--mode=evaluate: samples of a checkpoint, or those of a file or folder, judged against real ones.
+"""--mode=evaluate: samples of a checkpoint, or those of a file or folder, against real ones.
 
 Samples go straight into features, which are kept in rows on the disk while they come: a run that
 was killed goes on with the samples that are left, and ends with the numbers of one that was not. A
@@ -98,7 +98,7 @@ class _Evaluation:
     ) -> dict[str, Any]:
         """Measures each set of samples, writes results.json, and clears the rows away.
 
-        `held_out` is judged too, and larger sets of samples also in runs of its size.
+        `held_out` is evaluated too, and larger sets of samples also in runs of its size.
         """
         measured, in_runs = [], []
         size = len(held_out[1]) if held_out else 0
@@ -255,7 +255,7 @@ def _of_checkpoint(
 def _of_files(exp: Experiment, workdir: Path, evaluator: Evaluator) -> dict[str, Any] | None:
     field, path = "evaluate.samples", Path(exp.config.evaluate.samples)
     if not isinstance(evaluator, ImageEvaluator):
-        raise UserError(f"{field} = {str(path)!r}: points of a known density are not judged so")
+        raise UserError(f"{field} = {str(path)!r}: points of a known density are not evaluated so")
     grey = evaluator.training is not None and evaluator.training.shape[-1] == 1
     found = SavedSamples(path, field, channels=1 if grey else 3)
     if found.left_out:

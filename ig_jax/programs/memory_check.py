@@ -41,8 +41,8 @@ def shortage(exp: Experiment, mode: str) -> str:
     found = []
     if mode in _UPDATES:
         found += [_of_state(exp), _of_batch(exp), _of_rows(exp)]
-    judged = mode == "evaluate" and exp.config.evaluate.samples  # no network is needed for those
-    if mode in _SAMPLES and not judged:
+    of_files = mode == "evaluate" and exp.config.evaluate.samples  # no network is needed for those
+    if mode in _SAMPLES and not of_files:
         found += [_of_weights(exp), _of_samples(exp)]
     if mode == "prepare":
         batch = exp.config.prepare.batch_size * _stored_bytes(exp)

@@ -106,7 +106,7 @@ def candidates(space: Space, seed: int, default: Mapping[str, float | int]) -> l
     Args:
       seed: of the random points.
       default: the config's own numbers below `sample`, also those that are not searched, so
-        that an interval can be judged by both of its ends.
+        that an interval can be compared by both of its ends.
 
     Raises:
       UserError: a field is unknown, or nothing is left to compare with the config's own setting.

@@ -363,7 +363,7 @@ def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_pa
     assert folder["measures"] == without_labels and folder["samples"] == 20
     said = capsys.readouterr().out
     assert "20 samples of" in said
-    assert "1 of 21 files are not judged: notes.txt" in said
+    assert "1 of 21 files are not evaluated: notes.txt" in said
 
 
 def test_a_damaged_result_is_made_again_and_a_whole_one_is_not(judged, tmp_path, capsys):

@@ -122,7 +122,7 @@ def test_a_file_that_was_cut_off_is_named_when_it_is_judged(tmp_path):
 
 def test_images_of_different_sizes_are_named(tmp_path):
     folder_of(tmp_path, a_png=picture(0), b_png=picture(0), c_png=picture(0, (8, 9)))
-    refuses(tmp_path, "c.png: is 8 x 9 pixels, but a.png is 8 x 8; judge images of one size")
+    refuses(tmp_path, "c.png: is 8 x 9 pixels, but a.png is 8 x 8; evaluate images of one size")
 
 
 def test_special_files_are_named(tmp_path):
@@ -183,5 +183,5 @@ def test_a_remark_counts_what_is_not_judged(tmp_path):
     for name in ("a.txt", "b.txt", "c.txt", "d.pdf"):
         (tmp_path / name).write_bytes(b"x")
     assert SavedSamples(tmp_path, FIELD).remark() == (
-        f"{tmp_path}: 4 of 6 files are not judged: a.txt, b.txt, c.txt and 1 others"
+        f"{tmp_path}: 4 of 6 files are not evaluated: a.txt, b.txt, c.txt and 1 others"
     )
