@@ -41,6 +41,7 @@ from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidances
 from ig_jax.monitoring import peak_flops
 from ig_jax.parallel.mesh import over_batch, replicated, to_global
+from ig_jax.samplers import SAMPLERS
 from ig_jax.types import DTYPES, Params
 
 TERA = 1e12
@@ -75,7 +76,8 @@ def cost(generator: Generator, guidances: Guidances) -> Mapping[str, int]:
     """
     found = cost_of(generator, guidances=guidances)
     if found is None:
-        name = type(generator.sampling.sampler).__name__
+        kind = type(generator.sampling.sampler)
+        name = next(name for name, known in SAMPLERS.items() if known is kind)
         raise UserError(
             f"sample.sampler.name = {name!r}: chooses its own steps, so its evaluations are not "
             "known beforehand; take a config with another"

@@ -14,7 +14,7 @@ need not, and cannot overlap the others.
 --compile_only makes no weights and computes nothing. The step is lowered on abstract arrays and
 compiled for these devices, and FLOPs are counted twice: XLA's own count, from programs that are not
 compiled yet, with the blocks unrolled, because it counts a loop's body once; and that on paper:
-`flops.train_step` for the gradient, `newton_schulz_flops` for Muon.
+`flops.of_train_step` for the gradient, `newton_schulz_flops` for Muon.
 """
 
 from __future__ import annotations

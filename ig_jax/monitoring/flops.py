@@ -18,7 +18,7 @@ from collections.abc import Collection
 from ig_jax import pytree
 from ig_jax.models.axes import CLASSES, CONDITION, is_matrix
 from ig_jax.models.network import Network
-from ig_jax.types import Params
+from ig_jax.types import NONE, Params
 
 
 def forward(net: Network, params: Params, heads: Collection[int] | None = None) -> int:
@@ -44,13 +44,18 @@ def forward(net: Network, params: Params, heads: Collection[int] | None = None) 
     return total
 
 
-def of_train_step(net: Network, params: Params, batch_size: int) -> int:
+def of_train_step(net: Network, params: Params, batch_size: int, terms: Params = NONE) -> int:
     """FLOPs of the gradient on `batch_size` images: three forward passes each.
+
+    A head of a loss term, of which `terms` holds the parameters, counts as one of all tokens.
 
     Nothing is added for the optimizer, whose cost does not depend on the batch: that of Muon is
     `optim.muon.newton_schulz_flops`. Nor for another network's outputs that a loss may ask for.
     """
-    return 3 * batch_size * forward(net, params)
+    tokens = (net.side // net.settings.patch_size) ** 2
+    kernels = [leaf for leaf in pytree.flatten(terms).values() if len(leaf.shape) > 1]
+    heads = 2 * tokens * sum(map(pytree.count, kernels))
+    return 3 * batch_size * (forward(net, params) + heads)
 
 
 def in_words(count: int) -> str:

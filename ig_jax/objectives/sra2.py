@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ig_jax.models import embed, layers
-from ig_jax.models.transformer import Transformer
+from ig_jax.models.network import Network
 from ig_jax.objectives.base import Needs, NoisedBatch, Term
 from ig_jax.types import NONE, Key, Params, PerExample, Tokens
 
@@ -41,7 +41,7 @@ class Sra2(Term):
     def needs(self) -> Needs:
         return Needs(taps=(self.depth,))
 
-    def init(self, key: Key, net: Transformer) -> Params:
+    def init(self, key: Key, net: Network) -> Params:
         """Xavier-uniform kernels and zero biases, as the network's blocks begin."""
         width = net.settings.hidden_size
         features = net.settings.patch_size**2 * net.channels

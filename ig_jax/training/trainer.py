@@ -30,7 +30,7 @@ from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, flops, metric_writer, profiler, throughput
 from ig_jax.monitoring.throughput import NonFiniteLoss
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState, trained
+from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState
 from ig_jax.parallel import lock
 from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
@@ -119,9 +119,9 @@ def _evaluation(exp: Experiment) -> during_training.DuringTraining:
 def rates(exp: Experiment) -> throughput.Rates:
     """Converts seconds a step of this experiment to FLOP/s and their share of the peak."""
     size, log = exp.config.train.batch_size, exp.config.log
-    params = trained(exp.abstract_params, exp.abstract_terms)  # a head counts as one of all tokens
+    count = flops.of_train_step(exp.net, exp.abstract_params, size, exp.abstract_terms)
     return throughput.Rates(
-        flops.of_train_step(exp.net, params, size) / exp.mesh.size,
+        count / exp.mesh.size,
         exp.mesh.devices.flat[0].device_kind,
         peak_tflops=log.peak_tflops,
     )

@@ -167,7 +167,7 @@ def test_a_published_file_samples_as_the_run_that_wrote_it(tmp_path):
     found = ig_jax.load(file)
     ours = ig_jax.load(tiny.trained().workdir)
     jax.tree.map(np.testing.assert_array_equal, found.params, ours.params)
-    assert isinstance(found.net, SiT) and found.net.settings.readouts == (1,)
+    assert found.net.family is SiT and found.net.settings.readouts == (1,)
     settings = {"labels": LABELS, "ig": 2.0, "cfg": (1.5, 0.0, 1.0)}
     settings |= {"sampler": "euler", "steps": 2}
     x = found.sample_latents(**settings)

@@ -64,7 +64,7 @@ def test_features_that_are_no_numbers_are_told(exp, value):
     layers = {"kernel": np.full((64, 4), value, np.float32), "bias": np.zeros(4, np.float32)}
     last = {"kernel": np.ones((4, 2), np.float32), "bias": np.zeros(2, np.float32)}
     weights = {"hidden": layers, "classes": last}
-    look = FeatureExtractor(Classifier(), weights, exp.local_mesh, exp.samples_here)
+    look = FeatureExtractor(Classifier(), weights, exp.local_mesh, exp.config.sample.batch_size)
     with pytest.raises(UserError, match="evaluate.features: '.*' of some image is NaN or inf"):
         look(np.full((3, 8, 8, 1), 255, np.uint8))
 

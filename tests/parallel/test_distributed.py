@@ -172,8 +172,7 @@ PROGRAM = """
 import functools, sys, time
 import jax, jax.numpy as jnp
 from absl import app
-from ig_jax import cli
-from ig_jax import cli, errors
+from ig_jax import cli, errors, modes
 from ig_jax.parallel import distributed
 
 def loop(*args, **kwargs):
@@ -191,7 +190,7 @@ def loop(*args, **kwargs):
         total(ones).block_until_ready()
 
 distributed.start = functools.partial(distributed.start, heartbeat=BEAT)
-cli.run = loop
+modes.run = loop
 app.run(cli.main, flags_parser=cli.parse_flags)
 """
 

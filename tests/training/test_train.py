@@ -235,7 +235,7 @@ def test_previews_show_both_ways_of_sampling_and_change_from_step_to_step(resume
 def test_previews_are_drawn_with_the_first_average(resumed, tmp_path):
     workdir, outcome, trainer = resumed
     weights = replicate_locally(trainer.exp.mesh, outcome.state.ema["0.9"])
-    drawn = preview.Preview(trainer.exp, tmp_path).draw(weights, 24)
+    drawn = preview.Preview(trainer.exp.pipeline, tmp_path).draw(weights, 24)
     written = Image.open(workdir / "previews" / "step_00000024.png")
     np.testing.assert_array_equal(drawn, np.asarray(written))
 
