@@ -334,7 +334,7 @@ ORDERED, NAMESPACE = b"ccollections\nOrderedDict\n", b"cargparse\nNamespace\n"
         (NAMESPACE + b")\x81N}" + text("lr") + b"K\x01s\x86b.", "a tuple where a dict belongs"),
         (NAMESPACE + b"}" + text("lr") + b"K\x01sb.", "a Name where a dict belongs"),
         (ORDERED + b"}" + text("fromkeys") + b"K\x01sb.", "a Name where a dict belongs"),
-        (NAMESPACE + b")\x81" + text("lr") + b"K\x01s.", "a Record where a dict belongs"),
+        (NAMESPACE + b")\x81" + text("lr") + b"K\x01s.", "a Namespace where a dict belongs"),
         (ORDERED + text("a") + b"R.", "a str where a tuple belongs"),
         (text("os.system") + b")R.", "a str where a Name belongs"),
         (b"ctorch\nFloatStorage\n)R.", "holds 'torch.FloatStorage'"),
