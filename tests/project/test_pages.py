@@ -209,7 +209,7 @@ def test_samples_are_judged_as_the_page_says(imagenet, place):
     assert len(told) == 2
     drawn, given = (
         json.loads(next((place / "runs" / run).glob("evaluations/*/results.json")).read_text())
-        for run in ("sit_xl", "judged")
+        for run in ("sit_xl", "evaluated")
     )
     assert set(drawn["measures"]) == set(given["measures"]) == MEASURED
     assert all(np.isfinite(stats["mean"]) for stats in drawn["measures"].values())
