@@ -39,7 +39,7 @@ MOST_CHANNELS = 4096  # of latents whose statistics are read; published ones hav
 ENCODER, DECODER = ("encoder", "quant_conv"), ("post_quant_conv", "decoder")
 
 
-def is_pictures(stored_shape: tuple[int, ...]) -> bool:
+def are_images(stored_shape: tuple[int, ...]) -> bool:
     return len(stored_shape) == 3 and stored_shape[-1] == 3
 
 
@@ -50,8 +50,8 @@ def _is_per_channel(shape: tuple[int, ...] | None) -> bool:
     return False
 
 
-def _scaled(pictures: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
-    return pictures.astype(jnp.float32) / 127.5 - 1
+def _scaled(images: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+    return images.astype(jnp.float32) / 127.5 - 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Autoencoder(ABC):
         """All parameters from the state dict in the published file."""
 
     @abstractmethod
-    def to_store(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
+    def to_store(self, images: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
         """Encodes images as a data set of latents stores them: float32 [b, h, w, 2 channels].
 
         `keys` [b] are for what is random about that, so that it does not depend on the batch.
@@ -97,7 +97,7 @@ class Autoencoder(ABC):
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
         channels, sides = self.channels, stored_shape[:2]
-        if is_pictures(stored_shape) and not any(side % self.factor for side in sides):
+        if are_images(stored_shape) and not any(side % self.factor for side in sides):
             return (sides[0] // self.factor, sides[1] // self.factor, channels)
         if len(stored_shape) != 3 or stored_shape[-1] != 2 * channels:
             raise ValueError(
@@ -116,7 +116,7 @@ class Autoencoder(ABC):
         return {name: params[name] for name in parts}
 
     def encoder_weights(self, stored_shape: tuple[int, ...]) -> Params:
-        if not is_pictures(stored_shape):
+        if not are_images(stored_shape):
             return {}
         if not self.weights:
             raise UserError(
@@ -143,9 +143,9 @@ class SdVae(Autoencoder):
     def from_published(self, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return sd_vae.from_published(state)
 
-    def to_store(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
+    def to_store(self, images: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
         """Mean and standard deviation of the posterior, neither scaled nor drawn from."""
-        posterior = sd_vae.encode(weights, _scaled(pictures), dtype=DTYPES[self.dtype])
+        posterior = sd_vae.encode(weights, _scaled(images), dtype=DTYPES[self.dtype])
         return jnp.concatenate(posterior, axis=-1)
 
     def sums(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ class SdVae(Autoencoder):
         return mean.sum((0, 1, 2)), (mean**2 + std**2).sum((0, 1, 2))
 
     def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
-        if is_pictures(stored.shape[1:]):
+        if are_images(stored.shape[1:]):
             stored = self.to_store(stored, weights, key)
         mean, std = jnp.split(stored, 2, axis=-1)
         return sd_vae.SCALE * (mean + std * jax.random.normal(key, mean.shape, mean.dtype))
@@ -184,7 +184,7 @@ class VaVae(Autoencoder):
         return self._statistics[0].size if self.statistics else 32
 
     def latent_shape(self, stored_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        latents = len(stored_shape) == 3 and not is_pictures(stored_shape)
+        latents = len(stored_shape) == 3 and not are_images(stored_shape)
         if self.statistics and latents and stored_shape[-1] != 2 * self.channels:
             raise ValueError(
                 f"codec.statistics = {shown(self.statistics)}: are of {self.channels} channels, "
@@ -231,17 +231,17 @@ class VaVae(Autoencoder):
         mean, std = self._statistics
         return mean.reshape(-1), std.reshape(-1)
 
-    def _draw(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
-        mean, std = va_vae.encode(weights, _scaled(pictures), dtype=DTYPES[self.dtype])
+    def _draw(self, images: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
+        mean, std = va_vae.encode(weights, _scaled(images), dtype=DTYPES[self.dtype])
         noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:], mean.dtype))(keys)
         return mean + std * noise
 
-    def to_store(self, pictures: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
+    def to_store(self, images: UInt8[Array, "b H W 3"], weights: Params, keys: Key) -> Latents:
         """A draw from the posterior of the image, and one from that of its mirror image."""
         # Side by side in the batch: each device then has both twins of its own images.
-        both = jnp.stack([pictures, pictures[:, :, ::-1]], axis=1)
+        both = jnp.stack([images, images[:, :, ::-1]], axis=1)
         keys = jax.vmap(jax.random.split)(keys)
-        draws = self._draw(both.reshape(-1, *pictures.shape[1:]), weights, keys.reshape(-1))
+        draws = self._draw(both.reshape(-1, *images.shape[1:]), weights, keys.reshape(-1))
         twins = draws.reshape(-1, 2, *draws.shape[1:])
         return jnp.concatenate([twins[:, 0], twins[:, 1]], axis=-1)
 
@@ -253,10 +253,10 @@ class VaVae(Autoencoder):
     def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
         mean, std = self._statistics
         turned = jax.random.bernoulli(key, shape=(stored.shape[0], 1, 1, 1))
-        if is_pictures(stored.shape[1:]):
-            pictures = jnp.where(turned, stored[:, :, ::-1], stored)
+        if are_images(stored.shape[1:]):
+            images = jnp.where(turned, stored[:, :, ::-1], stored)
             keys = jax.random.split(jax.random.fold_in(key, 1), len(stored))
-            return (self._draw(pictures, weights, keys) - mean) / std
+            return (self._draw(images, weights, keys) - mean) / std
         plain, mirrored = jnp.split(stored, 2, axis=-1)
         return (jnp.where(turned, mirrored, plain) - mean) / std
 

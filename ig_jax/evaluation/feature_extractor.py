@@ -40,15 +40,15 @@ class FeatureExtractor:
         each = jax.shard_map(space, mesh=mesh, in_specs=(whole, rows), out_specs=rows)
         self._program = jax.jit(each)
 
-    def __call__(self, pictures: np.ndarray) -> Rows:
+    def __call__(self, images: np.ndarray) -> Rows:
         """Features of uint8 images [n, h, w, c], n at least 1: {'pool': [n, d], ...}.
 
         Raises:
           UserError: one of them is NaN or infinity.
         """
         parts = []
-        for start in range(0, len(pictures), self._size):
-            taken = np.asarray(pictures[start : start + self._size])
+        for start in range(0, len(images), self._size):
+            taken = np.asarray(images[start : start + self._size])
             padded = taken[np.arange(self._size) % len(taken)]
             batch = to_global({"pictures": padded}, self._mesh, self._size)
             features = self._program(self._weights, batch["pictures"])

@@ -211,14 +211,14 @@ def _from_file(path: Path, look: FeatureExtractor, weights_digest: str) -> Real:
             f"{field} = {str(path)!r}: was made with other weights of the feature space than "
             "evaluate.features has; make it again with --mode=reference"
         )
-    single = found.pictures if found.rows is None else found.rows
+    single = found.images if found.rows is None else found.rows
     record = {
         "file": str(path),
         "sha256": found.digest,
         "pictures_of_precision_and_recall": 0 if single is None else len(single),
     }
     # An evaluation that is done already need not look at ten thousand images again.
-    seen = cache(partial(look, found.pictures))
+    seen = cache(partial(look, found.images))
     pool, spatial, rows = found.pool, found.spatial, None
     if pool is None:  # there are no other statistics than those of these images
         pool = _gaussian(seen()["pool"])

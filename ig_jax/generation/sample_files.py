@@ -36,7 +36,7 @@ WRITERS = 8  # PNG files compressed at the same time
 PNG_END = b"IEND\xaeB`\x82"
 COPIED = 256  # samples at a time
 
-Pictures = UInt8[np.ndarray, "n h w c"]
+ImageArray = UInt8[np.ndarray, "n h w c"]
 Indices = Int[np.ndarray, "n"]
 
 
@@ -46,12 +46,12 @@ class FileKind(Protocol):
 
     def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]: ...
 
-    def read(self, indices: Indices) -> Pictures: ...
+    def read(self, indices: Indices) -> ImageArray: ...
 
-    def write(self, indices: Indices, images: Pictures) -> None: ...
+    def write(self, indices: Indices, images: ImageArray) -> None: ...
 
 
-def _copy(read: Callable[[Indices], Pictures], to: FileKind, indices: Indices) -> None:
+def _copy(read: Callable[[Indices], ImageArray], to: FileKind, indices: Indices) -> None:
     for start in range(0, len(indices), COPIED):
         part = indices[start : start + COPIED]
         to.write(part, read(part))
@@ -86,12 +86,12 @@ class PngFiles:
         except (OSError, ValueError, SyntaxError):  # as Pillow tells of damage
             return False
 
-    def read(self, indices: Indices) -> Pictures:
+    def read(self, indices: Indices) -> ImageArray:
         load = self._writers.map
         found = map(self._file, indices.tolist())
         return np.stack(list(load(lambda file: image_grid.load(file, self._shape[-1]), found)))
 
-    def write(self, indices: Indices, images: Pictures) -> None:
+    def write(self, indices: Indices, images: ImageArray) -> None:
         list(self._writers.map(image_grid.save, map(self._file, indices.tolist()), images))
 
 
@@ -131,11 +131,11 @@ class Archive:
     def holds(self, indices: Indices) -> Bool[np.ndarray, "n"]:
         return np.ones(len(indices), bool) if self.whole() else self._store.done(indices)
 
-    def read(self, indices: Indices) -> Pictures:
+    def read(self, indices: Indices) -> ImageArray:
         found = npz.read_array(self.file, IMAGES) if self.whole() else self._store.read(IMAGES)
         return np.asarray(found[indices])
 
-    def write(self, indices: Indices, images: Pictures) -> None:
+    def write(self, indices: Indices, images: ImageArray) -> None:
         self._store.write(indices, {IMAGES: images})
 
     def finish(self, labels: np.ndarray) -> None:
@@ -247,7 +247,7 @@ class SavedSamples:
         names = file_tree.list_names(self.left_out)
         return f"{self.path}: {left:,} of {files:,} files are not evaluated: {names}"
 
-    def read(self, indices: Indices) -> Pictures:
+    def read(self, indices: Indices) -> ImageArray:
         """Raises UserError where an image is damaged."""
         if not self._files:
             return np.asarray(self._array[indices])
@@ -300,7 +300,7 @@ class SampleWriter:
                 _copy(other.read, kind, indices[there & ~own])
         return indices[~anywhere]
 
-    def write(self, indices: Indices, images: Pictures) -> None:
+    def write(self, indices: Indices, images: ImageArray) -> None:
         for kind in self._kinds:
             kind.write(indices, images)
 

@@ -31,14 +31,14 @@ class FeatureSpace(Protocol):
     gives: tuple[str, ...]  # which of the features it has
     reads_labels: bool  # whether the largest logit is the label: it was fitted on the data set
 
-    def load(self, pictures: Callable[[], TrainingImages]) -> Params:
-        """The weights, as numpy arrays; `pictures` is called only by spaces that are fitted.
+    def load(self, images: Callable[[], TrainingImages]) -> Params:
+        """The weights, as numpy arrays; `images` is called only by spaces that are fitted.
 
         Raises:
           UserError: there are none to be had.
         """
         ...
 
-    def __call__(self, weights: Params, pictures: ImageBatch) -> Features:
+    def __call__(self, weights: Params, images: ImageBatch) -> Features:
         """Pure, so that it may be compiled; every image is treated alone."""
         ...

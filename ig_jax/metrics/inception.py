@@ -43,8 +43,8 @@ class Inception:
     gives: ClassVar[tuple[str, ...]] = ("pool", "logits", "spatial")
     reads_labels: ClassVar[bool] = False  # its classes are its own, and in an order of their own
 
-    def load(self, pictures: Callable[[], TrainingImages]) -> Params:
-        """The weights of `inception_network.features`; `pictures` are not asked for.
+    def load(self, images: Callable[[], TrainingImages]) -> Params:
+        """The weights of `inception_network.features`; `images` are not asked for.
 
         Raises:
           UserError: there is no such file, or it holds something else.
@@ -65,22 +65,22 @@ class Inception:
                 "mseitzer/pytorch-fid"
             ) from error
 
-    def __call__(self, weights: Params, pictures: ImageBatch) -> Features:
+    def __call__(self, weights: Params, images: ImageBatch) -> Features:
         """Raises ValueError unless images have 3 channels, or 1: grey is shown to all three."""
-        if pictures.shape[-1] not in (1, 3):
-            raise ValueError(f"images are {list(pictures.shape)}: must have 1 or 3 channels")
-        scaled = (resize(pictures) - 128) / 128
+        if images.shape[-1] not in (1, 3):
+            raise ValueError(f"images are {list(images.shape)}: must have 1 or 3 channels")
+        scaled = (resize(images) - 128) / 128
         x = jnp.broadcast_to(scaled, (*scaled.shape[:-1], 3))
         return inception_network.features(weights, x)
 
 
-def resize(pictures: ImageBatch, side: int = SIDE) -> Float[Array, "b side side c"]:
+def resize(images: ImageBatch, side: int = SIDE) -> Float[Array, "b side side c"]:
     """Images of any sides, uint8, as float32 in [0, 255] with these sides, by the rule above.
 
     Columns first, then rows, as in the graph: the same to the last bit, unless a compiler fuses
     product and sum, which moves some values by a last place.
     """
-    stretched = _interpolated(pictures.astype(jnp.float32), 2, side)
+    stretched = _interpolated(images.astype(jnp.float32), 2, side)
     return _interpolated(stretched, 1, side)
 
 

@@ -39,7 +39,7 @@ class Reference(NamedTuple):
     pool: Gaussian | None  # of pooled features; None: must be computed from `pictures`
     spatial: Gaussian | None  # None: unknown
     rows: np.ndarray | None  # float32 [n, d]: pooled features of single images
-    pictures: np.ndarray | None  # uint8 [n, h, w, 3]
+    images: np.ndarray | None  # uint8 [n, h, w, 3]
     space: str  # digest of the weights of the feature space; '': unknown
     digest: str  # SHA-256 of the file
 
@@ -59,13 +59,13 @@ def read(path: Path, field: str) -> Reference:
             )
         names, array = _open(path)
         found = _Arrays(path, names, array)
-        pool, pictures = found.gaussian(POOL), found.pictures()
-        if pool is None and pictures is None:
+        pool, images = found.gaussian(POOL), found.images()
+        if pool is None and images is None:
             raise UserError(
                 f"{path}: has neither 'mu' and 'sigma' nor 'arr_0', but {listed(names)}; {_MEND}"
             )
         spatial, rows = found.gaussian(SPATIAL), found.rows(pool)
-        return Reference(pool, spatial, rows, pictures, found.space(), files.sha256(path))
+        return Reference(pool, spatial, rows, images, found.space(), files.sha256(path))
     except UserError as refusal:
         raise UserError(f"{field} = {refusal}") from None
 
@@ -180,7 +180,7 @@ class _Arrays(NamedTuple):
             raise UserError(f"{self.path}: {error}; {_MEND}") from None
         return found
 
-    def pictures(self) -> np.ndarray | None:
+    def images(self) -> np.ndarray | None:
         if PICTURES not in self.names:
             return None
         found = self.array(PICTURES)

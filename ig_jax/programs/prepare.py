@@ -225,13 +225,13 @@ class _Preparation:
     def _record(self, whole: FinishedDataset, skipped: list[str]) -> Record:
         known = self.source.record() if isinstance(self.source, Encoded) else None
         if known is None:
-            pictures = not isinstance(self.source, Encoded)
+            images = not isinstance(self.source, Encoded)
             known = Record(
                 codec=self.codec.name,
-                autoencoder=self.made_of["autoencoder"] if pictures else "",
-                image_size=self.source.stored_shape[0] if pictures else 0,
-                crop=crop.CROP_NAME if pictures else "",
-                input_range=INPUT_RANGE if pictures else (),
+                autoencoder=self.made_of["autoencoder"] if images else "",
+                image_size=self.source.stored_shape[0] if images else 0,
+                crop=crop.CROP_NAME if images else "",
+                input_range=INPUT_RANGE if images else (),
                 examples=0,
                 skipped=(),
                 mean=(),

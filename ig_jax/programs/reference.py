@@ -47,7 +47,7 @@ def _chosen(total: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(total)[:CHOSEN])
 
 
-def _require_pictures(source: Source) -> None:
+def _require_images(source: Source) -> None:
     if not image_evaluator.holds_images(source):
         raise UserError(
             "data.source: holds latents; statistics are taken of images, such as those of "
@@ -179,7 +179,7 @@ def run(exp: Experiment, folder: Path) -> Path:
         file is missing; another program works in the folder; the disk is full or gone.
     """
     source, target = exp.config.data.source, folder / _FILE
-    _require_pictures(source)
+    _require_images(source)
     if hasattr(source, "unlabelled"):
         source = source.unlabelled()  # statistics need no classes
     with lock.held(folder), disk_errors.reported(folder):
@@ -197,10 +197,10 @@ def _make(exp: Experiment, source: Source, target: Path) -> None:
     parts = _Parts(target.parent, exp, source, digest)
     own = process_slice(len(parts.ranges))
     left = [i for i in own if parts.read(i) is None]
-    pictures, rest = (sum(len(parts.ranges[i]) for i in some) for some in (own, left))
+    images, rest = (sum(len(parts.ranges[i]) for i in some) for some in (own, left))
     with (
         ThreadPoolExecutor(_READERS) as readers,
-        console.progress(pictures, initial=pictures - rest, unit="image", what="looking") as bar,
+        console.progress(images, initial=images - rest, unit="image", what="looking") as bar,
     ):
         parts.folder.mkdir(exist_ok=True)
         for i in left:

@@ -94,12 +94,12 @@ def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
         for _ in search.run(measure):
             bar.set_postfix_str(f"best: {search.rows()[0]['candidate']}", refresh=False)
     rows = search.rows()
-    picture = workdir / "search.png"
-    search_report.heat_map(picture, rows, c.metric, metrics_report.BETTER[c.metric], c.space.method)
+    image = workdir / "search.png"
+    search_report.heat_map(image, rows, c.metric, metrics_report.BETTER[c.metric], c.space.method)
     shown = {name: metrics_report.METRICS[name] for name in evaluator.metrics}
     console.say("\n" + search_report.search_table(rows, shown, c.metric, _SHOWN) + "\n")
     console.say(f"± is the standard error over seeds of {c.num} samples; 'minus config' is paired")
-    console.say(f"all settings: {workdir / 'search.json'}, image: {picture}")
+    console.say(f"all settings: {workdir / 'search.json'}, image: {image}")
     return rows
 
 

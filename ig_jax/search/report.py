@@ -146,14 +146,14 @@ def _grid(
     cells = {place(row): row for row in reversed(rows)}
     norm, cmap = _colours([row[metric]["mean"] for row in cells.values()], better)
     scale = ScalarMappable(norm, cmap)
-    picture = np.full((len(lines), len(columns), 3), EMPTY)
+    image = np.full((len(lines), len(columns), 3), EMPTY)
     for (i, j), row in cells.items():
         pale = PALE * (1 - np.log2(row["seeds"]) / max(np.log2(rows[0]["seeds"]), 1))
-        picture[i, j] = pale + (1 - pale) * np.array(scale.to_rgba(row[metric]["mean"])[:3])
+        image[i, j] = pale + (1 - pale) * np.array(scale.to_rgba(row[metric]["mean"])[:3])
         text = f"{row[metric]['mean']:.3g}\n{row['seeds']}×"
-        ink = "black" if picture[i, j].mean() > 0.5 else "white"
+        ink = "black" if image[i, j].mean() > 0.5 else "white"
         axes.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
-    axes.imshow(picture, origin="lower", aspect="auto")
+    axes.imshow(image, origin="lower", aspect="auto")
     own = next(row for row in rows if row["default"])
     for row, side, colour in ((rows[0], 0.94, "red"), (own, 0.84, "black")):
         i, j = place(row)

@@ -283,8 +283,8 @@ class Trainer:
         weights = replicate_locally(self.exp.mesh, averaged)
         if "preview" in due and jax.process_index() == 0:
             with console.room_or_not("previews", self.workdir):
-                picture = self.preview.draw(weights, self.step)
-                self.writer.images(self.step, "samples", picture)
+                image = self.preview.draw(weights, self.step)
+                self.writer.images(self.step, "samples", image)
         if "evaluate" in due:
             self.writer.scalars(self.step, self.evaluation.compute(weights))
 

@@ -73,8 +73,8 @@ def test_a_file_of_adm_has_statistics_and_pictures(path, pool, spatial):
     found = reference_statistics.read(path, FIELD)
     assert_equal(found.pool, (mean, pool.covariance))
     assert_equal(found.spatial, spatial)
-    np.testing.assert_array_equal(found.pictures, PICTURES)
-    assert not found.pictures.flags.owndata
+    np.testing.assert_array_equal(found.images, PICTURES)
+    assert not found.images.flags.owndata
     assert (found.rows, found.space) == (None, "")
     assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -90,7 +90,7 @@ def test_small_derivatives_have_pooled_statistics_only(path, pool, prefix):
 def test_a_file_of_samples_has_pictures_only(path):
     save(path, arr_0=PICTURES, arr_1=np.arange(5))
     found = reference_statistics.read(path, FIELD)
-    np.testing.assert_array_equal(found.pictures, PICTURES)
+    np.testing.assert_array_equal(found.images, PICTURES)
     assert (found.pool, found.spatial, found.rows) == (None, None, None)
 
 
@@ -106,7 +106,7 @@ def test_what_is_written_is_read_again(path, rng, pool, spatial, with_spatial):
         assert found.spatial is None
     np.testing.assert_array_equal(found.rows, rows)
     assert found.rows.dtype == np.float32
-    assert (found.pictures, found.space) == (None, "a1" * 32)
+    assert (found.images, found.space) == (None, "a1" * 32)
     with np.load(path) as arrays:
         assert arrays["count"] == 1_281_167
 

@@ -35,7 +35,7 @@ def test_it_holds_moments_and_features_of_every_digit(made):
     np.testing.assert_allclose(found.pool.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.pool.covariance, np.cov(rows.T), rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(found.rows, rows)  # fewer than are chosen of a larger set
-    assert found.space == digest and found.spatial is None and found.pictures is None
+    assert found.space == digest and found.spatial is None and found.images is None
     assert [f.name for f in made.iterdir()] == ["reference.npz"]
     with np.load(made / "reference.npz") as arrays:
         assert int(arrays["count"]) == len(images)

@@ -159,10 +159,10 @@ class ImageFolder(Cropped):
         return None  # the layout has a folder per split, and each is a source of its own
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        stored = self._stacked(self._picture, indices.tolist())
+        stored = self._stacked(self._image, indices.tolist())
         return {"stored": stored, "label": self._opened.classes.labels[indices]}
 
-    def _picture(self, index: int) -> np.ndarray:
+    def _image(self, index: int) -> np.ndarray:
         tree, names, _ = self._opened
         return crop.decode(tree.read(names[index]), self.size, tree.place(names[index]))
 

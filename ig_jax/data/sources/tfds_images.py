@@ -65,13 +65,13 @@ class TfdsImages(OfSplit, Cropped):
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         examples, numbers = self._opened.read(indices), indices.tolist()
         label = [self._label(e, index) for e, index in zip(examples, numbers, strict=True)]
-        stored = self._stacked(self._picture, examples, numbers)
+        stored = self._stacked(self._image, examples, numbers)
         return {"stored": stored, "label": np.asarray(label, np.int32)}
 
     def _label(self, example: TfdsExample, index: int) -> int:
         return self._opened.label(example, index, self.num_classes)
 
-    def _picture(self, example: TfdsExample, index: int) -> np.ndarray:
+    def _image(self, example: TfdsExample, index: int) -> np.ndarray:
         content = b"".join(example["image"].bytes_list.value)  # one, or none at all
         name = f"{self._opened.place(index)} ({self._opened.file_name(example, index)})"
         return crop.decode(content, self.size, name)
