@@ -17,10 +17,10 @@ from ig_jax import prng
 from ig_jax.config.schema import Sample
 from ig_jax.errors import UserError, shown
 from ig_jax.generation import requests
-from ig_jax.generation.batches import require_finite
+from ig_jax.generation.batches import outputs
 from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidances, GuideModel
-from ig_jax.parallel.mesh import over_batch, to_host
+from ig_jax.parallel.mesh import to_host
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import DTYPES, Codec, Labels, Latents, NetFn, Params, Process, Tokens
 
@@ -145,43 +145,26 @@ class Pipeline:
             )
         pipe = self if dtype is None else self._computed_in(dtype)
         generator = pipe._cached_generator(decode, guide)
-        parts = []
-        for begin in range(0, len(y), self.sampling.batch_size):
-            rows = slice(begin, min(begin + self.sampling.batch_size, len(y)))
-            part = self._batch(generator, y, rows, seed, noise, guidances, chosen, trajectory)
-            parts.append(part)
-        decoded, states = zip(*parts, strict=True)
-        return np.concatenate(decoded), np.concatenate(states) if trajectory else None
-
-    def _batch(
-        self,
-        generator: Generator,
-        y: np.ndarray,
-        rows: slice,
-        seed: int,
-        noise: np.ndarray | Array | None,
-        guidances: Guidances,
-        sampler: Sampler,
-        trajectory: bool,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Samples `rows` of the labels, padded to a number that divides over the devices."""
-        indices = np.arange(len(y), dtype=np.int32)[rows]
-        count = len(indices)
-        padded = np.resize(np.arange(count), -(-count // generator.mesh.size) * generator.mesh.size)
-        place = over_batch(generator.mesh)
-        host = [indices[padded], y[rows][padded]]
-        host += [] if noise is None else [np.asarray(noise, np.float32)[rows][padded]]
-        out = generator(
-            self.params,
-            np.uint32(seed),
-            *(jax.device_put(x, place) for x in host),
-            guidances=guidances,
-            sampler=sampler,
-            trajectory=trajectory,
-        )
-        decoded, finite, states = to_host(tuple(out))
-        require_finite(indices[~finite[:count]], sampler)
-        return decoded[:count], states[:count] if trajectory else None
+        # Small calls are batches of their own size, as far as it divides over the devices.
+        devices = generator.mesh.size
+        size = -(-min(len(y), generator.batch_size) // devices) * devices
+        parts = [
+            out
+            for _, out in outputs(
+                generator,
+                self.params,
+                seed,
+                np.arange(len(y)),
+                y,
+                None if noise is None else np.asarray(noise, np.float32),
+                size=size,
+                guidances=guidances,
+                sampler=chosen,
+                trajectory=trajectory,
+            )
+        ]
+        states = np.concatenate([out.trajectory for out in parts]) if trajectory else None
+        return np.concatenate([out.decoded for out in parts]), states
 
     def _check_guidances(self, guidances: Guidances, guide: Pipeline | None) -> None:
         """Raises UserError for a guidance that this network cannot have."""
@@ -220,7 +203,7 @@ class Pipeline:
     def _cached_generator(
         self, decode: Callable[[Latents], Array] | None, guide: Pipeline | None
     ) -> Generator:
-        key = (decode, id(guide))
+        key = (decode, guide)  # which keeps the guide: another must not take its place
         if key not in self._generators:
             model = None if guide is None else guide.guide_model
             self._generators[key] = self.generator(guide=model, decode=decode)

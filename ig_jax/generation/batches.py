@@ -44,36 +44,71 @@ class SampleBatch(NamedTuple):
     labels: np.ndarray
 
 
-def sample_batches(
-    generator: Generator, params: Params, seed: int, indices: np.ndarray, **chosen: Any
-) -> Iterator[SampleBatch]:
-    """Samples `indices`, a batch at a time; the last one is padded, then cut.
+def outputs(
+    generator: Generator,
+    params: Params,
+    seed: int,
+    indices: np.ndarray,
+    labels: np.ndarray,
+    noise: np.ndarray | None = None,
+    *,
+    size: int,
+    **chosen: Any,
+) -> Iterator[tuple[np.ndarray, Output]]:
+    """Runs the generator on `size` samples at a time; the last ones are padded, then cut.
 
-    The next batch is begun before one is handed out: while the host writes files, devices work.
-    `chosen` may name guidances and a sampler, as for `Generator`.
+    The next batch is begun before one is handed out: while the host uses it, devices work.
+
+    Args:
+      generator: on a mesh whose devices divide `size`.
+      params: of its network.
+      seed: of the samples.
+      indices, labels: int [n], which samples and their labels.
+      noise: initial noise [n, h, w, c], or None.
+      size: samples of one call.
+      chosen: as for `Generator`: guidances, sampler, trajectory.
+
+    Yields:
+      Places [b] of the batch within `indices`, and its output as numpy arrays [b, ...].
 
     Raises:
       UserError: a sample is not finite.
     """
-    size, sampling = generator.batch_size, generator.sampling
-    labels = labels_of(sampling, generator.num_classes, seed, indices)
+    rows = {"indices": indices.astype(np.int32), "y": labels}
+    rows |= {} if noise is None else {"noise": noise}
 
     def begun() -> Iterator[tuple[np.ndarray, Output]]:
         for start in range(0, len(indices), size):
             taken = np.arange(start, min(start + size, len(indices)))
             padded = np.resize(taken, size)
-            host = {"i": indices[padded].astype(np.int32), "y": labels[padded]}
-            rows = to_global(host, generator.mesh, size)
-            yield taken, generator(params, np.uint32(seed), rows["i"], rows["y"], **chosen)
+            host = {name: array[padded] for name, array in rows.items()}
+            placed = to_global(host, generator.mesh, size)
+            yield taken, generator(params, np.uint32(seed), **placed, **chosen)
 
-    for taken, drawn in prefetch(begun()):
-        images, finite = (to_host(x)[: len(taken)] for x in (drawn.decoded, drawn.finite))
-        sampler = chosen.get("sampler") or sampling.sampler
-        require_finite(indices[taken][~finite], sampler)
-        yield SampleBatch(indices[taken], images, labels[taken])
+    for taken, out in prefetch(begun()):
+        found = Output(*(None if x is None else to_host(x)[: len(taken)] for x in out))
+        sampler = chosen.get("sampler") or generator.sampling.sampler
+        _require_finite(indices[taken][~found.finite], sampler)
+        yield taken, found
 
 
-def require_finite(failed: np.ndarray, sampler: Sampler) -> None:
+def sample_batches(
+    generator: Generator, params: Params, seed: int, indices: np.ndarray, **chosen: Any
+) -> Iterator[SampleBatch]:
+    """Samples `indices` with the labels of the generator's settings, a batch at a time.
+
+    `chosen` may name guidances and a sampler, as for `Generator`.
+
+    Raises:
+      UserError: a sample is not finite.
+    """
+    labels = labels_of(generator.sampling, generator.num_classes, seed, indices)
+    size = generator.batch_size
+    for taken, out in outputs(generator, params, seed, indices, labels, size=size, **chosen):
+        yield SampleBatch(indices[taken], out.decoded, labels[taken])
+
+
+def _require_finite(failed: np.ndarray, sampler: Sampler) -> None:
     """Raises UserError if there are any indices [n] of samples that are not numbers."""
     if not len(failed):
         return

@@ -1,6 +1,8 @@
 """The Python API: pipelines from runs and published files, and what they compute."""
 
+import gc
 import shutil
+import weakref
 from dataclasses import replace
 
 import jax
@@ -88,6 +90,17 @@ def test_autoguidance_extrapolates_from_another_pipeline(pipe, noise):
     settings = {"sampler": "euler", "steps": 1, "ig": 1.0, "cfg": 1.0, "noise": noise}
     found = pipe.sample_latents(labels=LABELS, autoguidance=1.5, guide=other, **settings)
     np.testing.assert_allclose(found, noise - (worse + 1.5 * (v - worse)), rtol=0, atol=2e-5)
+
+
+def test_a_guide_lives_as_long_as_the_programs_that_hold_it(pipe, noise):
+    """Otherwise another could take its address, and be taken for it."""
+    other = replace(pipe)
+    settings = {"sampler": "euler", "steps": 1, "noise": noise}
+    pipe.sample_latents(labels=LABELS, autoguidance=1.5, guide=other, **settings)
+    kept = weakref.ref(other)
+    del other
+    gc.collect()
+    assert kept() is not None
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "euler_maruyama", "dopri5"])
