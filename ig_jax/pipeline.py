@@ -279,8 +279,7 @@ class Pipeline:
             keys = prng.keys(seed, "features", jnp.arange(len(x0)))
             noise = prng.sample_normal(keys, x0.shape[1:], 0)
             x = self.process.perturb(x0, noise, t)
-            out = self.net(params, x, self.process.condition_time(t), y, taps=depths)
-            return dict(out.features)
+            return self.net.tokens(params, x, self.process.condition_time(t), y, depths)
 
         return jax.jit(features, static_argnums=0)
 

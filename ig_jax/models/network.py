@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from ig_jax.models.axes import Axes, of_module
 from ig_jax.models.transformer import Transformer, TransformerSettings
-from ig_jax.types import Gather, Key, Labels, Latents, NetOutput, Params, Whole
+from ig_jax.types import Gather, Key, Labels, Latents, NetOutput, Params, Tokens, Whole
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,10 @@ class Network:
         """`Transformer.__call__` of the module that has these parameters, as `init` makes them."""
         module = nnx.merge(self._split[0], self.gather.once(params))
         return module(x, t, y, taps=taps, gather=self.gather)
+
+    def tokens(
+        self, params: Params, x: Latents, t: Array, y: Labels, depths: tuple[int, ...]
+    ) -> dict[int, Tokens]:
+        """`Transformer.tokens` of the module that has these parameters."""
+        module = nnx.merge(self._split[0], self.gather.once(params))
+        return module.tokens(x, t, y, depths, gather=self.gather)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -217,13 +218,10 @@ class Transformer(nnx.Module):
         """
         s = self.settings
         c = self.t_embedder(t) + self.y_embedder(y)
-        graph, stacked = nnx.split(self.blocks)
         tokens, exits = trunk.run_blocks(
-            lambda p, tokens: nnx.merge(graph, gather.block(p))(tokens, c),
-            nnx.to_pure_dict(stacked),
-            # The residual stream is float32 (as under the reference's autocast): the table
-            # promotes it.
-            self.x_embedder(x) + self.pos_embed[...],
+            self._block(c, gather),
+            nnx.to_pure_dict(nnx.state(self.blocks)),
+            self._embedded(x),
             exits=s.readouts + taps,
             remat=s.remat,
             unroll=s.unroll,
@@ -241,3 +239,28 @@ class Transformer(nnx.Module):
             features={d: exits[d] for d in taps},
             variance=variance,
         )
+
+    def tokens(
+        self, x: Latents, t: Array, y: Labels, depths: tuple[int, ...], *, gather: Gather = WHOLE
+    ) -> dict[int, Tokens]:
+        """The tokens after the blocks `depths` (from 1), float32; no later block is computed.
+
+        For passes without a gradient; for other arguments see `__call__`.
+        """
+        return trunk.first_blocks(
+            self._block(self.t_embedder(t) + self.y_embedder(y), gather),
+            nnx.to_pure_dict(nnx.state(self.blocks)),
+            self._embedded(x),
+            exits=depths,
+            unroll=self.settings.unroll,
+        )
+
+    def _embedded(self, x: Latents) -> Tokens:
+        """The tokens before the first block."""
+        # The residual stream is float32 (as under the reference's autocast): the table promotes it.
+        return self.x_embedder(x) + self.pos_embed[...]
+
+    def _block(self, c: Array, gather: Gather) -> Callable[[Params, Tokens], Tokens]:
+        """A block as a function of its parameters and tokens, for conditioning vectors c [b, d]."""
+        graph = nnx.graphdef(self.blocks)
+        return lambda params, tokens: nnx.merge(graph, gather.block(params))(tokens, c)

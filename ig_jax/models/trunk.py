@@ -85,6 +85,35 @@ def run_blocks(
     return x, {depth: buffer[k] for k, depth in enumerate(depths)}
 
 
+def first_blocks(
+    block: Callable[[Params, Tokens], Tokens],
+    stacked: Params,
+    x: Tokens,
+    *,
+    exits: tuple[int, ...],
+    unroll: int,
+) -> Mapping[int, Tokens]:
+    """The tokens after the blocks `exits`, without computing any block behind the last of them.
+
+    For passes without a gradient: that of the stack would be summed once a block.
+
+    Args:
+      block, stacked, x, unroll: see `run_blocks`.
+      exits: depths (1 = after the first block), at least one.
+    """
+    left = {}
+
+    def body(x: Tokens, i: jax.Array) -> tuple[Tokens, None]:
+        # One block of the whole stack: slicing off the first blocks would copy them.
+        return block(jax.tree.map(lambda leaf: leaf[i], stacked), x), None
+
+    start = 0
+    for depth in sorted(set(exits)):
+        x, _ = lax.scan(body, x, jnp.arange(start, depth), unroll=min(unroll, depth - start))
+        left[depth], start = x, depth
+    return left
+
+
 def _one_by_one(
     block: Callable[[Params, Tokens], Tokens], stacked: Params, x: Tokens, exits: tuple[int, ...]
 ) -> tuple[Tokens, Mapping[int, Tokens]]:

@@ -35,6 +35,7 @@ from ig_jax.types import (
     Process,
     Scalar,
     Times,
+    Tokens,
     Whole,
 )
 
@@ -50,8 +51,18 @@ class Draws:
     terms: Mapping[str, Any] = field(default_factory=dict)  # of `Term.draw`, by term
 
 
-# (x, t, y) -> what a network predicts there, in the scale of `NoisedBatch.target`
-Predict = Callable[[Latents, Times, Labels], NetOutput]
+@dataclass(frozen=True)
+class Teacher:
+    """The averaged network. No gradient goes through it, and only what is called is computed.
+
+    Attributes:
+      predict: (x, t, y) -> its outputs there, predictions in the scale of `NoisedBatch.target`.
+      tokens: (x, t, y, depths) -> {depth: its tokens [b, n, d] after that block}; blocks behind the
+        last of `depths` are not computed.
+    """
+
+    predict: Callable[[Latents, Times, Labels], NetOutput]
+    tokens: Callable[[Latents, Times, Labels, tuple[int, ...]], Mapping[int, Tokens]]
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,7 @@ class NoisedBatch:
     y: Labels  # already dropped
     target: Latents
     out: NetOutput  # predictions in the scale of `target`, and the tokens that terms need
-    # The averaged network; no gradient goes through it, and nothing is computed until it is called.
-    teacher: Predict | None = None
+    teacher: Teacher | None = None
     step: Array | int = 0  # updates done before this one
     dtype: Any = jnp.float32  # of matrix products, the network's and those of heads
 
@@ -76,7 +86,7 @@ class Needs:
     """The tokens that a term reads; what several terms need is computed once."""
 
     taps: tuple[int, ...] = ()  # blocks (from 1) whose tokens are in `NoisedBatch.out.features`
-    teacher_taps: tuple[int, ...] = ()  # the same of every output of `NoisedBatch.teacher`
+    teacher_taps: tuple[int, ...] = ()  # blocks whose tokens it asks `NoisedBatch.teacher` for
 
     def check(self, depth: int) -> None:
         """Raises ValueError where a network of `depth` blocks has no such block."""
@@ -199,11 +209,9 @@ class Objective:
         """The noised batch, and the network's outputs on it; for the arguments see `__call__`."""
         needs = [term.needs for term in self.terms.values()]
         taps = tuple(sorted({block for n in needs for block in n.taps}))
-        teacher_taps = tuple(sorted({block for n in needs for block in n.teacher_taps}))
         t = self.process.time(draws.time)
         y = jnp.where(draws.drop < self.label_drop, self.null_class, labels)
         x_t = self.process.perturb(x0, draws.noise, t)
-        frozen = jax.lax.stop_gradient(teacher)
         return NoisedBatch(
             x0=x0,
             noise=draws.noise,
@@ -212,10 +220,20 @@ class Objective:
             y=y,
             target=self.process.target(x0, draws.noise, t),
             out=self.predict(params, x_t, t, y, taps=taps),
-            teacher=None if teacher is None else partial(self.predict, frozen, taps=teacher_taps),
+            teacher=None if teacher is None else self._teacher(teacher),
             step=step,
             dtype=self.dtype,
         )
+
+    def _teacher(self, params: Params) -> Teacher:
+        frozen = jax.lax.stop_gradient(params)
+
+        def tokens(
+            x: Latents, t: Times, y: Labels, depths: tuple[int, ...]
+        ) -> Mapping[int, Tokens]:
+            return self.net.tokens(frozen, x, self.process.condition_time(t), y, depths)
+
+        return Teacher(partial(self.predict, frozen), tokens)
 
     def __call__(
         self,
