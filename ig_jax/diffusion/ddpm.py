@@ -72,6 +72,14 @@ class DDPM(process.GaussianProcess):
         step = jnp.minimum(jnp.floor(draw * STEPS), STEPS - 1)
         return (step + 1) / STEPS
 
+    def less_noisy(self, t: Times, draw: Times, most: float) -> Times:
+        """Times of steps earlier by 0 to `most` x 1000 - 1, each for an equal share of the draws.
+
+        At least step 1, as in the published SRA: from step 0 it is a noisier one.
+        """
+        earlier = jnp.floor(draw * int(most * STEPS))
+        return (jnp.clip(jnp.round(self.condition_time(t)) - earlier, 1, STEPS - 1) + 1) / STEPS
+
     def target(self, x0: Latents, noise: Latents, t: Times) -> Latents:
         return noise
 

@@ -116,6 +116,10 @@ class Flow(process.GaussianProcess):
         low, high = self.interval(sampling=False)
         return low + (high - low) * t
 
+    def less_noisy(self, t: Times, draw: Times, most: float) -> Times:
+        """Times earlier than t by `most` times the uniform `draw`, within those of training."""
+        return jnp.clip(t - most * draw, *self.interval(sampling=False))
+
     def target(self, x0: Latents, noise: Latents, t: Times) -> Latents:
         """Target of `comparable` predictions: v, eps, or -eps (sigma times the score)."""
         if self.prediction == "velocity":

@@ -17,6 +17,7 @@ import numpy as np
 
 from ig_jax import pytree
 from ig_jax.models import layers
+from ig_jax.optim.train_state import HEADS_OF_TERMS
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def _pair(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
+ALIGNMENT_HEAD = f"{HEADS_OF_TERMS}.self_alignment"
+
 BLOCK_RULES = [
     *_pair(r"attn\.(qkv|proj)", r"attn.\1"),
     Rule(r"attn\.(q_norm|k_norm)\.scale", r"attn.\1.weight", _same, _flat),
@@ -86,6 +89,8 @@ SHELL_RULES = [
     Rule(r"final_layer\.norm\.scale", "final_layer.norm_final.weight", _same, _flat),
     *_pair(r"final_layer\.linear", "final_layer.linear"),
     *_pair(r"final_layer\.modulation", "final_layer.adaLN_modulation.1"),
+    # The head that SRA trains beside the network.
+    *_pair(rf"{ALIGNMENT_HEAD}\.fc([12])", r"ap_head.linear\1"),
 ]
 
 

@@ -5,6 +5,7 @@ from ig_jax.objectives.cosine import Cosine
 from ig_jax.objectives.flow import FlowMatching
 from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.objectives.layersync import LayerSync
+from ig_jax.objectives.self_alignment import SelfAlignment
 from ig_jax.objectives.sra2 import Sra2
 
 TERMS = {
@@ -13,5 +14,6 @@ TERMS = {
     "internal_guidance": InternalGuidance,
     "cosine": Cosine,
     "layersync": LayerSync,
+    "self_alignment": SelfAlignment,
     "sra2": Sra2,
 }

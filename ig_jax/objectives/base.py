@@ -8,6 +8,7 @@ head of its own, draw randomness of its own, and ask for the tokens behind any b
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class NoisedBatch:
     target: Latents
     out: NetOutput  # predictions in the scale of `target`, and the tokens that terms need
     teacher: Teacher | None = None
+    process: Process | None = None  # by which the latents were noised
     step: Array | int = 0  # updates done before this one
     dtype: Any = jnp.float32  # of matrix products, the network's and those of heads
 
@@ -155,7 +157,9 @@ class Term(ABC):
         """The term's weight in this epoch, from 0."""
         if self.weight_factor == 1:
             return self.weight
-        return self.weight * self.weight_factor ** jnp.maximum(epoch - self.constant_epochs, 0)
+        falling = jnp.maximum(epoch - self.constant_epochs, 0)
+        # As a power of a float32 factor it would lose a digit in a hundred epochs.
+        return self.weight * jnp.exp(math.log(self.weight_factor) * falling)
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,7 @@ class Objective:
             y=y,
             target=self.process.target(x0, draws.noise, t),
             out=self.predict(params, x_t, t, y, taps=taps),
+            process=self.process,
             teacher=None if teacher is None else self._teacher(teacher),
             step=step,
             dtype=self.dtype,

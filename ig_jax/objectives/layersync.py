@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ig_jax.objectives.base import Needs, NoisedBatch, Term
-from ig_jax.objectives.cosine import similarity
+from ig_jax.objectives.distances import similarity
 from ig_jax.types import NONE, Params, PerExample
 
 

@@ -18,14 +18,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from ig_jax.models import embed, layers
+from ig_jax.models import embed
 from ig_jax.models.network import Network
+from ig_jax.objectives import heads
 from ig_jax.objectives.base import Needs, NoisedBatch, Term
-from ig_jax.types import NONE, Key, Params, PerExample, Tokens
+from ig_jax.objectives.distances import smooth_l1
+from ig_jax.types import NONE, Key, Params, PerExample
 
 BETA = 0.05
 _LAYERS = 5
@@ -45,33 +45,10 @@ class Sra2(Term):
         """Xavier-uniform kernels and zero biases, as the network's blocks begin."""
         width = net.settings.hidden_size
         features = net.settings.patch_size**2 * net.channels
-        widths = [width, *[2 * width] * (_LAYERS - 1), features]
-        keys = jax.random.split(key, _LAYERS)
-        return {
-            f"fc{i}": {
-                "kernel": layers.xavier(keys[i - 1], (widths[i - 1], widths[i]), jnp.float32),
-                "bias": jnp.zeros(widths[i], jnp.float32),
-            }
-            for i in range(1, _LAYERS + 1)
-        }
+        return heads.mlp(key, (width, *[2 * width] * (_LAYERS - 1), features))
 
     def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
         tokens = batch.out.features[self.depth]
         patch = batch.x0.shape[1] // math.isqrt(tokens.shape[1])
-        error = project(head, tokens, batch.dtype) - embed.patchify(batch.x0, patch)
+        error = heads.apply_mlp(head, tokens, batch.dtype) - embed.patchify(batch.x0, patch)
         return jnp.mean(smooth_l1(error, BETA), axis=(1, 2))
-
-
-def project(head: Params, tokens: Tokens, dtype: Any) -> Float[Array, "b n f"]:
-    """The MLP on every token; products and activations as `dtype`, the result float32."""
-    x = tokens
-    for i in range(1, _LAYERS + 1):
-        kernel, bias = (head[f"fc{i}"][name].astype(dtype) for name in ("kernel", "bias"))
-        x = (jax.nn.silu(x) if i > 1 else x.astype(dtype)) @ kernel + bias[None, None]
-    return x.astype(tokens.dtype)
-
-
-def smooth_l1(error: Float[Array, "..."], beta: float) -> Float[Array, "..."]:
-    """error^2 / (2 beta) where |error| < beta, else |error| - beta / 2."""
-    size = jnp.abs(error)
-    return jnp.where(size < beta, error**2 / (2 * beta), size - beta / 2)

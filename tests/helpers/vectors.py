@@ -25,6 +25,8 @@ from ig_jax.models.network import Network
 from ig_jax.models.sit import SiT, SiTSettings
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Objective
+from ig_jax.objectives.self_alignment import SelfAlignment
+from ig_jax.optim.train_state import trained
 from ig_jax.types import NetFn, Params, Process
 
 EPSILON = float(np.finfo(np.float32).eps)
@@ -133,7 +135,8 @@ def parameters_of(
 
 def sit(model: Mapping[str, Any]) -> Network:
     """The published SiT + IG of these constructor arguments."""
-    settings = SiTSettings(**_common(model), **{n: model[n] for n in ("mlp_ratio", "qk_norm")})
+    kinds = {"mlp_ratio": model["mlp_ratio"], "qk_norm": model.get("qk_norm", False)}
+    settings = SiTSettings(**_common(model), **kinds)
     return Network(SiT, settings, *_data(model))
 
 
@@ -154,7 +157,8 @@ def lightningdit(model: Mapping[str, Any]) -> Network:
 def _common(model: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {name: model[name] for name in ("depth", "hidden_size", "num_heads", "patch_size")}
     kinds = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1}
-    return {**sizes, **kinds, "readouts": (model["encoder_depth"],)}
+    readouts = (model["encoder_depth"],) if "encoder_depth" in model else ()
+    return {**sizes, **kinds, "readouts": readouts}
 
 
 def _data(model: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -162,13 +166,20 @@ def _data(model: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 @functools.cache
-def _shapes(net: Network) -> Params:
-    return jax.eval_shape(net.init, jax.random.key(0))
+def _shapes(net: Network, with_head: bool) -> Params:
+    key = jax.random.key(0)
+    head = {"self_alignment": SelfAlignment(1.0, 1, 1).init(key, net)} if with_head else {}
+    return jax.eval_shape(lambda: trained(net.init(key), head))
 
 
 def from_published(net: Network, state: Mapping[str, np.ndarray]) -> Params:
-    """A state dict of the reference as our parameters, or anything else under the same names."""
-    return jax.tree.map(jnp.asarray, parameter_names.from_published(state, _shapes(net)))
+    """A state dict of the reference as our parameters, or anything else under the same names.
+
+    SRA's head becomes that of the term: the tree is then that of all that is trained.
+    """
+    with_head = any(name.startswith("ap_head.") for name in state)
+    like = _shapes(net, with_head)
+    return jax.tree.map(jnp.asarray, parameter_names.from_published(state, like))
 
 
 def objective(

@@ -15,7 +15,7 @@ from ig_jax.models import embed
 from ig_jax.models.sit import SIZES
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import NoisedBatch, Objective
-from ig_jax.objectives.sra2 import smooth_l1
+from ig_jax.objectives.distances import smooth_l1
 from ig_jax.optim.train_state import trained
 from ig_jax.types import NetOutput
 

@@ -1,0 +1,275 @@
+"""SRA's loss and training steps against the published implementation, from the same randomness."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from vectors import (
+    Vectors,
+    assert_trees_within,
+    channels_last,
+    from_published,
+    parameters_of,
+    quick_jit,
+    sit,
+)
+
+from ig_jax import optim, pytree
+from ig_jax.codecs.sd_vae import SCALE
+from ig_jax.diffusion.flow import Flow
+from ig_jax.objectives import TERMS, heads
+from ig_jax.objectives.base import Draws, Objective
+from ig_jax.objectives.self_alignment import DISTANCES, SelfAlignment
+from ig_jax.optim import ema
+from ig_jax.optim.train_state import TrainState, parted, trained
+from ig_jax.training.step import Noised, gradients, update_state
+
+pytestmark = pytest.mark.golden
+
+DISTANCE_OF = {"sml1": "smooth_l1", "l2": "l2", "l1": "l1", "cos": "cosine_tokens"}
+TERM = "self_alignment"
+WEIGHTS = {"cos": 0.5}  # at epoch 0 and 256 pixels; of the others 0.2
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        cases = parameters_of(metafunc, "sra_sit_loss", lambda v: v.config["cases"])
+        metafunc.parametrize("case", cases, scope="module")
+
+
+def alignment(config, kind: str) -> SelfAlignment:
+    return SelfAlignment(
+        WEIGHTS.get(kind, 0.2),
+        config["block_out_s"],
+        config["block_out_t"],
+        max_interval=config["t_max"],
+        distance=DISTANCE_OF[kind],
+    )
+
+
+def objective(net, process, config, kind: str) -> Objective:
+    return Objective(
+        net=net,
+        process=process,
+        terms={"flow": TERMS["flow"](1.0), TERM: alignment(config, kind)},
+        label_drop=config["model"]["class_dropout_prob"],
+        null_class=config["model"]["num_classes"],
+    )
+
+
+# Loss.
+
+
+@pytest.fixture(scope="module")
+def golden(golden_dir):
+    vectors = Vectors(golden_dir, "sra_sit_loss")
+    net = sit(vectors.config["model"])
+    teacher, _ = parted(from_published(net, vectors.weights("_teacher")))
+    return SimpleNamespace(
+        vectors=vectors,
+        net=net,
+        student=from_published(net, vectors.weights("_student")),
+        teacher=teacher,
+        x0=channels_last(vectors["images"]),
+        labels=jnp.asarray(vectors["labels"]),
+    )
+
+
+@pytest.fixture(scope="module")
+def outcome(golden, case):
+    """The batch of a case under the objective: what terms see, their losses, all gradients."""
+    v, (kind, path, times) = golden.vectors, case.split("_")
+    loss = objective(golden.net, Flow(path, times), v.config, kind)
+    draws = Draws(
+        time=jnp.asarray(v["t_draw" if times == "uniform" else "lognormal_draw"]),
+        noise=channels_last(v["noise"]),
+        drop=jnp.asarray(v["drop_u"]),
+        terms={TERM: jnp.asarray(v["teacher_interval_u"])},
+    )
+
+    def run(student, teacher):
+        net, head = parted(student)
+        batch = loss.forward(net, golden.x0, golden.labels, draws, teacher)
+        features = heads.apply_mlp(
+            head[TERM], batch.out.features[v.config["block_out_s"]], jnp.float32
+        )
+        t = loss.process.less_noisy(batch.t, draws.terms[TERM], v.config["t_max"])
+        block = v.config["block_out_t"]
+        x_t = loss.process.perturb(golden.x0, draws.noise, t)
+        grads, metrics = gradients(
+            student, Noised(golden.x0, golden.labels, draws), teacher, objective=loss
+        )
+        return {
+            "t": batch.t,
+            "t_teacher": t,
+            "labels_after_drop": batch.y,
+            "denoising_loss": loss.terms["flow"](batch),
+            "align_loss_mean": metrics[f"loss/{TERM}"],
+            "total_epoch0_res256": metrics["loss"],
+            "student_features": features,
+            "teacher_features": batch.teacher.tokens(x_t, t, batch.y, (block,))[block],
+        }, grads
+
+    return quick_jit(run)(golden.student, golden.teacher)
+
+
+def test_losses_and_what_is_compared_are_the_published_ones(golden, case, outcome):
+    for name, ours in outcome[0].items():
+        if f"{case}__{name}" in golden.vectors.arrays:
+            golden.vectors.assert_close(f"{case}__{name}", ours)
+
+
+def test_every_gradient_is_the_published_one(golden, case, outcome):
+    """The student's; with the projected tokens it reaches the head and the blocks before it."""
+    path = golden.vectors.folder / f"sra_sit_loss_grads_{case}.safetensors"
+    if not path.exists():
+        pytest.skip(f"no gradients of {case}")
+    table = np.zeros(golden.student["pos_embed"].shape, np.float32)
+    published = golden.vectors.weights(f"_grads_{case}") | {"pos_embed": table}
+    reference = from_published(golden.net, published)
+    ours = {**outcome[1], "pos_embed": reference["pos_embed"]}
+    bound = golden.vectors.bound(f"grads_{case}")
+    assert_trees_within(f"{case} gradient of", ours, reference, bound)
+
+
+def test_the_cosine_over_channels_is_another_loss(golden):
+    """The published one runs over tokens: the two must not be exchanged."""
+    key = jax.random.key(3)
+    a, b = jax.random.normal(key, (2, 5, 7, 3))
+    over_tokens, over_channels = (DISTANCES[n](a, b, 0.05) for n in ("cosine_tokens", "cosine"))
+    assert over_tokens.shape == (5, 3) and over_channels.shape == (5, 7)
+    by_hand = 1 - np.sum(a * b, 1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(over_tokens, by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["sit_256_noncos", "dit_256", "sit_512_noncos", "dit_512"])
+def test_weights_fall_as_published(golden, schedule):
+    model, size, *_ = schedule.split("_")
+    v = golden.vectors
+    start, epochs, constant = (
+        0.2 if model == "sit" else 0.04,
+        1000 if size == "256" else 800,
+        149 if size == "256" else 99,
+    )
+    term = SelfAlignment(start, 1, 2, weight_factor=0.1 ** (1 / epochs), constant_epochs=constant)
+    ours = [float(term.weight_at(jnp.int32(epoch))) for epoch in v["schedule_epoch"]]
+    np.testing.assert_allclose(ours, v[f"schedule_{schedule}"], rtol=1e-5)
+    assert np.all(v[f"schedule_sit_{size}_cos"] == 0.5)
+
+
+# Training steps.
+
+
+@pytest.fixture(scope="module", params=["", "fast"])
+def training(golden_dir, request):
+    """All steps of sra_sit_train, as shipped and fast: metrics, tokens, and the last state."""
+    v = Vectors(golden_dir, "sra_sit_train")
+    config, fast = v.config, bool(request.param)
+    o = config["optimizer"]
+    lr, decay = (
+        (config["fast"]["lr"], config["fast"]["ema_decay"])
+        if fast
+        else (o["lr"], config["ema_decay"])
+    )
+    optimizer = optim.adamw(
+        optim.AdamWSettings(
+            learning_rate=lr,
+            b1=o["betas"][0],
+            b2=o["betas"][1],
+            eps=o["eps"],
+            weight_decay=o["weight_decay"],
+            clip_norm=config["max_grad_norm"],
+            warmup_steps=0,
+            schedule="constant",
+        ),
+        config["steps"],
+    )
+    net = sit(config["model"])
+    process = Flow(config["path_type"], "uniform")
+    loss = objective(net, process, config, config["loss_type"])
+    step = quick_jit(
+        partial(
+            update_state,
+            gradients=partial(gradients, objective=loss),
+            optimizer=optimizer,
+            decays=(decay,),
+        )
+    )
+    params, terms = parted(from_published(net, v.weights("_init")))
+    state = TrainState(
+        jnp.int32(0),
+        params,
+        optimizer.init(trained(params, terms)),
+        ema.init(params, (decay,)),
+        terms,
+    )
+    mean, std = np.split(v["moments"], 2, axis=-3)
+    latents = (mean + std * v["posterior_eps"]) * SCALE
+    metrics = []
+    for i in range(config["steps"]):
+        draws = Draws(
+            time=jnp.asarray(v["time_u"][i]),
+            noise=channels_last(v["noise"][i]),
+            drop=jnp.asarray(v["drop_u"][i]),
+            terms={TERM: jnp.asarray(v["teacher_interval_u"][i])},
+        )
+        batch = Noised(channels_last(latents[i]), jnp.asarray(v["labels"][i]), draws)
+        state, logged = step(state, batch)
+        metrics.append(logged)
+    return SimpleNamespace(
+        vectors=v,
+        net=net,
+        prefix="fast__" if fast else "",
+        suffix="_fast" if fast else "",
+        lr=lr,
+        robust_below=config["robust_below"]["fast" if fast else "reference"],
+        state=state,
+        average=state.ema[ema.name(decay)],
+        latents=latents,
+        metrics={name: np.array([m[name] for m in metrics]) for name in metrics[0]},
+    )
+
+
+def test_every_step_has_the_published_losses_and_gradient_norm(training):
+    v, prefix = training.vectors, training.prefix
+    v.assert_close("x", training.latents)
+    ours = {
+        "gen_loss": training.metrics["loss/flow"],
+        "weighted_align_loss": v.config["align_weight"] * training.metrics[f"loss/{TERM}"],
+        "total_loss": training.metrics["loss"],
+        "grad_norm_before_clip": training.metrics["grad_norm"],
+    }
+    for name, values in ours.items():
+        # Losses see weights that differ by what Adam makes of rounding, in the fast run most.
+        bound = max(v.bound(prefix + name), training.robust_below)
+        assert_within(prefix + name, values, v[prefix + name], bound)
+
+
+@pytest.mark.parametrize("what", ["final", "ema"])
+def test_trained_weights_and_their_average_are_the_published_ones(training, what):
+    """The head is not averaged here: nothing reads its average."""
+    v, net = training.vectors, training.net
+    mask = pytree.flatten(from_published(net, v.weights(f"_robust{training.suffix}")))
+    mask["blocks.attn.qkv.bias"] = mask["blocks.attn.qkv.bias"].at[:, 1].set(0)
+    reference = from_published(net, v.weights(f"_{what}{training.suffix}"))
+    ours = training.state.trained if what == "final" else training.average
+    reference = reference if what == "final" else parted(reference)[0]
+    kept = {name: leaf == 1 for name, leaf in mask.items() if name in pytree.flatten(ours)}
+    masked = jax.tree.map(np.where, pytree.unflatten(kept), ours, reference)
+    bound = 10 * training.robust_below
+    assert_trees_within(f"{what}, robust entries:", masked, reference, bound)
+    furthest = v.config["steps"] * training.lr
+    assert_trees_within(f"{what}, all entries:", ours, reference, furthest)
+
+
+def test_teacher_moves_between_the_steps_of_the_fast_run(training):
+    """Otherwise the order of update and teacher would not show in the losses."""
+    initial, _ = parted(from_published(training.net, training.vectors.weights("_init")))
+    moved = max(
+        float(jnp.abs(a - b).max())
+        for a, b in zip(jax.tree.leaves(training.average), jax.tree.leaves(initial), strict=True)
+    )
+    assert moved > (1e-3 if training.suffix else 0)
