@@ -38,7 +38,6 @@ from benchmarks import measuring, roofline, sample, tpu_aot
 from ig_jax import experiment
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.monitoring import flops
 
 H200 = Path(__file__).with_name("h200.txt")  # a GpuTargetConfigProto
 CUDNN = 90800  # the version that h200.txt names
@@ -86,7 +85,7 @@ def measure(exp: Experiment, what: str, top: int) -> dict[str, Any]:
     """The record of one program, with so many of its kernels."""
     c = exp.config
     if what == "train":
-        batch, of_image = c.train.batch_size, flops.of_train_step(exp.net, exp.abstract_params, 1)
+        batch, of_image = c.train.batch_size, exp.gradient_flops(1)
     else:
         cost = sample.cost(exp.pipeline.generator(), c.sample.guidances)
         batch, of_image = c.sample.batch_size, cost["flops"]

@@ -37,7 +37,6 @@ from ig_jax import pytree
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
 from ig_jax.models.embed import MAX_PERIOD, NUM_TIME_FEATURES
-from ig_jax.monitoring import flops
 from ig_jax.training import step
 from ig_jax.training.step import Noised
 
@@ -254,7 +253,7 @@ def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     took = in_turns(
         {OURS: lambda calls: measuring.window(ours, calls) / steps, PEER: peer.window}, flags
     )
-    once = flops.of_train_step(exp.net, exp.abstract_params, size)
+    once = exp.gradient_flops(size)
     return {
         "batch": size,
         "torch": {"version": torch.__version__, "compiled": flags.compile},

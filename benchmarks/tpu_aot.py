@@ -40,7 +40,6 @@ from ig_jax import experiment
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.monitoring import flops
 from ig_jax.parallel.mesh import TENSOR, over_batch, replicated
 from ig_jax.training import step
 
@@ -180,7 +179,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return report | {"fits": False, "refused": refusal(str(error))}
     seconds = time.perf_counter() - start
     if trains:
-        of_gradient = flops.of_train_step(exp.net, exp.abstract_params, args.batch)
+        of_gradient = exp.gradient_flops(args.batch)
         report["gradient_tflop"] = round(of_gradient / exp.mesh.shape[TENSOR] / 1e12, 2)
     used = memory(compiled, HBM_GIB[chip(args.topology)])
     return report | {

@@ -14,7 +14,7 @@ need not, and cannot overlap the others.
 --compile_only makes no weights and computes nothing. The step is lowered on abstract arrays and
 compiled for these devices, and FLOPs are counted twice: XLA's own count, from programs that are not
 compiled yet, with the blocks unrolled, because it counts a loop's body once; and that on paper:
-`flops.of_train_step` for the gradient, `newton_schulz_flops` for Muon.
+`Experiment.gradient_flops` for the gradient, `newton_schulz_flops` for Muon.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def compile_only(exp: Experiment, unrolled: Experiment) -> dict[str, Any]:
         },
         "gradient_gflop_an_image": {
             "xla": counted / GIGA,
-            "paper": flops.of_train_step(exp.net, exp.abstract_params, 1) / GIGA,
+            "paper": exp.gradient_flops(1) / GIGA,
         },
         "optimizer_tflop": {"xla": of_optimizer / TERA, "paper": on_paper and on_paper / TERA},
     }

@@ -5,6 +5,7 @@
   python main.py --config=configs/digits.py:accelerated --mode=demo     # SiT, guided while training
   python main.py --config=configs/digits.py:layersync --mode=demo       # SiT, block 2 learns from 4
   python main.py --config=configs/digits.py:sra2 --mode=demo            # SiT, block 2 learns x_0
+  python main.py --config=configs/digits.py:sra --mode=demo             # SiT, 2 learns from EMA's 4
 
 Two CPU cores, a few minutes. README.md shows the tables that these made.
 """
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base, lightningdit_xl
 
-VARIANTS = ("sit", "lightningdit", "accelerated", "layersync", "sra2")
+VARIANTS = ("sit", "lightningdit", "accelerated", "layersync", "sra2", "sra")
 
 
 def get_config(variant: str = "sit") -> ConfigDict:
@@ -30,6 +31,16 @@ def get_config(variant: str = "sit") -> ConfigDict:
         c.objective.terms.layersync = ConfigDict({"weight": 0.2, "depth": 2, "target_depth": 4})
     if variant == "sra2":
         c.objective.terms.sra2 = ConfigDict({"weight": 1.0, "depth": 2})
+    if variant == "sra":
+        c.objective.terms.self_alignment = ConfigDict(
+            {
+                "weight": 0.5,
+                "depth": 2,
+                "teacher_depth": 4,
+                "max_interval": 0.2,
+                "distance": "cosine_tokens",
+            }
+        )
     if variant == "lightningdit":
         lightningdit_xl.lightningdit(c)
         c.optim.learning_rate = 3e-3

@@ -13,29 +13,26 @@ that `--dry_run`, memory and speed are those of the real run. With one, as in
   tfds_images         images as TFDS keeps them, such as imagenet2012/5.1.0
   no_data             none: to sample, and decode with data.codec.weights, where no data lie
 
-Images are cropped to 256 pixels. An image folder must hold 1000 classes (or as many as
-data.source.num_classes says) unless data.source.fewer_classes is True; without classes the number
-is 1.
+Images are cropped to 256 pixels, or to 512 where a config says so. An image folder must hold 1000
+classes (or as many as data.source.num_classes says) unless data.source.fewer_classes is True;
+without classes the number is 1.
 """
 
 from ml_collections import ConfigDict
 
-CLASSES, IMAGES, SIDE = 1000, 1_281_167, 256
-PICTURES = {
-    "image_folder": {"size": SIDE, "fewer_classes": False},
-    "tfds_images": {"size": SIDE, "split": "train"},
-}
+CLASSES, IMAGES = 1000, 1_281_167
+OF_IMAGES = {"image_folder": {"fewer_classes": False}, "tfds_images": {"split": "train"}}
 LATENTS = {"array_record": {"split": "train"}, "npy_folder": {}, "safetensors_shards": {}}
-SOURCES = (*PICTURES, *LATENTS, "no_data")
+SOURCES = (*OF_IMAGES, *LATENTS, "no_data")
 
 
-def _source(name: str, path: str, *, side: int, channels: int) -> ConfigDict:
+def _source(name: str, path: str, pixels: int, *, side: int, channels: int) -> ConfigDict:
     """`side` and `channels`: of latents as they are stored."""
     if name not in SOURCES:
         raise ValueError(f"{name!r} is no source of ImageNet; known: {', '.join(SOURCES)}")
     if name == "no_data":
         return ConfigDict(_synthetic(side, channels))
-    fields = (PICTURES | LATENTS)[name]
+    fields = {**OF_IMAGES[name], "size": pixels} if name in OF_IMAGES else LATENTS[name]
     return ConfigDict({"name": name, "path": path, "num_classes": CLASSES, **fields})
 
 
@@ -48,19 +45,22 @@ def _made_up(side: int, channels: int) -> ConfigDict:
     return ConfigDict({"source": _synthetic(side, channels), "codec": {"name": "as_stored"}})
 
 
-def sd_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
-    """Through the Stable Diffusion autoencoder, f8d4: 32 x 32 x 4.
+def sd_vae(source: str = "", path: str = "", *, weights: str = "", pixels: int = 256) -> ConfigDict:
+    """Through the Stable Diffusion autoencoder, f8d4: 32 x 32 x 4 of 256 pixels.
 
     Args:
       source: see the top of this file.
       path: its folder, or zip.
       weights: published diffusion_pytorch_model.safetensors; without it, samples are in false
         colours.
+      pixels: side of the images.
     """
+    side = pixels // 8
     if not source:
-        return _made_up(32, 4)
+        return _made_up(side, 4)
     codec = {"name": "sd_vae", "weights": weights, "dtype": "float32"}
-    return ConfigDict({"source": _source(source, path, side=32, channels=8), "codec": codec})
+    stored = _source(source, path, pixels, side=side, channels=8)
+    return ConfigDict({"source": stored, "codec": codec})
 
 
 def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
@@ -72,7 +72,7 @@ def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict
     """
     if not source:
         return _made_up(16, 32)
-    data = ConfigDict({"source": _source(source, path, side=16, channels=64)})
+    data = ConfigDict({"source": _source(source, path, 256, side=16, channels=64)})
     codec = {"name": "va_vae", "weights": weights, "dtype": "float32", "statistics": ""}
     if source in LATENTS:
         # Follows the path wherever the command line moves it.

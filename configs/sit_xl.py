@@ -39,9 +39,10 @@ def sized(size: str, readout: int, epochs: float, source: str) -> ConfigDict:
     return c
 
 
-def without_readouts(size: str, epochs: float, source: str) -> ConfigDict:
+def without_readouts(size: str, epochs: float, source: str, pixels: int = 256) -> ConfigDict:
     """The recipe of SiT alone, sampled without guidance: the base of terms that align tokens."""
     c = sized(size, readout=1, epochs=epochs, source=source)
+    c.data = imagenet.sd_vae(source, pixels=pixels)
     c.model.readouts = ()
     del c.objective.terms.internal_guidance
     c.sample.ig, c.sample.cfg = base.guidance(1.0), base.guidance(1.0)

@@ -22,6 +22,7 @@ from ig_jax.models import MODELS
 from ig_jax.models.axes import Axes, of_heads
 from ig_jax.models.network import Network
 from ig_jax.models.transformer import data_of
+from ig_jax.monitoring import flops
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS, ema, skip_spikes
 from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState, trained
@@ -122,6 +123,13 @@ class Experiment:
     def abstract_terms(self) -> Params:
         """Shapes and dtypes of the heads that loss terms train, by term; {} without any."""
         return jax.eval_shape(self.objective.init, jax.random.key(0))
+
+    def gradient_flops(self, images: int) -> int:
+        """FLOPs of the gradient of the objective on so many images, on paper."""
+        passes = self.objective.teacher_passes
+        return flops.of_train_step(
+            self.net, self.abstract_params, images, self.abstract_terms, passes
+        )
 
     def fresh_state(self) -> TrainState:
         """A state of step 0, as a pure function."""

@@ -349,6 +349,13 @@ class Checkpoints:
         """The parameters of a checkpoint, abstract."""
         return ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "params").tree
 
+    def heads(self, step: int) -> tuple[str, ...]:
+        """The loss terms whose heads a checkpoint holds."""
+        folder = self.directory / str(step) / HEADS_OF_TERMS
+        if not folder.is_dir():
+            return ()
+        return tuple(sorted(ocp.StandardCheckpointHandler().metadata(folder).tree))
+
     def require(
         self,
         step: int,
@@ -393,6 +400,10 @@ class Checkpoints:
                 f"{', '.join(names)}"
             )
         return ema.first(found, decays) if which == "ema" else found[which]
+
+    def terms(self, step: int, like: Params) -> Params:
+        """The heads of loss terms of a checkpoint, all that it holds, placed as `like`."""
+        return self._read(step, {HEADS_OF_TERMS: like})[HEADS_OF_TERMS]
 
     def wait(self) -> None:
         """Returns when everything asked for is on disk.

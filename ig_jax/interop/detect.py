@@ -1,8 +1,9 @@
 """Detection of a published network from the names and shapes of its state dict.
 
 Known: SiT (official, REPA's, SRA's, with Internal Guidance), DiT (official, SRA's), LightningDiT
-with and without Internal Guidance. What only training needed (projectors, SRA's head) is left out,
-and so is the half of a SiT's or LightningDiT's output that its sampler discards (`learn_sigma`).
+with and without Internal Guidance. REPA's projectors, which only training needed, are left out;
+SRA's head can train on. Left out, too, is the half of a SiT's or LightningDiT's output that its
+sampler discards (`learn_sigma`).
 DiT's second half, the learned variance, is kept.
 
 Names and shapes leave some things open. Where a published network answers them, that is taken and
@@ -58,6 +59,8 @@ class Detected(NamedTuple):
     channels: int
     classes: int
     state: dict[str, np.ndarray]
+    # SRA's head, which trains on as that of the term `self_alignment`; empty without one.
+    alignment_head: dict[str, np.ndarray]
     notes: list[str]  # what was found, assumed and done, a line each
     declared: Declared  # with all that the file does not say, as it was given or taken
 
@@ -74,8 +77,9 @@ def detect(state: _State, declared: Declared = UNDECLARED) -> Detected:
     """
     file = published_file.look(state, declared)
     notes = []
-    if file.dropped:
-        notes.append(f"left out, needed in training only: {', '.join(sorted(file.dropped))}")
+    left_out = file.training_only - ({"ap_head"} if file.alignment_head else set())
+    if left_out:
+        notes.append(f"left out, needed in training only: {', '.join(sorted(left_out))}")
     family = _family(file)
     direction, of_direction = _direction(file, family)
     heads, of_heads = _heads(file)
@@ -113,6 +117,7 @@ def detect(state: _State, declared: Declared = UNDECLARED) -> Detected:
         channels=file.channels,
         classes=classes,
         state=kept,
+        alignment_head=dict(file.alignment_head),
         notes=[note for note in notes if note],
         declared=declared,
     )
@@ -132,7 +137,7 @@ def _family(file: File) -> str:
         found = ("lightningdit",)
     elif not file.with_sigma:
         found = ("sit", "lightningdit")
-    elif "ap_head" in file.dropped:
+    elif "ap_head" in file.training_only:
         found = ("dit",)
     else:
         found = ("sit", "dit", "lightningdit")
@@ -166,7 +171,7 @@ def _direction(file: File, family: str) -> tuple[str, str]:
         return declared, _of_direction(family, declared, "as given")
     if family == "lightningdit":
         return NOISE_TO_DATA, ""
-    marks = sorted(file.dropped) + ["final_layer_xr"] * file.has_readout
+    marks = sorted(file.training_only) + ["final_layer_xr"] * file.has_readout
     if file.with_sigma and not marks:
         return NOISE_TO_DATA, _of_direction(family, NOISE_TO_DATA, "as the official SiT's")
     marks += ["q_norm"] * ("blocks.0.attn.q_norm.weight" in file.state)
@@ -294,7 +299,7 @@ def _readout(file: File) -> int | None:
 def _rounding(file: File, family: str, direction: str) -> str:
     """From decoded images to 8 bits as the published samplers of this network do."""
     of_repa = family == "sit" and direction == DATA_TO_NOISE
-    return to_uint8.TRUNCATED if of_repa or "ap_head" in file.dropped else to_uint8.ROUNDED
+    return to_uint8.TRUNCATED if of_repa or "ap_head" in file.training_only else to_uint8.ROUNDED
 
 
 def _model(file: File, declared: Declared) -> dict[str, Any]:

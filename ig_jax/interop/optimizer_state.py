@@ -7,12 +7,12 @@ equal ones as they came; then the vectors as they came. A moment is laid out lik
 but a momentum is kept as the matrix (out, rest).
 
 The fixed position table has no moments under AdamW; those it has under Muon are dropped, as it is
-not trained here. So is what training alone used: projectors, SRA's head.
+not trained here. So is what training alone used and no term here trains on: projectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,12 +38,13 @@ class Published(NamedTuple):
     moments: dict[str, _Arrays]  # of `_MOMENTS` -> published name -> array, shaped as its parameter
 
 
-def read(opt: Any, parameters: Mapping[str, np.ndarray]) -> Published:
+def read(opt: Any, parameters: Mapping[str, np.ndarray], kept: Collection[str] = ()) -> Published:
     """Names what the state_dict() of a published optimizer holds.
 
     Args:
       opt: {'state': {index: {name: array or number}}, 'param_groups': [...]}.
       parameters: the file's state dict of raw weights, in its order.
+      kept: names outside of the network that are trained on, too.
 
     Raises:
       ValueError: it is neither optimizer, or that of another network; all that differs is listed.
@@ -61,17 +62,17 @@ def read(opt: Any, parameters: Mapping[str, np.ndarray]) -> Published:
             problems.append(f"group {i} has {len(numbers)} parameters, not {len(held)}")
         numbered = zip(held, numbers, strict=False)
         entries |= {name: state[number] for name, number in numbered if number in state}
-    kept = {name: entry for name, entry in entries.items() if _is_trained(name)}
-    unknown = sorted({key for entry in kept.values() for key in entry} - {*_MOMENTS, "step"})
+    entries = {name: e for name, e in entries.items() if _is_trained(name) or name in kept}
+    unknown = sorted({key for entry in entries.values() for key in entry} - {*_MOMENTS, "step"})
     if unknown:
         problems.append(f"it keeps {', '.join(unknown)}, which no optimizer here has")
-    updates = sorted({int(entry["step"]) for entry in kept.values() if "step" in entry})
+    updates = sorted({int(entry["step"]) for entry in entries.values() if "step" in entry})
     if len(updates) != 1:
         found = ", ".join(map(str, updates)) or "none"
         problems.append(f"the numbers of updates should be the same for all, but are {found}")
     if problems:
         raise ValueError(f"the optimizer does not fit the network: {'; '.join(problems)}")
-    return Published(settings, updates[0], _moments(kept, parameters))
+    return Published(settings, updates[0], _moments(entries, parameters))
 
 
 def fill(

@@ -21,6 +21,7 @@ from ig_jax.models import embed
 LABELS = "y_embedder.embedding_table.weight"
 MODULATION, READOUT = "blocks.0.adaLN_modulation.1.bias", "final_layer_xr"
 TRAINING_ONLY = ("ap_head.", "projectors.")
+ALIGNMENT_HEAD = ("ap_head.linear1", "ap_head.linear2")  # SRA's, D -> 2D -> D
 _BLOCK = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 _SHOWN = 12
 
@@ -52,7 +53,8 @@ class File:
     """A state dict whose layers are all there."""
 
     state: Mapping[str, np.ndarray]  # without what only training needs
-    dropped: frozenset[str]  # the first components of that
+    training_only: frozenset[str]  # the first components of that
+    alignment_head: Mapping[str, np.ndarray]  # SRA's, if the file holds one; else empty
     declared: Declared
     depth: int
     width: int
@@ -91,7 +93,7 @@ def look(state: Mapping[str, np.ndarray], declared: Declared) -> File:
             "has, and has lost the metadata beside it; import the exported file as it was"
         )
     kept = {n: a for n, a in state.items() if not n.startswith((ONLY, *TRAINING_ONLY))}
-    dropped = frozenset(n.split(".")[0] for n in state if n.startswith(TRAINING_ONLY))
+    training_only = frozenset(n.split(".")[0] for n in state if n.startswith(TRAINING_ONLY))
     depth = _depth(kept)
     for name, array in kept.items():
         bias = kept.get(name.replace(".weight", ".bias"))
@@ -109,7 +111,8 @@ def look(state: Mapping[str, np.ndarray], declared: Declared) -> File:
                 "read; take the original ones"
             )
     width, channels, patch, across = kept["x_embedder.proj.weight"].shape
-    file = File(kept, dropped, declared, depth, width, channels, patch)
+    head = _alignment_head(state, width)
+    file = File(kept, training_only, head, declared, depth, width, channels, patch)
     one, tokens, wide = kept["pos_embed"].shape
     time_features = kept[TIME_LAYER].shape[1]
     rules = [
@@ -128,6 +131,15 @@ def look(state: Mapping[str, np.ndarray], declared: Declared) -> File:
                 f"LightningDiT of width {width}, {channels} channels and patch {patch} has"
             )
     return file
+
+
+def _alignment_head(state: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
+    """SRA's head, if all of it is there in the published shapes; otherwise empty."""
+    names = _linear(*ALIGNMENT_HEAD)
+    shapes = [(2 * width, width), (2 * width,), (width, 2 * width), (width,)]
+    head = {name: state[name] for name in names if name in state}
+    whole = [array.shape for array in head.values()] == shapes
+    return head if whole and all(a.dtype.kind not in "biuc" for a in head.values()) else {}
 
 
 def _rank(name: str) -> int:

@@ -13,10 +13,10 @@ these numbers tells how fast training is, not how busy the device.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from ig_jax import pytree
-from ig_jax.models.axes import CLASSES, CONDITION, is_matrix
+from ig_jax.models.axes import CLASSES, CONDITION, LAYERS, is_matrix
 from ig_jax.models.network import Network
 from ig_jax.types import NONE, Params
 
@@ -33,29 +33,50 @@ def forward(net: Network, params: Params, heads: Collection[int] | None = None) 
         kept = {f"depth_{depth}" for depth in heads}
         early = params.get("heads", {})
         params = {**params, "heads": {name: early[name] for name in early if name in kept}}
+    return _products(net, params, net.settings.depth)
+
+
+def to_block(net: Network, params: Params, depth: int) -> int:
+    """FLOPs of one image up to the tokens after block `depth`: of `Network.tokens`."""
+    trunk = {n: leaf for n, leaf in params.items() if n not in ("heads", "final_layer")}
+    return _products(net, trunk, depth)
+
+
+def _products(net: Network, params: Params, depth: int) -> int:
+    """FLOPs of one image's products with these parameters, in the first `depth` blocks."""
     s = net.settings
     tokens = (net.side // s.patch_size) ** 2
-    total = 4 * s.depth * tokens**2 * s.hidden_size  # q k^T and attention times v
+    total = 4 * depth * tokens**2 * s.hidden_size  # q k^T and attention times v
     for path, leaf in pytree.flatten(params).items():
         names = net.axes[path]
         if is_matrix(names) and CLASSES not in names:  # a label's row is looked up
             once = CONDITION in names  # for an image, not for a token
-            total += 2 * pytree.count(leaf) * (1 if once else tokens)
+            size = pytree.count(leaf) * depth // s.depth if LAYERS in names else pytree.count(leaf)
+            total += 2 * size * (1 if once else tokens)
     return total
 
 
-def of_train_step(net: Network, params: Params, batch_size: int, terms: Params = NONE) -> int:
-    """FLOPs of the gradient on `batch_size` images: three forward passes each.
-
-    A head of a loss term, of which `terms` holds the parameters, counts as one of all tokens.
+def of_train_step(
+    net: Network,
+    params: Params,
+    batch_size: int,
+    terms: Params = NONE,
+    teacher: Iterable[int] = (),
+) -> int:
+    """FLOPs of the gradient on `batch_size` images: three forward passes each, one of a teacher.
 
     Nothing is added for the optimizer, whose cost does not depend on the batch: that of Muon is
-    `optim.muon.newton_schulz_flops`. Nor for another network's outputs that a loss may ask for.
+    `optim.muon.newton_schulz_flops`. Nor for predictions of a teacher that a loss may ask for.
+
+    Args:
+      terms: parameters of the heads of loss terms; each counts as one of all tokens.
+      teacher: the last block of each pass through the averaged network.
     """
     tokens = (net.side // net.settings.patch_size) ** 2
     kernels = [leaf for leaf in pytree.flatten(terms).values() if len(leaf.shape) > 1]
     heads = 2 * tokens * sum(map(pytree.count, kernels))
-    return 3 * batch_size * (forward(net, params) + heads)
+    once = sum(to_block(net, params, depth) for depth in teacher)
+    return batch_size * (3 * (forward(net, params) + heads) + once)
 
 
 def in_words(count: int) -> str:

@@ -175,6 +175,11 @@ class Objective:
     dtype: Any = jnp.float32  # of matrix products
     steps_per_epoch: int = 1  # for weights that change by epochs
 
+    @property
+    def teacher_passes(self) -> tuple[int, ...]:
+        """The last block of each pass through the teacher, of terms that read its tokens."""
+        return tuple(max(t.needs.teacher_taps) for t in self.terms.values() if t.needs.teacher_taps)
+
     def init(self, key: Key) -> dict[str, Params]:
         """Fresh heads by term; terms without one are left out."""
         heads = {n: t.init(prng.fold_name(key, n), self.net) for n, t in self.terms.items()}

@@ -15,6 +15,7 @@ import numpy as np
 
 from ig_jax import experiment, pytree
 from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.codecs import CODECS, to_uint8
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
@@ -25,7 +26,10 @@ from ig_jax.interop.original import Original
 from ig_jax.interop.published_file import LABELS
 from ig_jax.io import files, state_dict
 from ig_jax.monitoring import console
+from ig_jax.optim.train_state import HEADS_OF_TERMS
 from ig_jax.types import Params
+
+SELF_ALIGNMENT = "self_alignment"  # the term whose head published networks carry
 
 
 class Run(NamedTuple):
@@ -34,6 +38,7 @@ class Run(NamedTuple):
     exp: Experiment
     meta: Mapping[str, Any]
     state: dict[str, np.ndarray]  # the published state dict of our weights
+    alignment_head: dict[str, np.ndarray] = {}  # SRA's, where the run trains one
 
 
 def _read(workdir: Path, weights: str) -> Run:
@@ -47,9 +52,19 @@ def _read(workdir: Path, weights: str) -> Run:
                 f"model.readouts = {exp.config.model.readouts}: the published networks have one"
             )
         params = checkpoints.weights(step, weights, exp.replicated_params)
+        head = _alignment_head(checkpoints, step, exp)
     finally:
         checkpoints.close()
-    return Run(exp, meta, published(exp, params))
+    return Run(exp, meta, published(exp, params), head)
+
+
+def _alignment_head(checkpoints: Checkpoints, step: int, exp: Experiment) -> dict[str, np.ndarray]:
+    """SRA's head under its published names; empty where the checkpoint holds none."""
+    if SELF_ALIGNMENT not in checkpoints.heads(step):
+        return {}
+    terms = checkpoints.terms(step, exp.abstract_state.terms)
+    head = {HEADS_OF_TERMS: {SELF_ALIGNMENT: terms[SELF_ALIGNMENT]}}
+    return parameter_names.to_published(jax.tree.map(np.asarray, head))
 
 
 def published(exp: Experiment, params: Params) -> dict[str, np.ndarray]:
@@ -100,7 +115,7 @@ def _beyond_published(described: Declared) -> dict[str, float]:
 
 def _own_form(run: Run, origin: Original | None) -> tuple[dict[str, np.ndarray], Declared]:
     """The file of a network that is no published one, or no longer."""
-    described, state = _described(run), dict(run.state)
+    described, state = _described(run), run.state | run.alignment_head
     folded = time_direction.folded(
         state, described.family, described.time_direction, described.prediction
     )

@@ -24,12 +24,12 @@ from ig_jax.experiment import Experiment
 from ig_jax.interop import declared, optimizer_state, original, parameter_names
 from ig_jax.interop.declared import Declared
 from ig_jax.interop.detect import Detected, detect
-from ig_jax.interop.published_file import TRAINING_ONLY
+from ig_jax.interop.published_file import ALIGNMENT_HEAD, TRAINING_ONLY
 from ig_jax.io import files, state_dict
 from ig_jax.io.state_dict import Found, TrainingFile
 from ig_jax.monitoring import console
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import TrainState
+from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState, trained
 from ig_jax.parallel.mesh import replicated
 from ig_jax.pipeline import Pipeline
 from ig_jax.types import Params
@@ -40,6 +40,13 @@ CODEC_OF = {4: "sd_vae", 32: "va_vae"}
 _CODECS = {
     "sd_vae": {"weights": "", "dtype": "float32"},
     "va_vae": {"weights": "", "dtype": "float32", "statistics": ""},
+}
+# (family, depth) -> the blocks that the published SRA networks compare, student and teacher.
+ALIGNED_BLOCKS = {
+    ("sit", 12): (3, 8),
+    ("sit", 24): (6, 16),
+    ("sit", 28): (8, 20),
+    ("dit", 28): (8, 16),
 }
 # Settings of an optimizer that no training file tells.
 NOT_IN_FILE = ("clip_norm", "warmup_steps", "schedule")
@@ -80,7 +87,20 @@ def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
         c.sample.ig.scale = 1.0
         if "internal_guidance" in c.objective.terms:
             del c.objective.terms.internal_guidance
+    if found.alignment_head:
+        c.objective.terms.self_alignment = ConfigDict(_alignment(found))
     return c
+
+
+def _alignment(found: Detected) -> dict[str, Any]:
+    """The published code's settings of SRA; a file does not say which blocks it compared."""
+    depth, family = found.model["depth"], found.model["name"]
+    usual = round(depth / 4), round(3 * depth / 4)
+    student, teacher = ALIGNED_BLOCKS.get((family, depth), usual)
+    settings = {"depth": max(student, 1), "teacher_depth": max(teacher, 1), "max_interval": 0.2}
+    if family == "dit":
+        return {"weight": 0.04, **settings, "distance": "smooth_l1", "beta": 0.05}
+    return {"weight": 0.5, **settings, "distance": "cosine_tokens"}
 
 
 def _process(facts: Declared, bases: Mapping[str, ConfigDict]) -> ConfigDict:
@@ -138,7 +158,8 @@ def import_checkpoint(
         if training:
             imported = _whole_state(training, optimizer, params, exp, lay_out)
         else:
-            imported = TrainState(np.int32(0), params, opt_state=None, ema=None)
+            terms = _terms(read.key, found.alignment_head, exp, lay_out)
+            imported = TrainState(np.int32(0), params, opt_state=None, ema=None, terms=terms)
         lay_out.check()
     except UserError as error:
         raise UserError(f"--checkpoint={file}: {error}") from error
@@ -149,7 +170,7 @@ def import_checkpoint(
     _save(jax.device_put(imported, lay_out.placed), c, workdir)
     name = found.model["name"]
     console.say(f"{file}: {name}, {pytree.count(params):,} parameters, from {read.key!r}")
-    for line in [_sizes(found), *notes]:
+    for line in [_sizes(found), *notes, *_alignment_note(c)]:
         console.say(line)
     console.say(f"sample it: {_command(config, workdir)}")
     return config
@@ -202,6 +223,16 @@ def _sizes(found: Detected) -> str:
     )
 
 
+def _alignment_note(c: ConfigDict) -> list[str]:
+    term = c.objective.terms.get("self_alignment")
+    if term is None:
+        return []
+    return [
+        f"SRA's head trains on as that of the term self_alignment, block {term.depth} against "
+        f"block {term.teacher_depth} of the average: the file does not say which, the config can"
+    ]
+
+
 def _write_config(c: ConfigDict, file: Path, workdir: Path) -> Path:
     """The config file beside the checkpoint. A name in it is only ever a name: all go by repr."""
     path = workdir / "config.py"
@@ -250,7 +281,7 @@ def _optimizer(training: TrainingFile, found: Detected) -> optimizer_state.Publi
             "be; import the weights alone, without --training_state"
         )
     try:
-        return optimizer_state.read(training.opt, training.model)
+        return optimizer_state.read(training.opt, training.model, found.alignment_head)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -276,10 +307,19 @@ def _whole_state(
     """All that the file holds, as the state from which our training goes on."""
     raw = {n: a for n, a in training.model.items() if not n.startswith(TRAINING_ONLY)}
     params = lay_out("model", raw, exp.abstract_params)
-    like = jax.eval_shape(exp.optimizer.init, exp.abstract_params)
+    head = {n: a for n, a in training.model.items() if n.startswith(ALIGNMENT_HEAD)}
+    terms = _terms("model", head, exp, lay_out)
+    like = jax.eval_shape(exp.optimizer.init, trained(exp.abstract_params, exp.abstract_terms))
     opt_state = optimizer_state.fill(optimizer, like, lay_out)
     averages = {ema.name(decay): average for decay in exp.config.train.ema_decays}
-    return TrainState(np.int32(0), params, opt_state, averages)
+    return TrainState(np.int32(0), params, opt_state, averages, terms)
+
+
+def _terms(part: str, head: dict[str, np.ndarray], exp: Experiment, lay_out: _LayOut) -> Params:
+    """The file's head as that of the term that trains it; {} without such a term."""
+    if not exp.abstract_terms:
+        return {}
+    return lay_out(part, head, {HEADS_OF_TERMS: exp.abstract_terms})[HEADS_OF_TERMS]
 
 
 def _save(state: TrainState, c: ConfigDict, workdir: Path) -> None:

@@ -27,7 +27,7 @@ from ig_jax.evaluation import during_training
 from ig_jax.evaluation.image_evaluator import make_evaluator
 from ig_jax.experiment import Experiment
 from ig_jax.io import disk_errors, files
-from ig_jax.monitoring import console, flops, metric_writer, profiler, throughput
+from ig_jax.monitoring import console, metric_writer, profiler, throughput
 from ig_jax.monitoring.throughput import NonFiniteLoss
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState
@@ -68,14 +68,19 @@ def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
     averages = ema.init(average, c.train.ema_decays)
     if checkpoints.imported(0) != "state":
         console.say(f"starting from the weights in {workdir}")
-        return init_state(exp).replace(params=average, ema=averages)
+        state, held = init_state(exp), checkpoints.heads(0)
+        if held and set(held) <= like.terms.keys():
+            heads = checkpoints.terms(0, {name: like.terms[name] for name in held})
+            state = state.replace(terms={**state.terms, **heads})
+        return state.replace(params=average, ema=averages)
     fix = "use those of its optimizer, or import the weights without --training_state"
     checkpoints.require(0, c.raw, compatibility.UPDATES, fix)
-    if exp.abstract_terms:
+    held = checkpoints.heads(0)
+    if set(held) != exp.abstract_terms.keys():
         raise CheckpointError(
-            f"objective.terms.{next(iter(exp.abstract_terms))}: trains a head, which the imported "
-            "optimizer's state does not cover: leave the term out, or import the weights without "
-            "--training_state"
+            f"objective.terms: train heads of {', '.join(exp.abstract_terms) or 'none'}, but the "
+            f"imported optimizer's state covers {', '.join(held) or 'none'}: train those, or "
+            "import the weights without --training_state"
         )
     console.say(f"starting from the weights and the optimizer's state in {workdir}")
     return checkpoints.restore(0, like.replace(ema=None)).replace(ema=averages)
@@ -118,8 +123,7 @@ def _evaluation(exp: Experiment) -> during_training.DuringTraining:
 
 def rates(exp: Experiment) -> throughput.Rates:
     """Converts seconds a step of this experiment to FLOP/s and their share of the peak."""
-    size, log = exp.config.train.batch_size, exp.config.log
-    count = flops.of_train_step(exp.net, exp.abstract_params, size, exp.abstract_terms)
+    log, count = exp.config.log, exp.gradient_flops(exp.config.train.batch_size)
     return throughput.Rates(
         count / exp.mesh.size,
         exp.mesh.devices.flat[0].device_kind,

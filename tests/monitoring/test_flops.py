@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import lively
 import pytest
 
+from ig_jax.diffusion.flow import Flow
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.network import Network
 from ig_jax.models.sit import SiT, SiTSettings
 from ig_jax.monitoring import flops, peak_flops
+from ig_jax.objectives import TERMS
+from ig_jax.objectives.base import Objective
+from ig_jax.optim.train_state import trained
 
 WIDE = {
     "depth": 3,
@@ -71,6 +75,33 @@ def of_products(program) -> int:
 def test_the_count_is_that_of_the_products_in_the_traced_network(net):
     traced = jax.make_jaxpr(functools.partial(net, taps=()))(*arguments(net))
     assert flops.forward(net, lively.abstract(net)) == of_products(traced.jaxpr)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_teacher_computes_no_block_behind_the_one_whose_tokens_are_asked_for(depth):
+    """And no head: the products in its traced program are those on paper."""
+    net = NETS["sit"]
+    traced = jax.make_jaxpr(functools.partial(net.tokens, depths=(depth,)))(*arguments(net))
+    assert flops.to_block(net, lively.abstract(net), depth) == of_products(traced.jaxpr)
+
+
+def test_the_loss_of_self_alignment_adds_its_head_and_the_teachers_blocks_to_a_forward_pass():
+    net, key = NETS["sit"], jax.random.key(0)
+    loss = Objective(
+        net=net,
+        process=Flow("linear", "uniform"),
+        terms={"flow": TERMS["flow"](1.0), "self_alignment": TERMS["self_alignment"](0.5, 1, 2)},
+        label_drop=0.1,
+        null_class=net.num_classes,
+    )
+    params, (_, x, _, y) = lively.abstract(net), arguments(net)
+    terms = jax.eval_shape(loss.init, key)
+    draws = jax.eval_shape(loss.draw, key, x)
+    traced = jax.make_jaxpr(loss)(trained(params, terms), x, y, draws, params)
+    whole = flops.of_train_step(net, params, 1, terms, loss.teacher_passes)
+    gradient = flops.of_train_step(net, params, 1, terms)
+    assert loss.teacher_passes == (2,)
+    assert of_products(traced.jaxpr) == gradient // 3 + whole - gradient
 
 
 @every_net

@@ -10,6 +10,7 @@ import pytest
 from vectors import (
     Vectors,
     assert_trees_within,
+    assert_within,
     channels_last,
     from_published,
     parameters_of,
