@@ -1,9 +1,14 @@
 """Every field of a run, with what it does. Other configs start from this one.
 
+`placeholder(int)` is None, which says that a field is not set, and takes an int later. On the
+command line 0 sets such a number back to None, and an empty value (--config.evaluate.samples=) such
+a text.
+
 The values are those of the published SiT + Internal Guidance where it has one.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def guidance(scale: float, low: float = 0.0, high: float = 1.0, channels: int = 0) -> ConfigDict:
@@ -71,11 +76,10 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1  # split heads and MLPs: for models too wide for one device
 
     c.train = ConfigDict()
-    c.train.steps = (
-        0  # length of the run: exactly one of steps, images, epochs; 0 means not this one
-    )
-    c.train.images = 0
-    c.train.epochs = 0.0
+    # Length of the run: exactly one of steps, images and epochs.
+    c.train.steps = placeholder(int)
+    c.train.images = placeholder(int)
+    c.train.epochs = placeholder(float)
     c.train.batch_size = 256  # over all devices
     c.train.accumulation = 1  # parts a batch is cut into, one after the other, to save memory
     c.train.steps_per_dispatch = (
@@ -94,7 +98,7 @@ def get_config() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every_steps = 100
     c.log.samples_every_steps = 10_000  # grids of samples while training; 0 draws none
-    c.log.peak_tflops = 0.0  # of one device, for MFU; 0: by the table of known chips
+    c.log.peak_tflops = placeholder(float)  # of one device, for MFU; None: that of known chips
 
     c.profile = ConfigDict()  # a trace for TensorBoard and Perfetto: docs/profiling.md
     c.profile.start = 20  # first step of it, counted from where this process begins
@@ -111,15 +115,17 @@ def get_config() -> ConfigDict:
         {"name": "euler_maruyama", "num_steps": 250}
     )  # euler, heun, heun2, euler_maruyama, dopri5 (num_steps: at most; rtol=1e-3, atol=1e-6)
     c.sample.time_shift = 1.0  # above 1: more of a fixed grid's steps at high noise
-    c.sample.readout = 0  # depth that Internal Guidance extrapolates from; 0 is the first readout
+    # Depth that Internal Guidance extrapolates from; None is the first readout.
+    c.sample.readout = placeholder(int)
     # Each guidance is on for t in [low, high] (0 is data, 1 is noise), on the first so many
     # channels (0: all); scale 1 is off.
     c.sample.ig = guidance(1.4)  # Internal Guidance
     c.sample.cfg = guidance(1.35, high=0.7)  # classifier-free guidance
     c.sample.autoguidance = guidance(1.0)  # away from a worse network, that of sample.guide
-    c.sample.guide = ConfigDict(
-        {"workdir": "", "step": 0, "weights": "ema"}  # a run and its checkpoint (0: the newest)
-    )
+    c.sample.guide = ConfigDict()
+    c.sample.guide.workdir = placeholder(str)  # of a run
+    c.sample.guide.step = placeholder(int)  # of its checkpoint; None is the newest
+    c.sample.guide.weights = "ema"
 
     c.prepare = ConfigDict()  # --mode=prepare: images to latents, or one layout to another
     c.prepare.layout = "array_record"  # array_record, npy_folder (sd_vae), safetensors_shards
@@ -130,13 +136,14 @@ def get_config() -> ConfigDict:
     c.evaluate = ConfigDict()
     c.evaluate.num = 50_000  # samples for each seed
     c.evaluate.seeds = (0,)  # sampling seeds; results are means and spreads over them
-    c.evaluate.samples = ""  # evaluate these instead: an .npz with arr_0, or a folder of images
+    # Evaluated instead of samples of a checkpoint: an .npz with arr_0, or a folder of images.
+    c.evaluate.samples = placeholder(str)
     # What images are compared by: inception (weights: pt_inception-2015-12-05-6726825d.pth), or
     # classifier, a small one fitted on the images of data.source.
-    c.evaluate.features = ConfigDict({"name": "inception", "weights": ""})
-    # Statistics of real images: ADM's .npz, mu and sigma, or what --mode=reference wrote; '': the
+    c.evaluate.features = ConfigDict({"name": "inception", "weights": placeholder(str)})
+    # Statistics of real images: ADM's .npz, mu and sigma, or what --mode=reference wrote; None: the
     # images that the classifier was fitted on.
-    c.evaluate.reference = ""
+    c.evaluate.reference = placeholder(str)
     c.evaluate.while_training = ConfigDict({"every_steps": 0, "num": 10_000})  # 0: never
 
     c.search = ConfigDict()  # --mode=search: settings below `sample` that are tried

@@ -19,6 +19,7 @@ is 1.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 CLASSES, IMAGES, SIDE = 1000, 1_281_167, 256
 PICTURES = {
@@ -48,7 +49,7 @@ def _made_up(side: int, channels: int) -> ConfigDict:
     return ConfigDict({"source": _synthetic(side, channels), "codec": {"name": "as_stored"}})
 
 
-def sd_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
+def sd_vae(source: str = "", path: str = "", *, weights: str | None = None) -> ConfigDict:
     """Through the Stable Diffusion autoencoder, f8d4: 32 x 32 x 4.
 
     Args:
@@ -59,11 +60,13 @@ def sd_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict
     """
     if not source:
         return _made_up(32, 4)
-    codec = {"name": "sd_vae", "weights": weights, "dtype": "float32"}
-    return ConfigDict({"source": _source(source, path, side=32, channels=8), "codec": codec})
+    data = ConfigDict({"source": _source(source, path, side=32, channels=8)})
+    data.codec = ConfigDict({"name": "sd_vae", "weights": placeholder(str), "dtype": "float32"})
+    data.codec.weights = weights
+    return data
 
 
-def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
+def va_vae(source: str = "", path: str = "", *, weights: str | None = None) -> ConfigDict:
     """Through VA-VAE (arXiv 2501.01423), f16d32: 16 x 16 x 32.
 
     Args:
@@ -73,9 +76,10 @@ def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict
     if not source:
         return _made_up(16, 32)
     data = ConfigDict({"source": _source(source, path, side=16, channels=64)})
-    codec = {"name": "va_vae", "weights": weights, "dtype": "float32", "statistics": ""}
+    data.codec = ConfigDict({"name": "va_vae", "weights": placeholder(str), "dtype": "float32"})
+    data.codec.weights = weights
+    data.codec.statistics = placeholder(str)
     if source in LATENTS:
         # Follows the path wherever the command line moves it.
-        codec["statistics"] = data.source.get_ref("path") + "/latents_stats.pt"
-    data.codec = ConfigDict(codec)
+        data.codec.statistics = data.source.get_ref("path") + "/latents_stats.pt"
     return data

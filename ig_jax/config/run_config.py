@@ -1,7 +1,7 @@
 """From a ConfigDict to frozen dataclasses, once, at the door.
 
-The rules of a whole run are here, those of a section in `settings.py`, how a section becomes a
-dataclass in `sections.py`. Every complaint is one sentence: the dotted field, the value, the rule
+The rules of a whole run are here, those of a section in `schema.py`, how a section becomes a
+dataclass in `parser.py`. Every complaint is one sentence: the dotted field, the value, the rule
 and a way out. Below this file nobody sees a ConfigDict. Field documentation lives in
 `configs/base.py`, which also gives every default.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from ig_jax.bounds import at_most
 from ig_jax.codecs.autoencoders import INPUT_RANGE
-from ig_jax.config.parser import ConfigError, make, named, plain, require
+from ig_jax.config.parser import ConfigError, make, named, plain, recorded, require
 from ig_jax.config.schema import (
     SEED_RULE,
     SEEDS,
@@ -63,7 +63,8 @@ class Config:
     prepare: Prepare = Prepare("array_record", 64, 10_000, "stop")
     mesh: MeshSettings = MeshSettings(-1, 1, 1)
     profile: ProfileSettings = ProfileSettings(0, 0)
-    # The plain dict this was parsed from: what is written to the workdir and compared on resuming.
+    # The plain dict this was parsed from, as `parser.recorded` gives it: what is written to the
+    # workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
@@ -155,10 +156,10 @@ def _check_sampling(c: Config) -> None:
             f"sample.ig.scale = {s.ig.scale}: needs an intermediate readout; name a depth in "
             "model.readouts, or set the scale to 1 (off)"
         )
-    if s.readout and s.readout not in readouts:
+    if s.readout is not None and s.readout not in readouts:
         raise ConfigError(
             f"sample.readout = {s.readout}: must be one of model.readouts = {shown(readouts)}, "
-            "or 0 for the first of them"
+            "or None for the first of them"
         )
     classes = c.data.source.num_classes
     for label in s.given_labels or []:
@@ -218,7 +219,8 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
       ConfigError: one sentence naming the field, the value, the rule and a way out.
     """
     raw = _plain(config)
-    parsed = dataclasses.replace(make(Config, raw, ""), raw=raw)
+    parsed = make(Config, raw, "")
+    parsed = dataclasses.replace(parsed, raw=recorded(parsed, raw))
     _check_latents(parsed)
     _check_model(parsed)
     _check_sampling(parsed)

@@ -275,5 +275,5 @@ def _by_features(
         record = {"source": source_settings, "pictures": len(training)}
         real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
     else:
-        raise UserError(f"evaluate.reference = '': name statistics of real images: {_PUBLISHED}")
+        raise UserError(f"evaluate.reference = None: name statistics of real images: {_PUBLISHED}")
     return ImageEvaluator(look, real, training, digest)

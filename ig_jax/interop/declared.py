@@ -99,7 +99,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def of_flags(**given: Any) -> Declared:
-    """Reads flags; '' and 0 stand for those that were not given.
+    """Reads flags; None, '' and 0 stand for those that are not set.
 
     Raises:
       UserError: a value is none of those that the flag takes.

@@ -17,6 +17,10 @@ from ig_jax.pipeline import Pipeline, require_same_data
 
 def _open(guide: Guide) -> tuple[Checkpoints, int]:
     """The checkpoints of `sample.guide.workdir`, to be closed, and the step that is meant."""
+    if guide.workdir is None:
+        raise UserError(
+            "sample.guide.workdir = None: autoguidance needs a worse network; name its run"
+        )
     checkpoints = checkpoint_manager.of_run(Path(guide.workdir), "sample.guide.workdir")
     step = guide.step or checkpoints.newest(arrays=checkpoint_manager.WEIGHTS)[0]
     if step not in checkpoints.all_steps():

@@ -38,8 +38,8 @@ from ig_jax.types import Params
 CODEC_OF = {4: "sd_vae", 32: "va_vae"}
 # Their settings; those of the others are none. Each stores twice as many channels.
 _CODECS = {
-    "sd_vae": {"weights": "", "dtype": "float32"},
-    "va_vae": {"weights": "", "dtype": "float32", "statistics": ""},
+    "sd_vae": {"weights": None, "dtype": "float32"},
+    "va_vae": {"weights": None, "dtype": "float32", "statistics": None},
 }
 # Settings of an optimizer that no training file tells.
 NOT_IN_FILE = ("clip_norm", "warmup_steps", "schedule")
@@ -107,7 +107,7 @@ def import_checkpoint(
       bases: family of networks -> everything that a file does not say.
       part: which of the networks in the file; '': the averaged one, or the only one.
       training_state: take the raw weights, all averages and the optimizer's state, to train on.
-      flags: what must be given, see `declared.FLAGS`; 0 and '' for what is not.
+      flags: what the file does not say, see `declared.of_flags`.
 
     Returns:
       The config file that was written.
@@ -145,8 +145,8 @@ def import_checkpoint(
     # The checkpoint last: it is what makes the workdir a run.
     workdir.mkdir(parents=True, exist_ok=True)
     original.save(workdir, kept)
-    config = _write_config(c, file, workdir)
-    _save(jax.device_put(imported, lay_out.placed), c, workdir)
+    config = _write_config(exp.config.raw, file, workdir)
+    _save(jax.device_put(imported, lay_out.placed), exp.config.raw, workdir)
     name = found.model["name"]
     console.say(f"{file}: {name}, {pytree.count(params):,} parameters, from {read.key!r}")
     for line in [_sizes(found), *notes]:
@@ -202,10 +202,10 @@ def _sizes(found: Detected) -> str:
     )
 
 
-def _write_config(c: ConfigDict, file: Path, workdir: Path) -> Path:
+def _write_config(raw: Mapping[str, Any], file: Path, workdir: Path) -> Path:
     """The config file beside the checkpoint. A name in it is only ever a name: all go by repr."""
     path = workdir / "config.py"
-    values = pprint.pformat(c.to_dict(), indent=1, width=90, sort_dicts=False)
+    values = pprint.pformat(dict(raw), indent=1, width=90, sort_dicts=False)
     files.write_text(path, CONFIG.format(file=file.name, values=values))
     return path
 
@@ -282,10 +282,10 @@ def _whole_state(
     return TrainState(np.int32(0), params, opt_state, averages)
 
 
-def _save(state: TrainState, c: ConfigDict, workdir: Path) -> None:
+def _save(state: TrainState, raw: Mapping[str, Any], workdir: Path) -> None:
     """A checkpoint of step 0."""
     checkpoints = Checkpoints(workdir)
     imported = "weights" if state.opt_state is None else "state"
-    checkpoints.save(state, {"next_index": 0}, c.to_dict(), imported)
+    checkpoints.save(state, {"next_index": 0}, raw, imported)
     checkpoints.wait()
     checkpoints.close()
