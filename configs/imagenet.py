@@ -22,12 +22,12 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 CLASSES, IMAGES, SIDE = 1000, 1_281_167, 256
-PICTURES = {
+OF_IMAGES = {
     "image_folder": {"size": SIDE, "fewer_classes": False},
     "tfds_images": {"size": SIDE, "split": "train"},
 }
 LATENTS = {"array_record": {"split": "train"}, "npy_folder": {}, "safetensors_shards": {}}
-SOURCES = (*PICTURES, *LATENTS, "no_data")
+SOURCES = (*OF_IMAGES, *LATENTS, "no_data")
 
 
 def _source(name: str, path: str, *, side: int, channels: int) -> ConfigDict:
@@ -36,7 +36,7 @@ def _source(name: str, path: str, *, side: int, channels: int) -> ConfigDict:
         raise ValueError(f"{name!r} is no source of ImageNet; known: {', '.join(SOURCES)}")
     if name == "no_data":
         return ConfigDict(_synthetic(side, channels))
-    fields = (PICTURES | LATENTS)[name]
+    fields = (OF_IMAGES | LATENTS)[name]
     return ConfigDict({"name": name, "path": path, "num_classes": CLASSES, **fields})
 
 
