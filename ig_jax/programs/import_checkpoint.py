@@ -41,7 +41,7 @@ _CODECS = {
     "sd_vae": {"weights": None, "dtype": "float32"},
     "va_vae": {"weights": None, "dtype": "float32", "statistics": None},
 }
-# Settings of an optimizer that no training file tells.
+# Settings of an optimizer that no training file holds.
 NOT_IN_FILE = ("clip_norm", "warmup_steps", "schedule")
 
 CONFIG = '''"""A published checkpoint as a run, written by --mode=import; docs/checkpoints.md."""
@@ -58,14 +58,14 @@ def get_config() -> ConfigDict:
 '''
 
 
-def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
-    """A complete run of the network that was found, on made-up latents of its shape."""
-    c, facts = ConfigDict(bases[found.model["name"]].to_dict()), found.declared
-    c.model = ConfigDict(found.model)
-    codec = facts.codec or CODEC_OF.get(found.channels, "as_stored")
+def config_of(network: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
+    """A complete run of a published network, on made-up latents of its shape."""
+    c, facts = ConfigDict(bases[network.model["name"]].to_dict()), network.declared
+    c.model = ConfigDict(network.model)
+    codec = facts.codec or CODEC_OF.get(network.channels, "as_stored")
     settings = _CODECS.get(codec, {})
-    stored = found.channels * (2 if settings else 1)
-    source = {"side": found.side, "channels": stored, "num_classes": found.classes}
+    stored = network.channels * (2 if settings else 1)
+    source = {"side": network.side, "channels": stored, "num_classes": network.classes}
     c.data.source = ConfigDict({"name": "synthetic", "size": 1_281_167, **source})
     c.data.codec = ConfigDict({"name": codec, **settings})
     if settings:
@@ -75,8 +75,8 @@ def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
         c.objective.label_drop = facts.label_drop
     if not c.objective.label_drop:
         c.sample.cfg.scale = 1.0
-    c.sample.cfg.channels = min(c.sample.cfg.channels, found.channels)
-    if not found.model["readouts"]:
+    c.sample.cfg.channels = min(c.sample.cfg.channels, network.channels)
+    if not network.model["readouts"]:
         c.sample.ig.scale = 1.0
         if "internal_guidance" in c.objective.terms:
             del c.objective.terms.internal_guidance
@@ -86,8 +86,8 @@ def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
 def _process(facts: Declared, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     processes = {base.process.name: base.process.to_dict() for base in bases.values()}
     settings = {"path": facts.path, "prediction": facts.prediction}
-    given = {name: value for name, value in settings.items() if value}
-    return ConfigDict(processes[facts.process] | given)
+    stated = {name: value for name, value in settings.items() if value}
+    return ConfigDict(processes[facts.process] | stated)
 
 
 def import_checkpoint(
@@ -121,35 +121,28 @@ def import_checkpoint(
         raise UserError(f"--part={part}: --training_state takes all parts; leave one of them out")
     training = state_dict.read_training(file, "--checkpoint") if training_state else None
     read = Found("ema", training.ema) if training else state_dict.read(file, "--checkpoint", part)
+    notes = list(read.notes)
     try:
-        described = declared.of_metadata(read.metadata)
-        found = detect(read.state, declared.together(declared.of_flags(**flags), described))
-        c = config_of(found, bases)
-        notes = [*read.notes, *found.notes]
+        network = _detected(read, flags)
+        notes += network.notes
+        c, optimizer = config_of(network, bases), None
         if training:
-            optimizer = _optimizer(training, found)
+            optimizer = _optimizer(training, network)
             c.optim = ConfigDict({name: c.optim[name] for name in NOT_IN_FILE} | optimizer.settings)
             notes.append(_trained_for(training, optimizer, file))
         exp = experiment.experiment(parse(c), jax.devices()[:1])
-        kept = original.of(read.state, found)
+        kept = original.of(read.state, network)
         read.state.clear()
-        lay_out = _LayOut(replicated(exp.mesh))
-        params = lay_out(read.key, found.state, exp.abstract_params)
-        if training:
-            imported = _whole_state(training, optimizer, params, exp, lay_out)
-        else:
-            imported = TrainState(np.int32(0), params, opt_state=None, ema=None)
-        lay_out.check()
+        state = _laid_out(read.key, network, exp, training, optimizer)
     except UserError as error:
         raise UserError(f"--checkpoint={file}: {error}") from error
     # The checkpoint last: it is what makes the workdir a run.
     workdir.mkdir(parents=True, exist_ok=True)
     original.save(workdir, kept)
     config = _write_config(exp.config.raw, file, workdir)
-    _save(jax.device_put(imported, lay_out.placed), exp.config.raw, workdir)
-    name = found.model["name"]
-    console.say(f"{file}: {name}, {pytree.count(params):,} parameters, from {read.key!r}")
-    for line in [_sizes(found), *notes]:
+    _save(state, exp.config.raw, workdir)
+    size = f"{network.model['name']}, {pytree.count(state.params):,} parameters"
+    for line in [f"{file}: {size}, from {read.key!r}", _sizes(network), *notes]:
         console.say(line)
     console.say(f"sample it: {_command(config, workdir)}")
     return config
@@ -168,18 +161,22 @@ def open_published(
     """
     read = state_dict.read(file, "--checkpoint", part)
     try:
-        described = declared.of_metadata(read.metadata)
-        found = detect(read.state, declared.together(declared.of_flags(**flags), described))
-        exp = experiment.experiment(parse(config_of(found, bases)))
+        network = _detected(read, flags)
+        exp = experiment.experiment(parse(config_of(network, bases)))
         read.state.clear()
         lay_out = _LayOut(replicated(exp.local_mesh))
-        params = lay_out(read.key, found.state, exp.abstract_params)
+        params = lay_out(read.key, network.state, exp.abstract_params)
         lay_out.check()
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    for line in [*read.notes, *found.notes]:
+    for line in [*read.notes, *network.notes]:
         console.say(line)
     return replace(exp.pipeline, params=params)
+
+
+def _detected(read: Found, flags: Mapping[str, Any]) -> Detected:
+    described = declared.of_metadata(read.metadata)
+    return detect(read.state, declared.together(declared.of_flags(**flags), described))
 
 
 def _check_workdir(workdir: Path) -> None:
@@ -193,12 +190,12 @@ def _check_workdir(workdir: Path) -> None:
         )
 
 
-def _sizes(found: Detected) -> str:
+def _sizes(network: Detected) -> str:
     return (
-        f"depth {found.model['depth']}, width {found.model['hidden_size']}, "
-        f"heads {found.model['num_heads']}, patch {found.model['patch_size']}, latents "
-        f"{found.side} x {found.side} x {found.channels}, {found.classes} classes, readouts "
-        f"{found.model['readouts']}"
+        f"depth {network.model['depth']}, width {network.model['hidden_size']}, "
+        f"heads {network.model['num_heads']}, patch {network.model['patch_size']}, latents "
+        f"{network.side} x {network.side} x {network.channels}, {network.classes} classes, "
+        f"readouts {network.model['readouts']}"
     )
 
 
@@ -243,8 +240,8 @@ class _LayOut:
             raise UserError("; ".join(self.problems))
 
 
-def _optimizer(training: TrainingFile, found: Detected) -> optimizer_state.Published:
-    if any(array is not training.ema[name] for name, array in found.state.items()):
+def _optimizer(training: TrainingFile, network: Detected) -> optimizer_state.Published:
+    if any(array is not training.ema[name] for name, array in network.state.items()):
         raise UserError(
             "the weights of this network are converted, which the moments of its optimizer cannot "
             "be; import the weights alone, without --training_state"
@@ -256,7 +253,7 @@ def _optimizer(training: TrainingFile, found: Detected) -> optimizer_state.Publi
 
 
 def _trained_for(training: TrainingFile, optimizer: optimizer_state.Published, file: Path) -> str:
-    """Describes the length of the published run; LightningDiT's files tell it by their names."""
+    """Describes the length of the published run; LightningDiT's files have it in their names."""
     steps = training.steps
     if steps is None:
         steps = int(file.stem) if re.fullmatch(r"[0-9]{7,}", file.stem) else optimizer.updates
@@ -264,6 +261,31 @@ def _trained_for(training: TrainingFile, optimizer: optimizer_state.Published, f
         f"trained for {steps:,} steps; {optimizer.settings['name']} goes on after "
         f"{optimizer.updates:,} updates, and the run that trains on counts from 0"
     )
+
+
+def _laid_out(
+    key: str,
+    network: Detected,
+    exp: Experiment,
+    training: TrainingFile | None,
+    optimizer: optimizer_state.Published | None,
+) -> TrainState:
+    """The state of step 0, on the device; empties `network`.
+
+    Args:
+      key: of the network in its file.
+      network: as published.
+      exp: the run that it becomes.
+      training, optimizer: all that the file holds, to train on; None for the weights alone.
+    """
+    lay_out = _LayOut(replicated(exp.mesh))
+    params = lay_out(key, network.state, exp.abstract_params)
+    if training:
+        state = _whole_state(training, optimizer, params, exp, lay_out)
+    else:
+        state = TrainState(np.int32(0), params, opt_state=None, ema=None)
+    lay_out.check()
+    return jax.device_put(state, lay_out.placed)
 
 
 def _whole_state(
