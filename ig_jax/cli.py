@@ -77,8 +77,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             fail("--config is missing: name a file, such as --config=configs/digits.py")
         fail(f"--config={FLAGS['config'].config_filename}: its get_config() returns nothing")
     if not isinstance(FLAGS.config, ConfigDict | None):
-        location, found = FLAGS["config"].config_filename, type(FLAGS.config).__name__
-        fail(f"--config={location}: its get_config() returns a {found}, must return a ConfigDict")
+        location, kind = FLAGS["config"].config_filename, type(FLAGS.config).__name__
+        fail(f"--config={location}: its get_config() returns a {kind}, must return a ConfigDict")
     return rest
 
 

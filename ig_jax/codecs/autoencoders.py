@@ -61,8 +61,10 @@ class Autoencoder(ABC):
 
     # published file; None: latents must be stored, images are in false colours
     weights: Location | None = unset("")
-    dtype: str = "float32"  # of convolutions and matrix products: float32, bfloat16
-    rounding: str = to_uint8.TRUNCATED  # from decoded images to 8 bits: a rule of `pixels.RULES`
+    # Of convolutions and matrix products: float32, bfloat16.
+    dtype: str = "float32"
+    # From decoded images to 8 bits: a rule of `to_uint8.ROUNDING_RULES`.
+    rounding: str = to_uint8.TRUNCATED
 
     name: ClassVar[str]
     factor: ClassVar[int]  # pixels of an image per latent pixel, along a side
@@ -207,8 +209,10 @@ class VaVae(Autoencoder):
                 f"data.codec.statistics = {shown(self.statistics)}: no such file; it lies beside "
                 "the latents as latents_stats.pt"
             )
-        found = torch_file.load(file)
-        both = [found.get(name) if isinstance(found, dict) else None for name in ("mean", "std")]
+        content = torch_file.load(file)
+        both = [
+            content.get(name) if isinstance(content, dict) else None for name in ("mean", "std")
+        ]
         shapes = [np.shape(array) if isinstance(array, np.ndarray) else None for array in both]
         if shapes[0] != shapes[1] or not _is_per_channel(shapes[0]):
             raise UserError(

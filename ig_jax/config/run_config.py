@@ -99,21 +99,21 @@ def _check_latents(c: Config) -> None:
             f"data.source: its autoencoder saw pixels in {list(record.input_range)}, but "
             f"{name!r} means {list(INPUT_RANGE)}; prepare the latents again"
         )
-    given = getattr(codec, "statistics_per_channel", None)
-    if given is not None and not _alike(given, (record.mean, record.std)):
+    configured = getattr(codec, "statistics_per_channel", None)
+    if configured is not None and not _alike(configured, (record.mean, record.std)):
         raise ConfigError(
             f"data.codec.statistics = {shown(codec.statistics)}: are not those of the latents of "
             "data.source; name the latents_stats.pt that lies beside them"
         )
 
 
-def _alike(given: Any, recorded: Any) -> bool:
+def _alike(configured: Any, recorded: Any) -> bool:
     """Returns whether means and standard deviations could be those of the same latents.
 
     The published statistics are those of 10,000 random latents, ours of all: they differ by a few
     hundredths of a standard deviation.
     """
-    (mean, std), (true_mean, true_std) = np.array(given), np.array(recorded)
+    (mean, std), (true_mean, true_std) = np.array(configured), np.array(recorded)
     if mean.shape != true_mean.shape:
         return False
     near = np.abs(mean - true_mean) <= 0.25 * true_std
@@ -162,7 +162,7 @@ def _check_sampling(c: Config) -> None:
             "or None for the first of them"
         )
     classes = c.data.source.num_classes
-    for label in s.given_labels or []:
+    for label in s.class_numbers or []:
         if label > classes:
             raise ConfigError(
                 f"sample.labels = {shown(s.labels)}: class {label} does not exist; there are "

@@ -63,14 +63,14 @@ class MeshSettings:
         for name, size in self._sizes.items():
             require(size >= 1 or size == -1, name, size, "must be at least 1, or -1 for the rest")
         if list(self._sizes.values()).count(-1) > 1:
-            raise ConfigError(f"{self._told}: only one of them may be -1 (the rest)")
+            raise ConfigError(f"{self._described}: only one of them may be -1 (the rest)")
 
     @property
     def _sizes(self) -> dict[str, int]:
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
     @property
-    def _told(self) -> str:
+    def _described(self) -> str:
         return ", ".join(f"{name} = {size}" for name, size in self._sizes.items())
 
     def shape(self, devices: int) -> tuple[int, int, int]:
@@ -79,12 +79,12 @@ class MeshSettings:
         Raises:
           ConfigError: they do not come out even.
         """
-        given = math.prod(size for size in self._sizes.values() if size != -1)
-        sizes = tuple(devices // given if size == -1 else size for size in self._sizes.values())
+        fixed = math.prod(size for size in self._sizes.values() if size != -1)
+        sizes = tuple(devices // fixed if size == -1 else size for size in self._sizes.values())
         if math.prod(sizes) != devices:
             raise ConfigError(
-                f"mesh: {self._told} cannot be made of {devices} devices; their product must be "
-                f"{devices} (-1 is what the others leave)"
+                f"mesh: {self._described} cannot be made of {devices} devices; their product must "
+                f"be {devices} (-1 is what the others leave)"
             )
         return sizes
 
@@ -236,7 +236,7 @@ class Sample:
                 "run in guide.workdir, or set the scale to 1 (off)"
             )
         require(
-            self.labels in LABEL_MODES or self.given_labels is not None,
+            self.labels in LABEL_MODES or self.class_numbers is not None,
             "labels",
             self.labels,
             f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (then repeated)",
@@ -248,7 +248,7 @@ class Sample:
         return {kind: getattr(self, kind) for kind in KINDS}
 
     @property
-    def given_labels(self) -> list[int] | None:
+    def class_numbers(self) -> list[int] | None:
         """The class numbers spelt out in `labels`, or None."""
         numbers = self.labels.split(",")
         return (

@@ -43,7 +43,8 @@ class Inception:
 
     frechet: ClassVar[str] = "fid"
     gives: ClassVar[tuple[str, ...]] = ("pool", "logits", "spatial")
-    reads_labels: ClassVar[bool] = False  # its classes are its own, and in an order of their own
+    # Its classes are its own, and in an order of their own.
+    reads_labels: ClassVar[bool] = False
 
     def load(self, images: Callable[[], TrainingImages]) -> Params:
         """The weights of `inception_network.features`; `images` are not asked for.

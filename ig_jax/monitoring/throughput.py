@@ -77,8 +77,8 @@ class Rates:
     def of(self, seconds_per_step: float) -> dict[str, float]:
         """{'model_tflops_per_device', 'mfu'}; the latter where the peak is known."""
         rate = self._flops / seconds_per_step
-        found = {"model_tflops_per_device": rate / 1e12}
-        return found | ({"mfu": rate / self._peak} if self._peak else {})
+        rates = {"model_tflops_per_device": rate / 1e12}
+        return rates | ({"mfu": rate / self._peak} if self._peak else {})
 
 
 class Window:
