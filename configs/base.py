@@ -1,9 +1,14 @@
 """Every field of a run, with what it does. Other configs start from this one.
 
+`placeholder(int)` is None, which says that a field is not set, and takes an int later. On the
+command line 0 sets such a number back to None, and an empty value (--config.evaluate.samples=) such
+a text.
+
 The values are those of the published SiT + Internal Guidance where it has one.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def guidance(scale: float, low: float = 0.0, high: float = 1.0, channels: int = 0) -> ConfigDict:
@@ -15,31 +20,32 @@ def get_config() -> ConfigDict:
     c.seed = 0  # of initial weights, data order and training noise
 
     c.model = ConfigDict()
-    c.model.name = "sit"  # sit, dit, lightningdit (its own fields: configs/lightningdit_xl.py)
+    # sit, dit or lightningdit, whose own fields are in configs/lightningdit_xl.py.
+    c.model.name = "sit"
     c.model.depth = 12  # blocks
     c.model.hidden_size = 768
     c.model.num_heads = 12
     c.model.patch_size = 2  # latent pixels a side
     c.model.mlp_ratio = 4.0
     c.model.qk_norm = False  # normalise every head's queries and keys
-    c.model.readouts = (
-        4,
-    )  # depths (from 1) with an early head, for Internal Guidance; () for none
-    c.model.time_scale = (
-        1.0  # multiplies t before its sine features; a small network learns sooner with 1000
-    )
-    c.model.dtype = "float32"  # of matrix products: float32, bfloat16; parameters stay float32
-    c.model.remat = (
-        "none"  # recomputed in the backward pass: none, dots (all but matrix products), full
-    )
+    # Depths (from 1) with an early head, for Internal Guidance; () for none.
+    c.model.readouts = (4,)
+    # Multiplies t before its sine features; a small network learns sooner with 1000.
+    c.model.time_scale = 1.0
+    # Of matrix products: float32 or bfloat16; parameters stay float32.
+    c.model.dtype = "float32"
+    # Recomputed in the backward pass: none, dots (all but matrix products) or full.
+    c.model.remat = "none"
     c.model.unroll = 1  # blocks per iteration of the scan over the depth
 
     c.process = ConfigDict()
     c.process.name = "flow"  # flow; ddpm (DiT's), which has no other fields
     c.process.path = "linear"  # linear, cosine (GVP), vp
     c.process.prediction = "velocity"  # velocity, noise, score
-    c.process.time_distribution = "uniform"  # of training times: uniform, lognormal, logit_normal
-    c.process.time_mean = 0.0  # of the normal draw behind the last two; above 0: more noise
+    # Of training times: uniform, lognormal or logit_normal.
+    c.process.time_distribution = "uniform"
+    # Of the normal draw behind the last two; a mean above 0 is more noise.
+    c.process.time_mean = 0.0
     c.process.time_std = 1.0
 
     c.data = ConfigDict()
@@ -47,7 +53,8 @@ def get_config() -> ConfigDict:
     c.data.codec = ConfigDict({"name": "identity"})
 
     c.objective = ConfigDict()
-    c.objective.label_drop = 0.1  # share of labels replaced by the null class; CFG needs some
+    # Share of labels replaced by the null class; CFG needs some.
+    c.objective.label_drop = 0.1
     c.objective.terms = ConfigDict()
     # Any term may have weight_factor, which multiplies its weight after each epoch behind the first
     # constant_epochs; without them the weight is constant.
@@ -61,30 +68,34 @@ def get_config() -> ConfigDict:
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.0
-    c.optim.clip_norm = 1.0  # of the gradient over all trained parameters; 0 is off
+    # Of the gradient over all trained parameters; 0 is off.
+    c.optim.clip_norm = 1.0
     c.optim.warmup_steps = 0
     c.optim.schedule = "constant"  # after warm-up: constant, cosine, linear
 
-    c.mesh = ConfigDict()  # of devices; -1: the rest. The product is their number
-    c.mesh.data = -1  # split the batch; share out optimizer and averages
-    c.mesh.fsdp = 1  # split the batch and all weights, gathered a block at a time
-    c.mesh.tensor = 1  # split heads and MLPs: for models too wide for one device
+    # Devices along each axis; -1 is what the others leave. The product is the number of devices.
+    c.mesh = ConfigDict()
+    # Splits the batch; shares out optimizer and averages.
+    c.mesh.data = -1
+    # Splits the batch and all weights, which are gathered a block at a time.
+    c.mesh.fsdp = 1
+    # Splits heads and MLPs: for models too wide for one device.
+    c.mesh.tensor = 1
 
     c.train = ConfigDict()
-    c.train.steps = (
-        0  # length of the run: exactly one of steps, images, epochs; 0 means not this one
-    )
-    c.train.images = 0
-    c.train.epochs = 0.0
+    # Length of the run: exactly one of steps, images and epochs.
+    c.train.steps = placeholder(int)
+    c.train.images = placeholder(int)
+    c.train.epochs = placeholder(float)
     c.train.batch_size = 256  # over all devices
-    c.train.accumulation = 1  # parts a batch is cut into, one after the other, to save memory
-    c.train.steps_per_dispatch = (
-        1  # steps per call of the compiled program; more helps small models
-    )
-    c.train.ema_decays = (0.9999,)  # of the averaged weights; sampling uses the first
-    c.train.spike_factor = (
-        0.0  # skips updates whose gradient norm is so many times the running median; 0 skips none
-    )
+    # Parts a batch is cut into, one after the other, to save memory.
+    c.train.accumulation = 1
+    # Steps per call of the compiled program; more helps small models.
+    c.train.steps_per_dispatch = 1
+    # Of the averaged weights; sampling uses the first.
+    c.train.ema_decays = (0.9999,)
+    # Skips updates whose gradient norm is so many times the running median; 0 skips none.
+    c.train.spike_factor = 0.0
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 10_000
@@ -93,62 +104,82 @@ def get_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.every_steps = 100
-    c.log.samples_every_steps = 10_000  # grids of samples while training; 0 draws none
-    c.log.peak_tflops = 0.0  # of one device, for MFU; 0: by the table of known chips
+    # Grids of samples while training; 0 draws none.
+    c.log.samples_every_steps = 10_000
+    # Of one device in dense bfloat16, for MFU; None is the published one of known chips.
+    c.log.peak_tflops = placeholder(float)
 
-    c.profile = ConfigDict()  # a trace for TensorBoard and Perfetto: docs/profiling.md
-    c.profile.start = 20  # first step of it, counted from where this process begins
+    # A trace for TensorBoard and Perfetto: docs/profiling.md.
+    c.profile = ConfigDict()
+    # The first step of it, counted from where this process begins.
+    c.profile.start = 20
     c.profile.steps = 0  # 0 traces nothing
 
     c.sample = ConfigDict()
     c.sample.num = 64
     c.sample.batch_size = 64  # over all devices
     c.sample.seed = 0
-    c.sample.labels = "random"  # random, balanced, or class numbers such as 0,1,2
-    c.sample.weights = "ema"  # ema (the first decay), raw, or a decay such as 0.9999
-    c.sample.files = ("png", "npz")  # numbered images, samples.npz as ADM reads it, or both
-    c.sample.sampler = ConfigDict(
-        {"name": "euler_maruyama", "num_steps": 250}
-    )  # euler, heun, heun2, euler_maruyama, dopri5 (num_steps: at most; rtol=1e-3, atol=1e-6)
-    c.sample.time_shift = 1.0  # above 1: more of a fixed grid's steps at high noise
-    c.sample.readout = 0  # depth that Internal Guidance extrapolates from; 0 is the first readout
+    # random, balanced, or class numbers such as 0,1,2.
+    c.sample.labels = "random"
+    # ema (the first decay), raw, or a decay such as 0.9999.
+    c.sample.weights = "ema"
+    # Numbered images, samples.npz as ADM reads it, or both.
+    c.sample.files = ("png", "npz")
+    # euler, heun, heun2, euler_maruyama, or dopri5 (at most num_steps; rtol=1e-3, atol=1e-6).
+    c.sample.sampler = ConfigDict({"name": "euler_maruyama", "num_steps": 250})
+    # Above 1: more of a fixed grid's steps at high noise.
+    c.sample.time_shift = 1.0
+    # Depth that Internal Guidance extrapolates from; None is the first readout.
+    c.sample.readout = placeholder(int)
     # Each guidance is on for t in [low, high] (0 is data, 1 is noise), on the first so many
     # channels (0: all); scale 1 is off.
     c.sample.ig = guidance(1.4)  # Internal Guidance
     c.sample.cfg = guidance(1.35, high=0.7)  # classifier-free guidance
-    c.sample.autoguidance = guidance(1.0)  # away from a worse network, that of sample.guide
-    c.sample.guide = ConfigDict(
-        {"workdir": "", "step": 0, "weights": "ema"}  # a run and its checkpoint (0: the newest)
-    )
+    c.sample.autoguidance = guidance(1.0)  # away from a worse network
+    # That network: a run, and the step of its checkpoint (None is the newest).
+    c.sample.guide = ConfigDict()
+    c.sample.guide.workdir = placeholder(str)
+    c.sample.guide.step = placeholder(int)
+    c.sample.guide.weights = "ema"
 
-    c.prepare = ConfigDict()  # --mode=prepare: images to latents, or one layout to another
-    c.prepare.layout = "array_record"  # array_record, npy_folder (sd_vae), safetensors_shards
+    # --mode=prepare: images to latents, or one layout to another.
+    c.prepare = ConfigDict()
+    # array_record, npy_folder (sd_vae) or safetensors_shards.
+    c.prepare.layout = "array_record"
     c.prepare.batch_size = 64  # images encoded together, over all devices
     c.prepare.examples_per_file = 10_000  # also what a kill can cost
-    c.prepare.bad_examples = "stop"  # stop at the first that cannot be read, or skip and list them
+    # stop at the first that cannot be read, or skip and list them.
+    c.prepare.bad_examples = "stop"
 
     c.evaluate = ConfigDict()
     c.evaluate.num = 50_000  # samples for each seed
-    c.evaluate.seeds = (0,)  # sampling seeds; results are means and spreads over them
-    c.evaluate.samples = ""  # evaluate these instead: an .npz with arr_0, or a folder of images
+    # Sampling seeds; results are means and spreads over them.
+    c.evaluate.seeds = (0,)
+    # Evaluated instead of samples of a checkpoint: an .npz with arr_0, or a folder of images.
+    c.evaluate.samples = placeholder(str)
     # What images are compared by: inception (weights: pt_inception-2015-12-05-6726825d.pth), or
     # classifier, a small one fitted on the images of data.source.
-    c.evaluate.features = ConfigDict({"name": "inception", "weights": ""})
-    # Statistics of real images: ADM's .npz, mu and sigma, or what --mode=reference wrote; '': the
+    c.evaluate.features = ConfigDict({"name": "inception", "weights": placeholder(str)})
+    # Statistics of real images: ADM's .npz, mu and sigma, or what --mode=reference wrote; None: the
     # images that the classifier was fitted on.
-    c.evaluate.reference = ""
-    c.evaluate.while_training = ConfigDict({"every_steps": 0, "num": 10_000})  # 0: never
+    c.evaluate.reference = placeholder(str)
+    # every_steps = 0 is never.
+    c.evaluate.while_training = ConfigDict({"every_steps": 0, "num": 10_000})
 
-    c.search = ConfigDict()  # --mode=search: settings below `sample` that are tried
-    c.search.metric = "fid"  # what decides: fid, sfid, fd, accuracy, precision, recall, ...
+    # --mode=search: settings below `sample` that are tried.
+    c.search = ConfigDict()
+    # What decides: fid, sfid, fd, accuracy, precision, recall, ...
+    c.search.metric = "fid"
     c.search.num = 1000  # samples for each setting and seed
     c.search.rounds = 3  # the survivors are measured on 1, 2, 4, ... seeds
     c.search.keep = 0.5  # share that goes on after a round
     c.search.first_seed = 1000  # of sampling; others than evaluation's
     c.search.space = ConfigDict()
-    c.search.space.method = "grid"  # grid: every combination; random: between least and greatest
+    # grid: every combination; random: between least and greatest.
+    c.search.space.method = "grid"
     c.search.space.candidates = 32  # drawn by the random method
-    c.search.space.values = ConfigDict(  # also low and high, and sampler.num_steps
+    # Also low and high, and sampler.num_steps.
+    c.search.space.values = ConfigDict(
         {"ig": {"scale": (1.0, 1.4, 1.8, 2.2)}, "cfg": {"scale": (1.0, 1.2, 1.4)}}
     )
     return c

@@ -26,7 +26,8 @@ def get_config(variant: str = "sit") -> ConfigDict:
         c.objective.terms.accelerated_flow = ConfigDict(
             {"weight": 1.0, "omega": 0.5, "bias": "network"}
         )
-        c.sample.ig = base.guidance(1.0)  # it has learnt what IG 2 would extrapolate to
+        # It has learnt what IG 2 would extrapolate to.
+        c.sample.ig = base.guidance(1.0)
     if variant == "layersync":
         c.objective.terms.layersync = ConfigDict({"weight": 0.2, "depth": 2, "target_depth": 4})
     if variant == "sra2":
@@ -56,7 +57,8 @@ def sit() -> ConfigDict:
     c.model.num_heads = 4
     c.model.readouts = (2,)
     c.model.time_scale = 1000.0
-    c.model.unroll = 6  # blocks this small are faster without a loop, and still compile quickly
+    # Blocks this small are faster without a loop, and still compile quickly.
+    c.model.unroll = 6
 
     c.optim.learning_rate = 3e-3
     c.optim.b2 = 0.95

@@ -17,7 +17,7 @@ from configs import sampling, sit_xl
 
 
 def get_config(source: str = "") -> ConfigDict:
-    c = sit_xl.sized("XL", readout=8, epochs=0.0, source=source)
+    c = sit_xl.sized("XL", readout=8, epochs=None, source=source)
     c.model.name = "dit"
     c.model.readouts = ()
     c.process = ConfigDict({"name": "ddpm"})

@@ -19,6 +19,7 @@ without classes the number is 1.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 CLASSES, IMAGES = 1000, 1_281_167
 OF_IMAGES = {"image_folder": {"fewer_classes": False}, "tfds_images": {"split": "train"}}
@@ -45,7 +46,9 @@ def _made_up(side: int, channels: int) -> ConfigDict:
     return ConfigDict({"source": _synthetic(side, channels), "codec": {"name": "as_stored"}})
 
 
-def sd_vae(source: str = "", path: str = "", *, weights: str = "", pixels: int = 256) -> ConfigDict:
+def sd_vae(
+    source: str = "", path: str = "", *, weights: str | None = None, pixels: int = 256
+) -> ConfigDict:
     """Through the Stable Diffusion autoencoder, f8d4: 32 x 32 x 4 of 256 pixels.
 
     Args:
@@ -58,12 +61,13 @@ def sd_vae(source: str = "", path: str = "", *, weights: str = "", pixels: int =
     side = pixels // 8
     if not source:
         return _made_up(side, 4)
-    codec = {"name": "sd_vae", "weights": weights, "dtype": "float32"}
-    stored = _source(source, path, pixels, side=side, channels=8)
-    return ConfigDict({"source": stored, "codec": codec})
+    data = ConfigDict({"source": _source(source, path, pixels, side=side, channels=8)})
+    data.codec = ConfigDict({"name": "sd_vae", "weights": placeholder(str), "dtype": "float32"})
+    data.codec.weights = weights
+    return data
 
 
-def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict:
+def va_vae(source: str = "", path: str = "", *, weights: str | None = None) -> ConfigDict:
     """Through VA-VAE (arXiv 2501.01423), f16d32: 16 x 16 x 32.
 
     Args:
@@ -73,9 +77,10 @@ def va_vae(source: str = "", path: str = "", *, weights: str = "") -> ConfigDict
     if not source:
         return _made_up(16, 32)
     data = ConfigDict({"source": _source(source, path, 256, side=16, channels=64)})
-    codec = {"name": "va_vae", "weights": weights, "dtype": "float32", "statistics": ""}
+    data.codec = ConfigDict({"name": "va_vae", "weights": placeholder(str), "dtype": "float32"})
+    data.codec.weights = weights
+    data.codec.statistics = placeholder(str)
     if source in LATENTS:
         # Follows the path wherever the command line moves it.
-        codec["statistics"] = data.source.get_ref("path") + "/latents_stats.pt"
-    data.codec = ConfigDict(codec)
+        data.codec.statistics = data.source.get_ref("path") + "/latents_stats.pt"
     return data

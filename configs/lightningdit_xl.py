@@ -59,7 +59,8 @@ def lightningdit(c: ConfigDict) -> None:
     c.model.rms_norm = True  # instead of LayerNorm without parameters
     c.model.shift = True  # off: modulation only scales and gates
 
-    c.objective.terms.cosine = ConfigDict({"weight": 1.0})  # of the final output only
+    # Of the final output only.
+    c.objective.terms.cosine = ConfigDict({"weight": 1.0})
 
     c.optim = ConfigDict()
     c.optim.name = "muon"  # of every matrix; AdamW for vectors

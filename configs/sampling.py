@@ -55,7 +55,8 @@ def lightningdit_xl_ig() -> dict:
         "sampler": ConfigDict({"name": "heun2", "num_steps": 124}),  # heun2, 125 points
         "time_shift": 1 / 0.3,  # timestep_shift 0.3, noise to data
         "ig": guidance(1.4),  # ig_interval 1: everywhere
-        "cfg": guidance(1.45, high=1 - 0.19),  # cfg_interval_start 0.19, noise to data
+        # cfg_interval_start 0.19, noise to data
+        "cfg": guidance(1.45, high=1 - 0.19),
     }
 
 
@@ -73,5 +74,6 @@ def dit_xl() -> dict:
         "labels": "random",
         "sampler": ConfigDict({"name": "heun", "num_steps": 125}),
         "ig": guidance(1.0),
-        "cfg": guidance(1.5, channels=3),  # --cfg-scale 1.5, on the first three channels
+        # --cfg-scale 1.5, on the first three channels
+        "cfg": guidance(1.5, channels=3),
     }

@@ -17,5 +17,6 @@ from configs import sit_xl
 
 def get_config(source: str = "") -> ConfigDict:
     c = sit_xl.without_readouts("B", epochs=80.0, source=source)
-    c.objective.terms.sra2 = ConfigDict({"weight": 1.0, "depth": 2})  # depth 8 for L and XL
+    # Depth 8 for L and XL.
+    c.objective.terms.sra2 = ConfigDict({"weight": 1.0, "depth": 2})
     return c

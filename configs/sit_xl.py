@@ -26,7 +26,7 @@ def get_config(source: str = "") -> ConfigDict:
     return sized("XL", readout=8, epochs=800.0, source=source)
 
 
-def sized(size: str, readout: int, epochs: float, source: str) -> ConfigDict:
+def sized(size: str, readout: int, epochs: float | None, source: str) -> ConfigDict:
     """The recipe of SiT + IG at a size of the papers, patch 2, on a source of `imagenet`."""
     c = base.get_config()
     c.model.depth, c.model.hidden_size, c.model.num_heads = SIZES[size]

@@ -11,7 +11,7 @@ from typing import Any
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.codecs.autoencoders import Autoencoder
 from ig_jax.data import SOURCES
-from ig_jax.errors import UserError, shown
+from ig_jax.errors import UserError
 from ig_jax.experiment import open_pipeline
 from ig_jax.io import paths
 from ig_jax.metrics import FEATURES
@@ -40,7 +40,7 @@ def load(
         readout_depth, family, num_heads, num_classes, time_direction, path, prediction, part.
 
     Raises:
-      UserError: there is no such run or file, or it is damaged, or more must be told; in one
+      UserError: there is no such run or file, or it is damaged, or more must be declared; in one
         sentence.
     """
     place = Path(paths.given(path, "path"))
@@ -65,14 +65,10 @@ def _of_run(workdir: Path, weights: str, step: int | None) -> Pipeline:
     try:
         if step is None:
             return checkpoints.newest(
-                lambda found: open_pipeline(checkpoints, found, weights, "weights"),
+                lambda newest: open_pipeline(checkpoints, newest, weights, "weights"),
                 checkpoint_manager.WEIGHTS,
             )[1]
-        if step not in checkpoints.all_steps():
-            known = ", ".join(map(str, checkpoints.all_steps()))
-            raise UserError(
-                f"step = {shown(step)}: {workdir} holds no such checkpoint, only {known}"
-            )
+        checkpoints.require_step(step, "step")
         return open_pipeline(checkpoints, step, weights, "weights")
     finally:
         checkpoints.close()

@@ -21,6 +21,22 @@ def at_most(bound: int, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"most": bound})
 
 
+def unset(
+    recorded: int | float | str, default: Any = dataclasses.MISSING, *, most: int | None = None
+) -> Any:
+    """A field of type `X | None` that is None where it is not set.
+
+    Records of runs have always held 0 or '' there, and still do, so that old and new ones, and the
+    names of folders made from them, are the same. A config may say either.
+
+    Args:
+      recorded: that 0 or ''.
+      default: of the field.
+      most: see `at_most`.
+    """
+    return dataclasses.field(default=default, metadata={"unset": recorded, "most": most})
+
+
 def below_one(value: float) -> bool:
     """Returns whether a number lies in [0, 1), also once it is a float32."""
     return 0 <= value and bool(np.float32(value) < 1)

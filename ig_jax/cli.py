@@ -38,13 +38,15 @@ config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", 
 flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> if not given.")
 flags.DEFINE_enum("mode", "train", [*modes.MODES, *modes.CONVERSIONS], "What to do.")
 flags.DEFINE_string("checkpoint", None, "import: a file of published weights, whatever its suffix.")
-flags.DEFINE_integer("readout_depth", 0, "import: where its intermediate head reads, from 1.")
-flags.DEFINE_string("family", "", "import: sit, dit or lightningdit, where names leave it open.")
-flags.DEFINE_integer("num_heads", 0, "import: heads of attention, where the file does not say.")
-flags.DEFINE_integer("num_classes", 0, "import: classes, without the null class if there is one.")
-flags.DEFINE_string("time_direction", "", "import: noise_to_data or data_to_noise, from 0 to 1.")
-flags.DEFINE_string("path", "", "import: linear, cosine or vp; linear if not given.")
-flags.DEFINE_string("prediction", "", "import: velocity, noise or score; velocity if not given.")
+flags.DEFINE_integer("readout_depth", None, "import: where its intermediate head reads, from 1.")
+flags.DEFINE_string("family", None, "import: sit, dit or lightningdit, where names leave it open.")
+flags.DEFINE_integer("num_heads", None, "import: heads of attention, where the file does not say.")
+flags.DEFINE_integer(
+    "num_classes", None, "import: classes, without the null class if there is one."
+)
+flags.DEFINE_string("time_direction", None, "import: noise_to_data or data_to_noise, from 0 to 1.")
+flags.DEFINE_string("path", None, "import: linear, cosine or vp; linear if not given.")
+flags.DEFINE_string("prediction", None, "import: velocity, noise or score; velocity if not given.")
 flags.DEFINE_string("part", "", "import: which of several networks in the file.")
 flags.DEFINE_bool("training_state", False, "import: also what its training goes on from.")
 flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
@@ -75,8 +77,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             fail("--config is missing: name a file, such as --config=configs/digits.py")
         fail(f"--config={FLAGS['config'].config_filename}: its get_config() returns nothing")
     if not isinstance(FLAGS.config, ConfigDict | None):
-        location, found = FLAGS["config"].config_filename, type(FLAGS.config).__name__
-        fail(f"--config={location}: its get_config() returns a {found}, must return a ConfigDict")
+        location, kind = FLAGS["config"].config_filename, type(FLAGS.config).__name__
+        fail(f"--config={location}: its get_config() returns a {kind}, must return a ConfigDict")
     return rest
 
 

@@ -43,7 +43,8 @@ class Guidance:
     scale: float
     low: float
     high: float
-    channels: int = 0  # only the first so many channels are guided; 0 is all of them
+    # Only the first so many channels are guided; 0 is all of them.
+    channels: int = 0
 
     def __post_init__(self):
         if not 0 <= self.low <= self.high <= 1:
@@ -73,7 +74,8 @@ class Segment(NamedTuple):
     start: int
     stop: int
     on: Active
-    on_at_end: Active  # at the later time of each step; differs only for samplers that ask for it
+    # At the later time of each step; differs only for samplers that ask for it.
+    on_at_end: Active
 
 
 def active_kinds(guidances: Guidances, t: float) -> Active:

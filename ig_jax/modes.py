@@ -62,17 +62,17 @@ def _explained(error: Exception, argv: list[str]) -> str:
     # A KeyError shows its message as code: with quotes and line ends escaped.
     text = str(error).replace("\\'", "'").replace("\\n", " ")
     location = next((a for a in argv if a.startswith("--config=")), "--config")
-    given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    fields = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
     keys = set(re.findall(r"'(\w+)'", text))
-    unknown = [f for f in given if f in text or keys & set(f.split("."))]
+    unknown = [f for f in fields if f in text or keys & set(f.split("."))]
     if "<class 'method'>" in text and unknown:  # a section named as a method of ConfigDict
         return f"{unknown[0]}: cannot be set on the command line; write a config that does"
     if isinstance(error, AttributeError | KeyError) and unknown:
         hint = re.search(r'Did you mean "(\w+)"', text)
         fix = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
         return f"{unknown[0]}: unknown field; {fix}"
-    if isinstance(error, IndexError | TypeError) and given and not _is_raised_in(error, location):
-        return f"{' or '.join(given)}: no such field; configs/base.py shows every field"
+    if isinstance(error, IndexError | TypeError) and fields and not _is_raised_in(error, location):
+        return f"{' or '.join(fields)}: no such field; configs/base.py shows every field"
     if isinstance(error, OSError):
         return f"{location}: no such config file, or it cannot be read; see the folder configs/"
     if "Traceback" in text:
@@ -100,7 +100,7 @@ def run(
     """Runs one mode on all devices; what it returns is in the `run` of the mode's module.
 
     Raises:
-      UserError: a mistake in the mode, the config, the workdir or the data, told in one sentence.
+      UserError: a mistake in the mode, the config, the workdir or the data, in one sentence.
       Stopped: SIGTERM or Ctrl-C asked training to stop, and its last step is saved. Programs other
         than training and the demo end at once, as signals are wont, and go on when run again.
     """

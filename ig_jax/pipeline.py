@@ -70,8 +70,8 @@ class Pipeline:
         decode: Callable[[Latents], Array] | None = None,
     ) -> Generator:
         """The compiled programs that sample from this network; see `Generator`."""
-        given = (self.net, self.process, self.codec, self.num_classes, self.sampling, self.mesh)
-        return Generator(*given, guide=guide, decode=decode)
+        parts = (self.net, self.process, self.codec, self.num_classes, self.sampling, self.mesh)
+        return Generator(*parts, guide=guide, decode=decode)
 
     def sample(
         self, labels: Sequence[int] | np.ndarray | None = None, **settings: Any
@@ -124,17 +124,17 @@ class Pipeline:
         num: int | None = None,
         seed: int = 0,
         noise: np.ndarray | Array | None = None,
-        ig: requests.GivenGuidance = None,
-        cfg: requests.GivenGuidance = None,
-        autoguidance: requests.GivenGuidance = None,
+        ig: requests.GuidanceRequest = None,
+        cfg: requests.GuidanceRequest = None,
+        autoguidance: requests.GuidanceRequest = None,
         guide: Pipeline | None = None,
         sampler: str | Sampler | None = None,
         steps: int | None = None,
         dtype: str | None = None,
         trajectory: bool = False,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        given = {"ig": ig, "cfg": cfg, "autoguidance": autoguidance}
-        guidances = requests.guidances(self.sampling, given, guided=guide is not None)
+        scales = {"ig": ig, "cfg": cfg, "autoguidance": autoguidance}
+        guidances = requests.guidances(self.sampling, scales, guided=guide is not None)
         self._check_guidances(guidances, guide)
         chosen = requests.sampler(self.sampling, sampler, steps)
         y = requests.labels(self.sampling, self.num_classes, labels, num, seed)

@@ -1,6 +1,6 @@
 """Integrity of the files of an orbax checkpoint: none missing, cut short or garbled.
 
-Orbax meets damage only while it reads arrays, on the process that reads them, and tells of it in
+Orbax meets damage only while it reads arrays, on the process that reads them, and reports it in
 pages. Here the files alone are looked at, at no cost: JSON is parsed, and a store of arrays (OCDBT)
 is followed from its manifest through its index, which both carry checksums, to the ranges of the
 files that hold the values. The values themselves have no checksum: a flipped bit among them is
@@ -68,11 +68,11 @@ def _ranges(store: tensorstore.KvStore, folder: Path, node: str) -> Iterator[str
     """
     file = _held(folder, node)
     try:
-        found = tensorstore.ocdbt.dump(store, node=node).result()
+        node_dump = tensorstore.ocdbt.dump(store, node=node).result()
     except ValueError:
         raise Damaged(file, "is garbled") from None
-    for entry in found["entries"]:
-        if found["height"]:
+    for entry in node_dump["entries"]:
+        if node_dump["height"]:
             yield from _ranges(store, folder, entry["location"])
         elif "indirect_value" in entry:  # small values lie in the node itself
             yield entry["indirect_value"]
@@ -122,7 +122,7 @@ def has_damaged_record(step: Path) -> bool:
     if not (step / RECORD).is_file():
         return False
     try:
-        found = json.loads(files.read_bytes(step / RECORD))
+        record = json.loads(files.read_bytes(step / RECORD))
     except (ValueError, UserError):
         return False
     except RecursionError:
@@ -132,8 +132,8 @@ def has_damaged_record(step: Path) -> bool:
         **dict.fromkeys(("metrics", "performance_metrics", "custom_metadata"), dict),
         **dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), int),
     }
-    return not isinstance(found, dict) or not all(
-        found.get(name) is None or isinstance(found[name], kind) for name, kind in kinds.items()
+    return not isinstance(record, dict) or not all(
+        record.get(name) is None or isinstance(record[name], kind) for name, kind in kinds.items()
     )
 
 

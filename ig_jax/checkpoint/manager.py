@@ -23,10 +23,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ig_jax.checkpoint import compatibility, integrity, malloc_arenas, orbax_leak
+from ig_jax.checkpoint import compatibility, integrity, malloc_arenas, metadata, orbax_leak
 from ig_jax.checkpoint.integrity import Damaged
-from ig_jax.checkpoint.versions import versions
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
 from ig_jax.io import disk_errors
 from ig_jax.monitoring import console, library_logs
 from ig_jax.optim import ema
@@ -38,8 +37,6 @@ from ig_jax.types import Params
 # may want.
 ARRAY_ITEMS = ("params", "opt_state", "ema")
 WEIGHTS = ("params", "ema")
-# What was imported -> the items that such a checkpoint does not hold.
-LACKING = {"weights": ("opt_state", "ema", HEADS_OF_TERMS), "state": (HEADS_OF_TERMS,), "": ()}
 
 _T = TypeVar("T")
 
@@ -54,33 +51,6 @@ class SaveFailed(UserError):
 
 # What orbax's file layer takes for something else than a part of a name: it then writes elsewhere.
 UNUSABLE = re.compile(r"\\|\[.*\]", re.DOTALL)
-
-
-def _meta(folder: Path) -> dict[str, Any]:
-    """Reads what a checkpoint's folder holds beside arrays, as `Checkpoints.meta` gives it.
-
-    Raises:
-      Damaged: it is missing, no JSON, or lacks what it was written with.
-    """
-    file = folder / "meta" / "metadata"
-    match integrity.parse(file):
-        case {
-            "step": int(step),
-            "data": {"next_index": int(index)},
-            "config": {"train": {"ema_decays": [*decays]}, **sections},
-            "versions": dict(),
-        } as found if (
-            step == int(folder.name)
-            and index >= 0
-            and all(isinstance(decay, float | int) for decay in decays)
-            and all(isinstance(section, dict | int) for section in sections.values())
-        ):
-            imported = found.get("imported", "")
-            if isinstance(imported, bool):  # as it was written at first
-                imported = "weights" if imported else ""
-            if imported in ("weights", "state", ""):
-                return found | {"imported": imported}
-    raise Damaged(file, "is not what was written")
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -171,6 +141,15 @@ class Checkpoints:
     def all_steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
+    def require_step(self, step: int, field: str) -> None:
+        """Raises CheckpointError unless there is a checkpoint of the step that `field` names."""
+        steps = self.all_steps()
+        if step not in steps:
+            raise CheckpointError(
+                f"{field} = {shown(step)}: {self.workdir} holds no such checkpoint, only "
+                f"{', '.join(map(str, steps))}"
+            )
+
     def save(
         self,
         state: TrainState,
@@ -180,19 +159,13 @@ class Checkpoints:
     ) -> None:
         """Starts writing; returns when the state has been copied and may be donated.
 
-        A full disk is told of, here or when the next save starts, and stops nothing.
+        A full disk is reported, here or when the next save starts, and stops nothing.
         `imported`: what came from elsewhere, 'weights' alone or the whole 'state'; '': nothing.
         """
         self._settle()
         malloc_arenas.trim()  # of what the save before took
         step = int(jax.device_get(state.step))
-        meta = {
-            "step": step,
-            "data": data,
-            "config": compatibility.as_json(config),
-            "versions": versions(),
-            "imported": imported,
-        }
+        meta = metadata.make(step, data, config, imported)
         arrays = {name: ocp.args.StandardSave(x) for name, x in _items(state).items()}
         items = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
         self._asked, self._failure = step, ""
@@ -274,14 +247,14 @@ class Checkpoints:
             fault = self._damage(step, arrays)
             if not fault:
                 try:
-                    found = read(step)
+                    result = read(step)
                 except Exception as error:
                     if jax.process_count() > 1 or not integrity.is_undecodable(error):
                         raise
                     fault = "an array is garbled"
             if not fault:
                 self._leave_out(faults, step)
-                return step, found
+                return step, result
             faults[step] = fault
         faulty = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
         raise CheckpointError(
@@ -299,7 +272,7 @@ class Checkpoints:
     def _look(self, step: int, arrays: tuple[str, ...]) -> str:
         folder = self.directory / str(step)
         try:
-            lacking = LACKING[_meta(folder)["imported"]]
+            lacking = metadata.LACKING[metadata.read(folder)["imported"]]
             items = [name for name in arrays if name not in lacking]
             integrity.require_whole(folder, items, nested=["opt_state"])
         except Damaged as error:
@@ -337,7 +310,7 @@ class Checkpoints:
         """
         folder = self.directory / str(step)
         try:
-            return _meta(folder)
+            return metadata.read(folder)
         except Damaged as error:
             raise CheckpointError(f"{error.file}: {error.fault}; choose another step") from error
 
@@ -380,9 +353,9 @@ class Checkpoints:
         Every device reads its own shards, however many devices wrote them. A part of `like` that is
         None is not read.
         """
-        found = self._read(step, _items(like))
+        items = self._read(step, _items(like))
         count = jax.device_put(np.int32(step), like.step.sharding)
-        return like.replace(step=count, **found)
+        return like.replace(step=count, **items)
 
     def weights(self, step: int, which: str, like: Params) -> Params:
         """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or a decay.
@@ -393,13 +366,13 @@ class Checkpoints:
             return self._read(step, {"params": like})["params"]
         decays = self.meta(step)["config"]["train"]["ema_decays"]
         names = [ema.name(decay) for decay in decays]
-        found = self._read(step, {"ema": {name: like for name in names}})["ema"]
-        if which != "ema" and which not in found:
+        averages = self._read(step, {"ema": {name: like for name in names}})["ema"]
+        if which != "ema" and which not in averages:
             raise CheckpointError(
                 f"sample.weights = {which!r}: {self.directory} holds raw and the averages "
                 f"{', '.join(names)}"
             )
-        return ema.first(found, decays) if which == "ema" else found[which]
+        return ema.first(averages, decays) if which == "ema" else averages[which]
 
     def terms(self, step: int, like: Params) -> Params:
         """The heads of loss terms of a checkpoint, all that it holds, placed as `like`."""

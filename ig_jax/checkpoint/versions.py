@@ -19,11 +19,11 @@ import orbax.checkpoint as ocp
 def versions() -> dict[str, str]:
     """Of what could change numbers; of this code the commit, where it is a checkout."""
     modules = {"jax": jax, "flax": flax, "optax": optax, "orbax": ocp, "numpy": np}
-    found = {name: module.__version__ for name, module in modules.items()}
+    numbers = {name: module.__version__ for name, module in modules.items()}
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
         with suppress(OSError):  # without git
             described = subprocess.run(command, capture_output=True, text=True, check=False)
-            found["ig_jax"] = described.stdout.strip()
-    return found | {"python": platform.python_version()}
+            numbers["ig_jax"] = described.stdout.strip()
+    return numbers | {"python": platform.python_version()}

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from ig_jax.bounds import unset
 from ig_jax.codecs import sd_vae, to_uint8, va_vae
 from ig_jax.errors import UserError, shown
 from ig_jax.io import state_dict
@@ -58,9 +59,12 @@ def _scaled(images: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
 class Autoencoder(ABC):
     """Fields and rules that both share."""
 
-    weights: Location  # published file; '': latents must be stored, images are in false colours
-    dtype: str = "float32"  # of convolutions and matrix products: float32, bfloat16
-    rounding: str = to_uint8.TRUNCATED  # from decoded images to 8 bits: a rule of `pixels.RULES`
+    # published file; None: latents must be stored, images are in false colours
+    weights: Location | None = unset("")
+    # Of convolutions and matrix products: float32, bfloat16.
+    dtype: str = "float32"
+    # From decoded images to 8 bits: a rule of `to_uint8.ROUNDING_RULES`.
+    rounding: str = to_uint8.TRUNCATED
 
     name: ClassVar[str]
     factor: ClassVar[int]  # pixels of an image per latent pixel, along a side
@@ -120,7 +124,7 @@ class Autoencoder(ABC):
             return {}
         if not self.weights:
             raise UserError(
-                "data.codec.weights = '': encoding images needs the autoencoder; name its "
+                "data.codec.weights = None: encoding images needs the autoencoder; name its "
                 "published file, or a source of latents"
             )
         return self._read(ENCODER)
@@ -173,8 +177,8 @@ class VaVae(Autoencoder):
     """
 
     rounding: str = to_uint8.ROUNDED
-    # latents_stats.pt: mean and std of every channel; '': not known, as before latents are made
-    statistics: Location = ""
+    # latents_stats.pt: mean and std of every channel; None: not known, as before latents are made
+    statistics: Location | None = unset("", None)
 
     name: ClassVar[str] = "va_vae"
     factor: ClassVar[int] = 16
@@ -199,14 +203,16 @@ class VaVae(Autoencoder):
     @cached_property
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, float32 [1, 1, 1, c]."""
-        file = Path(self.statistics)
-        if not self.statistics or not file.exists():
+        file = Path(self.statistics or "")
+        if not file.is_file():
             raise UserError(
                 f"data.codec.statistics = {shown(self.statistics)}: no such file; it lies beside "
                 "the latents as latents_stats.pt"
             )
-        found = torch_file.load(file)
-        both = [found.get(name) if isinstance(found, dict) else None for name in ("mean", "std")]
+        content = torch_file.load(file)
+        both = [
+            content.get(name) if isinstance(content, dict) else None for name in ("mean", "std")
+        ]
         shapes = [np.shape(array) if isinstance(array, np.ndarray) else None for array in both]
         if shapes[0] != shapes[1] or not _is_per_channel(shapes[0]):
             raise UserError(

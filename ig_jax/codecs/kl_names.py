@@ -157,21 +157,21 @@ def fill_parameters(
     params, used, missing, misshapen = {}, set(), [], []
     for ours, shape in pytree.flatten(shapes(sizes)).items():
         names = published(ours)
-        found = next((name for name in names if name in state), None)
-        if found is None:
+        theirs = next((name for name in names if name in state), None)
+        if theirs is None:
             missing.append(names[0])
             continue
-        used.add(found)
-        params[ours] = _laid_out(state[found], len(shape))
+        used.add(theirs)
+        params[ours] = _laid_out(state[theirs], len(shape))
         if params[ours].shape != shape:
-            misshapen.append(f"{found} {state[found].shape}")
+            misshapen.append(f"{theirs} {state[theirs].shape}")
     _refuse(missing=missing, left_over=sorted(set(state) - used), misshapen=misshapen)
     return pytree.unflatten(params)
 
 
 def _refuse(**wrong: list[str]) -> None:
-    found = [
+    faults = [
         f"{kind.replace('_', ' ')}: {', '.join(names)}" for kind, names in wrong.items() if names
     ]
-    if found:
-        raise ValueError(f"the state dict is not that of this autoencoder; {'; '.join(found)}")
+    if faults:
+        raise ValueError(f"the state dict is not that of this autoencoder; {'; '.join(faults)}")

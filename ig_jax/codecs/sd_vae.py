@@ -44,7 +44,7 @@ OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 def _published(ours: str) -> tuple[str, ...]:
     new = kl_names.rename(ours, _RENAMED)
-    old = re.sub(r"(to_[qkv]|to_out\.0)", lambda found: OLD[found[0]], new)
+    old = re.sub(r"(to_[qkv]|to_out\.0)", lambda match: OLD[match[0]], new)
     return (new, old)
 
 

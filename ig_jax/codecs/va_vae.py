@@ -35,7 +35,7 @@ _TRAINING_ONLY = ("foundation_model.", "linear_proj.", "loss.")
 
 def _published(ours: str, levels: int) -> tuple[str]:
     # Theirs are numbered by resolution, ours in the order in which they run.
-    name = re.sub(r"\.up\.(\d+)\.", lambda found: f".up.{levels - 1 - int(found[1])}.", ours)
+    name = re.sub(r"\.up\.(\d+)\.", lambda match: f".up.{levels - 1 - int(match[1])}.", ours)
     return (kl_names.rename(name, _RENAMED),)
 
 

@@ -122,7 +122,35 @@ def _lists(value: Any, path: str) -> dict[str, tuple[float, ...]]:
     }
 
 
+def _is_unset(value: Any, recorded: int | float | str) -> bool:
+    return value is None or (type(value) in (int, float, str) and value == recorded)
+
+
+def recorded(parsed: Any, values: Any) -> Any:
+    """A section as records of runs hold it: 0 or '' where a field is None for not set.
+
+    Args:
+      parsed: what `make` has made of it.
+      values: the section, or what it holds.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    if isinstance(parsed, Mapping):
+        return {name: recorded(parsed.get(name), value) for name, value in values.items()}
+    if not dataclasses.is_dataclass(parsed):
+        return values
+    unset = {s.name: s.metadata.get("unset") for s in dataclasses.fields(parsed)}
+    return {
+        name: unset.get(name) if value is None else recorded(getattr(parsed, name, None), value)
+        for name, value in values.items()
+    }
+
+
 def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
+    if "unset" in spec.metadata:
+        if _is_unset(value, spec.metadata["unset"]):
+            return None
+        [kind] = set(typing.get_args(kind)) - {types.NoneType}
     if kind == Mapping[str, tuple[float, ...]]:
         return _lists(value, path)
     if "table" in spec.metadata:

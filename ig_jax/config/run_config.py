@@ -1,7 +1,7 @@
 """From a ConfigDict to frozen dataclasses, once, at the door.
 
-The rules of a whole run are here, those of a section in `settings.py`, how a section becomes a
-dataclass in `sections.py`. Every complaint is one sentence: the dotted field, the value, the rule
+The rules of a whole run are here, those of a section in `schema.py`, how a section becomes a
+dataclass in `parser.py`. Every complaint is one sentence: the dotted field, the value, the rule
 and a way out. Below this file nobody sees a ConfigDict. Field documentation lives in
 `configs/base.py`, which also gives every default.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from ig_jax.bounds import at_most
 from ig_jax.codecs.autoencoders import INPUT_RANGE
-from ig_jax.config.parser import ConfigError, make, named, plain, require
+from ig_jax.config.parser import ConfigError, make, named, plain, recorded, require
 from ig_jax.config.schema import (
     SEED_RULE,
     SEEDS,
@@ -63,7 +63,8 @@ class Config:
     prepare: Prepare = Prepare("array_record", 64, 10_000, "stop")
     mesh: MeshSettings = MeshSettings(-1, 1, 1)
     profile: ProfileSettings = ProfileSettings(0, 0)
-    # The plain dict this was parsed from: what is written to the workdir and compared on resuming.
+    # The plain dict this was parsed from, as `parser.recorded` gives it: what is written to the
+    # workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
@@ -98,21 +99,21 @@ def _check_latents(c: Config) -> None:
             f"data.source: its autoencoder saw pixels in {list(record.input_range)}, but "
             f"{name!r} means {list(INPUT_RANGE)}; prepare the latents again"
         )
-    given = getattr(codec, "statistics_per_channel", None)
-    if given is not None and not _alike(given, (record.mean, record.std)):
+    configured = getattr(codec, "statistics_per_channel", None)
+    if configured is not None and not _alike(configured, (record.mean, record.std)):
         raise ConfigError(
             f"data.codec.statistics = {shown(codec.statistics)}: are not those of the latents of "
             "data.source; name the latents_stats.pt that lies beside them"
         )
 
 
-def _alike(given: Any, recorded: Any) -> bool:
+def _alike(configured: Any, recorded: Any) -> bool:
     """Returns whether means and standard deviations could be those of the same latents.
 
     The published statistics are those of 10,000 random latents, ours of all: they differ by a few
     hundredths of a standard deviation.
     """
-    (mean, std), (true_mean, true_std) = np.array(given), np.array(recorded)
+    (mean, std), (true_mean, true_std) = np.array(configured), np.array(recorded)
     if mean.shape != true_mean.shape:
         return False
     near = np.abs(mean - true_mean) <= 0.25 * true_std
@@ -155,13 +156,13 @@ def _check_sampling(c: Config) -> None:
             f"sample.ig.scale = {s.ig.scale}: needs an intermediate readout; name a depth in "
             "model.readouts, or set the scale to 1 (off)"
         )
-    if s.readout and s.readout not in readouts:
+    if s.readout is not None and s.readout not in readouts:
         raise ConfigError(
             f"sample.readout = {s.readout}: must be one of model.readouts = {shown(readouts)}, "
-            "or 0 for the first of them"
+            "or None for the first of them"
         )
     classes = c.data.source.num_classes
-    for label in s.given_labels or []:
+    for label in s.class_numbers or []:
         if label > classes:
             raise ConfigError(
                 f"sample.labels = {shown(s.labels)}: class {label} does not exist; there are "
@@ -218,7 +219,8 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
       ConfigError: one sentence naming the field, the value, the rule and a way out.
     """
     raw = _plain(config)
-    parsed = dataclasses.replace(make(Config, raw, ""), raw=raw)
+    parsed = make(Config, raw, "")
+    parsed = dataclasses.replace(parsed, raw=recorded(parsed, raw))
     _check_latents(parsed)
     _check_model(parsed)
     _check_sampling(parsed)

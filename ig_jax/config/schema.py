@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ig_jax.bounds import BELOW_ONE, WHOLE, at_most, below_one
+from ig_jax.bounds import BELOW_ONE, WHOLE, at_most, below_one, unset
 from ig_jax.codecs import CODECS
 from ig_jax.config.parser import ConfigError, each_named, named, require
 from ig_jax.data import SOURCES
@@ -63,14 +63,14 @@ class MeshSettings:
         for name, size in self._sizes.items():
             require(size >= 1 or size == -1, name, size, "must be at least 1, or -1 for the rest")
         if list(self._sizes.values()).count(-1) > 1:
-            raise ConfigError(f"{self._told}: only one of them may be -1 (the rest)")
+            raise ConfigError(f"{self._described}: only one of them may be -1 (the rest)")
 
     @property
     def _sizes(self) -> dict[str, int]:
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
     @property
-    def _told(self) -> str:
+    def _described(self) -> str:
         return ", ".join(f"{name} = {size}" for name, size in self._sizes.items())
 
     def shape(self, devices: int) -> tuple[int, int, int]:
@@ -79,21 +79,21 @@ class MeshSettings:
         Raises:
           ConfigError: they do not come out even.
         """
-        given = math.prod(size for size in self._sizes.values() if size != -1)
-        sizes = tuple(devices // given if size == -1 else size for size in self._sizes.values())
+        fixed = math.prod(size for size in self._sizes.values() if size != -1)
+        sizes = tuple(devices // fixed if size == -1 else size for size in self._sizes.values())
         if math.prod(sizes) != devices:
             raise ConfigError(
-                f"mesh: {self._told} cannot be made of {devices} devices; their product must be "
-                f"{devices} (-1 is what the others leave)"
+                f"mesh: {self._described} cannot be made of {devices} devices; their product must "
+                f"be {devices} (-1 is what the others leave)"
             )
         return sizes
 
 
 @dataclass(frozen=True)
 class Train:
-    steps: int
-    images: int = at_most(10**15)
-    epochs: float
+    steps: int | None = unset(0)
+    images: int | None = unset(0, most=10**15)
+    epochs: float | None = unset(0.0)
     batch_size: int = at_most(LARGEST_BATCH)
     accumulation: int
     steps_per_dispatch: int
@@ -106,11 +106,11 @@ class Train:
         factor = self.spike_factor
         rule = "must be above 1, or 0 to skip no update; 10 is careful"
         require(factor == 0 or factor > 1, "spike_factor", factor, rule)
-        given = {n: getattr(self, n) for n in ("steps", "images", "epochs") if getattr(self, n)}
-        if len(given) != 1 or min(given.values()) < 0:
+        lengths = [n for n in (self.steps, self.images, self.epochs) if n is not None]
+        if len(lengths) != 1 or lengths[0] <= 0:
             raise ConfigError(
                 f"steps, images, epochs = {self.steps}, {self.images}, {self.epochs}: give exactly "
-                "one of them, above 0, and set the others to 0"
+                "one of them, above 0, and set the others to None (0 on the command line)"
             )
         for decay in self.ema_decays:
             require(below_one(decay), "ema_decays", self.ema_decays, f"each {BELOW_ONE}")
@@ -131,11 +131,14 @@ class Train:
         Raises:
           ConfigError: more than there are numbers for.
         """
-        images = self.images or self.epochs * dataset_size
-        steps = self.steps or max(1, -int(-images // self.batch_size))
+        if self.steps is not None:
+            return self.steps
+        if self.images is not None:
+            name, value, images = "images", self.images, self.images
+        else:
+            name, value, images = "epochs", self.epochs, self.epochs * dataset_size
+        steps = max(1, -int(-images // self.batch_size))
         if steps > WHOLE:
-            name = "images" if self.images else "epochs"
-            value = getattr(self, name)
             rule = f"make {steps:.3g} steps, must not make more than {WHOLE}"
             raise ConfigError(f"train.{name} = {value}: {rule}")
         return steps
@@ -161,7 +164,7 @@ class CheckpointSettings:
 class Log:
     every_steps: int
     samples_every_steps: int
-    peak_tflops: float
+    peak_tflops: float | None = unset(0.0)
 
     def __post_init__(self):
         require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
@@ -171,7 +174,8 @@ class Log:
             self.samples_every_steps,
             "must not be negative (0 draws none)",
         )
-        require(self.peak_tflops >= 0, "peak_tflops", self.peak_tflops, "must not be negative")
+        peak, rule = self.peak_tflops, "must be above 0, or None for the published one"
+        require(peak is None or peak > 0, "peak_tflops", peak, rule)
 
 
 @dataclass(frozen=True)
@@ -188,12 +192,13 @@ class ProfileSettings:
 class Guide:
     """The run whose network autoguidance extrapolates from."""
 
-    workdir: Location
-    step: int
+    workdir: Location | None = unset("")
+    step: int | None = unset(0)
     weights: str
 
     def __post_init__(self):
-        require(self.step >= 0, "step", self.step, "must not be negative (0 is the newest)")
+        rule = "must be above 0, or None for the newest"
+        require(self.step is None or self.step > 0, "step", self.step, rule)
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ class Sample:
     labels: str = at_most(2**20)  # characters
     weights: str
     time_shift: float
-    readout: int
+    readout: int | None = unset(0)
     ig: Guidance
     cfg: Guidance
     autoguidance: Guidance
@@ -225,13 +230,13 @@ class Sample:
                 f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this "
                 "sampler chooses its own; set it to 1"
             )
-        if self.autoguidance.scale != 1 and not self.guide.workdir:
+        if self.autoguidance.scale != 1 and self.guide.workdir is None:
             raise ConfigError(
                 f"autoguidance.scale = {self.autoguidance.scale}: needs a worse network; name its "
                 "run in guide.workdir, or set the scale to 1 (off)"
             )
         require(
-            self.labels in LABEL_MODES or self.given_labels is not None,
+            self.labels in LABEL_MODES or self.class_numbers is not None,
             "labels",
             self.labels,
             f"must be {' or '.join(LABEL_MODES)}, or class numbers such as 0,1,2 (then repeated)",
@@ -243,7 +248,7 @@ class Sample:
         return {kind: getattr(self, kind) for kind in KINDS}
 
     @property
-    def given_labels(self) -> list[int] | None:
+    def class_numbers(self) -> list[int] | None:
         """The class numbers spelt out in `labels`, or None."""
         numbers = self.labels.split(",")
         return (
@@ -269,10 +274,10 @@ class Evaluate:
     num: int = at_most(MOST_SAMPLES)
     seeds: tuple[int, ...] = at_most(SEEDS - 1)
     # Configs of older runs lack the rest.
-    reference: Location = ""
-    samples: Location = ""
+    reference: Location | None = unset("", None)
+    samples: Location | None = unset("", None)
     while_training: EvaluateWhileTraining = EvaluateWhileTraining(0, 10_000)
-    features: FeatureSpace = named(FEATURES, Inception(""))
+    features: FeatureSpace = named(FEATURES, Inception(None))
 
     def __post_init__(self):
         require(self.num >= 10, "num", self.num, ENOUGH)

@@ -15,7 +15,8 @@ class Evaluator(Protocol):
     """Images or points in, measures out."""
 
     metrics: tuple[str, ...]  # those that a search may go by, and a table shows
-    shows_readout: bool  # whether a demo also shows what the readout alone would draw
+    # Whether a demo also shows what the readout alone would draw.
+    shows_readout: bool
     decode: Any  # from latents to what is evaluated; None: the codec's images
 
     def extract(self, images: np.ndarray) -> Rows: ...
@@ -50,7 +51,7 @@ def compute_in_runs(
         )
         for start in range(0, total - size + 1, size)
     ]
-    return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
+    return {name: float(np.mean([measures[name] for measures in each])) for name in each[0]}
 
 
 # What an evaluator keeps of real examples that were held out, and their labels.

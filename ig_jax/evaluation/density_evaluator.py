@@ -27,7 +27,8 @@ class DensityEvaluator:
     held_out: Any
 
     metrics: ClassVar[tuple[str, ...]] = ("outliers", "recall")
-    shows_readout: ClassVar[bool] = True  # also what the readout alone would draw
+    # Also what the readout alone would draw.
+    shows_readout: ClassVar[bool] = True
 
     def decode(self, x: Latents) -> Latents:
         """Points stay as they are."""

@@ -51,5 +51,5 @@ class DuringTraining:
         }
         every = np.arange(self._num)
         labels = labels_of(generator.sampling, generator.num_classes, self._seed, every)
-        found = self._evaluator.compute(rows, labels)
-        return {f"eval/{name}": value for name, value in found.items()}
+        measures = self._evaluator.compute(rows, labels)
+        return {f"eval/{name}": value for name, value in measures.items()}

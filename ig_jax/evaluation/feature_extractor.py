@@ -50,8 +50,8 @@ class FeatureExtractor:
         for start in range(0, len(images), self._size):
             taken = np.asarray(images[start : start + self._size])
             padded = taken[np.arange(self._size) % len(taken)]
-            batch = to_global({"pictures": padded}, self._mesh, self._size)
-            features = self._program(self._weights, batch["pictures"])
+            batch = to_global({"images": padded}, self._mesh, self._size)
+            features = self._program(self._weights, batch["images"])
             host = {n: x for n, x in to_host(features)._asdict().items() if x is not None}
             for name, x in host.items():
                 if not np.isfinite(x).all():

@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jax.sharding import Mesh
 
 from ig_jax import pytree
-from ig_jax.config.schema import Evaluate
 from ig_jax.errors import UserError
 from ig_jax.evaluation.base import Evaluator, HeldOut
 from ig_jax.evaluation.density_evaluator import DensityEvaluator
 from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows
+from ig_jax.experiment import Experiment
 from ig_jax.io.row_store import Row
 from ig_jax.metrics import reference_statistics as statistics
-from ig_jax.metrics.feature_space import FeatureSpace
 from ig_jax.metrics.frechet import frechet_distance
 from ig_jax.metrics.inception_score import inception_score, inception_score_torch_fidelity
 from ig_jax.metrics.moments import Gaussian, Moments
 from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
-from ig_jax.parallel.mesh import local_mesh
 from ig_jax.plots import image_grid
 from ig_jax.types import Encoded, Source
 
@@ -58,7 +55,8 @@ class ImageEvaluator:
 
     features: FeatureExtractor
     real: Real
-    training: np.ndarray | None  # images that a sample may be a copy of; None: too many to ask
+    # Images that a sample may be a copy of; None: too many to ask.
+    training: np.ndarray | None
     weights_digest: str  # of the feature space
 
     decode: ClassVar[None] = None
@@ -122,20 +120,20 @@ class ImageEvaluator:
           image; well below the held-out images' own value, it means memorised ones.
         """
         space, real = self.features.space, self.real
-        found = {space.frechet: frechet_distance(real.pool, _gaussian(rows["pool"]))}
+        measures = {space.frechet: frechet_distance(real.pool, _gaussian(rows["pool"]))}
         if real.spatial is not None and "spatial" in rows:
-            found["sfid"] = frechet_distance(real.spatial, _gaussian(rows["spatial"]))
+            measures["sfid"] = frechet_distance(real.spatial, _gaussian(rows["spatial"]))
         if space.reads_labels and labels is not None:
-            found["accuracy"] = float(np.mean(np.argmax(rows["logits"], axis=1) == labels))
+            measures["accuracy"] = float(np.mean(np.argmax(rows["logits"], axis=1) == labels))
         if real.rows is not None:
-            found |= precision_recall(real.rows(), rows["pool"])._asdict()
+            measures |= precision_recall(real.rows(), rows["pool"])._asdict()
         if "logits" in rows:
-            found["inception_score"], _ = inception_score(rows["logits"], IS_SPLIT)
+            measures["inception_score"], _ = inception_score(rows["logits"], IS_SPLIT)
             mean, _ = inception_score_torch_fidelity(rows["logits"])
-            found["inception_score_torch_fidelity"] = mean
+            measures["inception_score_torch_fidelity"] = mean
         if "nearest" in rows:
-            found["nearest"] = float(np.median(rows["nearest"]))
-        return found
+            measures["nearest"] = float(np.median(rows["nearest"]))
+        return measures
 
     def record(self) -> dict[str, Any]:
         """Everything that the metrics depend on, besides the samples."""
@@ -178,79 +176,65 @@ def holds_images(source: Source) -> bool:
     return not isinstance(source, Encoded) and source.stored_dtype == np.uint8
 
 
-def make_feature_extractor(
-    space: FeatureSpace, source: Source, mesh: Mesh, batch_size: int
-) -> tuple[FeatureExtractor, str]:
-    """A feature space with its weights, and their hash.
+def make_feature_extractor(exp: Experiment) -> tuple[FeatureExtractor, str]:
+    """The feature space that `evaluate.features` asks for, and the hash of its weights.
 
-    Args:
-      space: from images to features.
-      source: what a space that is fitted is fitted on.
-      mesh: all devices of the job; this process uses its own.
-      batch_size: images of all processes looked at together.
+    A space that is fitted is fitted on the data set; `sample.batch_size` images of all processes
+    are looked at together.
 
     Raises:
-      UserError: its file is missing, or it cannot be fitted on the source.
+      UserError: its file is missing, or it cannot be fitted on the data set.
     """
+    space, source = exp.config.evaluate.features, exp.config.data.source
     if space.reads_labels and not holds_images(source):
         raise UserError(
             "evaluate.features.name = 'classifier': is fitted on the images of data.source, "
             "which holds latents; use inception"
         )
     weights = space.load(partial(all_of, source))
-    own = local_mesh(mesh)
-    here = batch_size * own.size // mesh.size
+    own = exp.local_mesh
+    here = exp.config.sample.batch_size * own.size // exp.mesh.size
     return FeatureExtractor(space, weights, own, here), pytree.digest(weights)
 
 
 def _from_file(path: Path, look: FeatureExtractor, weights_digest: str) -> Real:
     field = "evaluate.reference"
-    found = statistics.read(path, field)
-    if found.space not in ("", weights_digest):
+    reference = statistics.read(path, field)
+    if reference.space not in ("", weights_digest):
         raise UserError(
             f"{field} = {str(path)!r}: was made with other weights of the feature space than "
             "evaluate.features has; make it again with --mode=reference"
         )
-    single = found.images if found.rows is None else found.rows
+    single = reference.images if reference.rows is None else reference.rows
     record = {
         "file": str(path),
-        "sha256": found.digest,
+        "sha256": reference.digest,
+        # The name that records have always had: folders are named after them.
         "pictures_of_precision_and_recall": 0 if single is None else len(single),
     }
     # An evaluation that is done already need not look at ten thousand images again.
-    seen = cache(partial(look, found.images))
-    pool, spatial, rows = found.pool, found.spatial, None
+    seen = cache(partial(look, reference.images))
+    pool, spatial, rows = reference.pool, reference.spatial, None
     if pool is None:  # there are no other statistics than those of these images
         pool = _gaussian(seen()["pool"])
         spatial = _gaussian(seen()["spatial"]) if "spatial" in seen() else None
     if single is not None:
-        rows = (lambda: seen()["pool"]) if found.rows is None else (lambda: found.rows)
+        rows = (lambda: seen()["pool"]) if reference.rows is None else (lambda: reference.rows)
     return Real(pool, spatial, rows, record)
 
 
-def make_evaluator(
-    settings: Evaluate,
-    source: Source,
-    source_settings: Mapping[str, Any],
-    mesh: Mesh,
-    batch_size: int,
-) -> tuple[Evaluator, HeldOut | None]:
-    """The evaluator of a data set, and what it keeps of its held-out examples (None: it has none).
-
-    Args:
-      settings: feature space and reference.
-      source: real examples.
-      source_settings: of the source, for the record.
-      mesh, batch_size: see `make_feature_extractor`.
+def make_evaluator(exp: Experiment) -> tuple[Evaluator, HeldOut | None]:
+    """The evaluator of a run's data set, and what it keeps of held-out examples, if there are any.
 
     Raises:
       UserError: a file of the feature space or of the real images is missing or does not fit.
     """
+    source = exp.config.data.source
     held_out = source.held_out()
     if hasattr(source, "log_density"):
         evaluator = DensityEvaluator(source, held_out)
     else:
-        evaluator = _by_features(settings, source, source_settings, mesh, batch_size)
+        evaluator = _by_features(exp)
     if held_out is None or (isinstance(evaluator, ImageEvaluator) and not holds_images(held_out)):
         return evaluator, None
     images, labels = all_of(held_out)
@@ -258,22 +242,18 @@ def make_evaluator(
     return evaluator, (evaluator.extract(images), labels)
 
 
-def _by_features(
-    settings: Evaluate,
-    source: Source,
-    source_settings: Mapping[str, Any],
-    mesh: Mesh,
-    batch_size: int,
-) -> ImageEvaluator:
-    look, digest = make_feature_extractor(settings.features, source, mesh, batch_size)
+def _by_features(exp: Experiment) -> ImageEvaluator:
+    look, digest = make_feature_extractor(exp)
+    reference = exp.config.evaluate.reference
     fitted = look.space.reads_labels
-    training = all_of(source)[0] if fitted else None
-    if settings.reference:
-        real = _from_file(Path(settings.reference), look, digest)
+    training = all_of(exp.config.data.source)[0] if fitted else None
+    if reference is not None:
+        real = _from_file(Path(reference), look, digest)
     elif fitted:
         seen = look(training)
-        record = {"source": source_settings, "pictures": len(training)}
+        # As above: "pictures" is the name in all records.
+        record = {"source": exp.config.raw["data"]["source"], "pictures": len(training)}
         real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
     else:
-        raise UserError(f"evaluate.reference = '': name statistics of real images: {_PUBLISHED}")
+        raise UserError(f"evaluate.reference = None: name statistics of real images: {_PUBLISHED}")
     return ImageEvaluator(look, real, training, digest)

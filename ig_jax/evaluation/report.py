@@ -66,10 +66,10 @@ def table(results: Mapping[str, Mapping[str, Any]], corner: str = "") -> str:
 
 def summary(record: Mapping[str, Any]) -> str:
     """The result in one line, with everything that numbers of others are compared by."""
-    found = record["measures"]
+    measures = record["measures"]
     parts = []
     for name, (heading, _, _) in METRICS.items():
-        if name in found:
+        if name in measures:
             words, percent = heading.removesuffix(" %"), " %" * heading.endswith(" %")
-            parts.append(f"{words} {to_text(name, found[name])}{percent}")
+            parts.append(f"{words} {to_text(name, measures[name])}{percent}")
     return f"{', '.join(parts)}: {record['of']}"

@@ -24,9 +24,9 @@ def labels_of(sampling: Sample, num_classes: int, seed: int, indices: np.ndarray
     once, in shuffled order (metrics over consecutive splits need the shuffle). Given: repeated in
     order.
     """
-    given = sampling.given_labels
-    if given is not None:
-        return np.array(given, np.int32)[indices % len(given)]
+    numbers = sampling.class_numbers
+    if numbers is not None:
+        return np.array(numbers, np.int32)[indices % len(numbers)]
     if sampling.labels == "random":
         keys = prng.sample_keys(seed, jnp.asarray(indices))
         return np.asarray(prng.sample_labels(keys, num_classes), np.int32)
@@ -86,10 +86,10 @@ def outputs(
             yield taken, generator(params, np.uint32(seed), **placed, **chosen)
 
     for taken, out in prefetch(begun()):
-        found = Output(*(None if x is None else to_host(x)[: len(taken)] for x in out))
+        here = Output(*(None if x is None else to_host(x)[: len(taken)] for x in out))
         sampler = chosen.get("sampler") or generator.sampling.sampler
-        _require_finite(indices[taken][~found.finite], sampler)
-        yield taken, found
+        _require_finite(indices[taken][~here.finite], sampler)
+        yield taken, here
 
 
 def sample_batches(

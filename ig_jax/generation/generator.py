@@ -128,17 +128,17 @@ class Generator:
         guidances = s.guidances if guidances is None else guidances
         return plan(self.process, sampler or s.sampler, guidances, s.time_shift)
 
-    def _generate(self, plan: Plan, trajectory: bool, *given: Any) -> Output:
+    def _generate(self, plan: Plan, trajectory: bool, *arguments: Any) -> Output:
         """Every device samples its own rows, and none waits for another."""
         whole, rows = PartitionSpec(), PartitionSpec(BATCH)
         each = jax.shard_map(
             partial(self._rows, plan, trajectory),
             mesh=self.mesh,
-            in_specs=(*[whole] * (len(given) - 3), rows, rows, rows),
+            in_specs=(*[whole] * (len(arguments) - 3), rows, rows, rows),
             out_specs=rows,
             check_vma=False,
         )
-        return each(*given)
+        return each(*arguments)
 
     def _rows(
         self,
@@ -171,8 +171,8 @@ class Generator:
             shape = self.net.latent_shape
             return from_noise(guided, plan, shape, seed, indices, *noise, trajectory=trajectory)
 
-        given = (indices, y) if noise is None else (indices, y, noise)
-        latents, states = (one_by_one(draw) if plan.sampler.adaptive else draw)(*given)
+        arguments = (indices, y) if noise is None else (indices, y, noise)
+        latents, states = (one_by_one(draw) if plan.sampler.adaptive else draw)(*arguments)
         finite = jnp.all(jnp.isfinite(latents), axis=(1, 2, 3))
         states = None if states is None else states.swapaxes(0, 1)
         return Output(self._decode(latents, codec), finite, states)

@@ -15,84 +15,86 @@ from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
 
 # A scale (1 is off), or (scale, low, high) with the interval of times in which it holds.
-GivenGuidance = float | tuple[float, float, float] | None
+GuidanceRequest = float | tuple[float, float, float] | None
 
 
 def labels(
     sampling: Sample,
     num_classes: int,
-    given: Sequence[int] | np.ndarray | None,
+    requested: Sequence[int] | np.ndarray | None,
     num: int | None,
     seed: int,
 ) -> np.ndarray:
-    """Labels int32 [n]: the given ones, or `num` by the rule of `sampling.labels`.
+    """Labels int32 [n]: the requested ones, or `num` by the rule of `sampling.labels`.
 
     Raises:
       UserError: they are no list of classes, or not `num`.
     """
-    if given is None:
+    if requested is None:
         count = sampling.batch_size if num is None else num
         if count < 1:
             raise UserError(f"num = {num}: must be at least 1")
         return labels_of(sampling, num_classes, seed, np.arange(count))
-    y = np.atleast_1d(np.asarray(given))
+    y = np.atleast_1d(np.asarray(requested))
     if y.ndim != 1 or not len(y) or not np.issubdtype(y.dtype, np.integer):
-        raise UserError(f"labels = {shown(given)}: must be a list of class numbers")
+        raise UserError(f"labels = {shown(requested)}: must be a list of class numbers")
     if y.min() < 0 or y.max() > num_classes:
         raise UserError(
-            f"labels = {shown(given)}: must lie in 0..{num_classes - 1}, or be {num_classes} for "
-            "the null class"
+            f"labels = {shown(requested)}: must lie in 0..{num_classes - 1}, or be "
+            f"{num_classes} for the null class"
         )
     if num not in (None, len(y)):
         raise UserError(f"num = {num}: leave it out, {len(y)} labels are given")
     return y.astype(np.int32)
 
 
-def guidances(sampling: Sample, given: Mapping[str, GivenGuidance], *, guided: bool) -> Guidances:
+def guidances(
+    sampling: Sample, requested: Mapping[str, GuidanceRequest], *, guided: bool
+) -> Guidances:
     """Kind -> settings.
 
     Args:
       sampling: the run's settings.
-      given: kind -> what the call gives; a scale alone keeps the run's interval.
+      requested: kind -> what the call gives; a scale alone keeps the run's interval.
       guided: whether the call names the network that autoguidance extrapolates from; without one
         the run's own autoguidance is off, as its network is not loaded.
 
     Raises:
       UserError: an interval is none; autoguidance is asked for without a network.
     """
-    found = dict(sampling.guidances)
+    settings = dict(sampling.guidances)
     if not guided:
-        found["autoguidance"] = replace(found["autoguidance"], scale=1.0)
-    for kind, value in given.items():
+        settings["autoguidance"] = replace(settings["autoguidance"], scale=1.0)
+    for kind, value in requested.items():
         if value is None:
             continue
         scale, *ends = value if isinstance(value, tuple) else (value,)
         interval = dict(zip(("low", "high"), map(float, ends), strict=True)) if ends else {}
         try:
-            found[kind] = replace(found[kind], scale=float(scale), **interval)
+            settings[kind] = replace(settings[kind], scale=float(scale), **interval)
         except ValueError as error:
             raise UserError(f"{kind}: {error}") from error
-    if found["autoguidance"].scale != 1 and not guided:
+    if settings["autoguidance"].scale != 1 and not guided:
         raise UserError(
-            f"autoguidance = {found['autoguidance'].scale:g}: name the network to extrapolate "
+            f"autoguidance = {settings['autoguidance'].scale:g}: name the network to extrapolate "
             "from, guide=ig_jax.load(...)"
         )
-    return found
+    return settings
 
 
-def sampler(sampling: Sample, given: str | Sampler | None, steps: int | None) -> Sampler:
-    """The sampler: by name, as it is given, or the run's own; with another number of steps.
+def sampler(sampling: Sample, requested: str | Sampler | None, steps: int | None) -> Sampler:
+    """The sampler: by name, as it is requested, or the run's own; with another number of steps.
 
     Raises:
       UserError: the name is unknown, or the number of steps is.
     """
     own = sampling.sampler
-    if isinstance(given, str) and given not in SAMPLERS:
-        raise UserError(f"sampler = {given!r}: is unknown; known: {', '.join(SAMPLERS)}")
+    if isinstance(requested, str) and requested not in SAMPLERS:
+        raise UserError(f"sampler = {requested!r}: is unknown; known: {', '.join(SAMPLERS)}")
     try:
-        if isinstance(given, str):
-            return SAMPLERS[given](own.num_steps if steps is None else steps)
-        chosen = own if given is None else given
+        if isinstance(requested, str):
+            return SAMPLERS[requested](own.num_steps if steps is None else steps)
+        chosen = own if requested is None else requested
         return chosen if steps is None else replace(chosen, num_steps=steps)
     except ValueError as error:
         raise UserError(f"steps: {error}") from error

@@ -15,21 +15,21 @@ from ig_jax.parallel.processes import allgather_rows, process_slice
 from ig_jax.types import Params
 
 
-def variants(given: Guidances, *, readout: bool = False) -> dict[str, Guidances]:
-    """Name -> guidances: none, each of the given ones that is on alone, IG with CFG.
+def variants(settings: Guidances, *, readout: bool = False) -> dict[str, Guidances]:
+    """Name -> guidances: none, each kind that is on by itself, IG with CFG.
 
     Names join the kinds by '_': plain, ig, cfg, autoguidance, ig_cfg. With `readout` the first is
     'readout': the early head alone, which is IG at scale 0.
     """
-    on = {kind for kind, g in given.items() if g.scale != 1}
+    on = {kind for kind, g in settings.items() if g.scale != 1}
     wanted = [(), ("ig",), ("cfg",), ("autoguidance",), ("ig", "cfg")]
-    found = {
-        "_".join(kinds) or "plain": guidance.only(given, kinds)
+    guided = {
+        "_".join(kinds) or "plain": guidance.only(settings, kinds)
         for kinds in wanted
         if on >= set(kinds)
     }
-    alone = {"readout": guidance.only(given, ()) | {"ig": Guidance(0.0, 0.0, 1.0)}}
-    return (alone if readout and "ig" in on else {}) | found
+    alone = {"readout": guidance.only(settings, ()) | {"ig": Guidance(0.0, 0.0, 1.0)}}
+    return (alone if readout and "ig" in on else {}) | guided
 
 
 def draw_samples(

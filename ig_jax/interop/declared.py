@@ -1,7 +1,7 @@
 """Declarations about a state dict beyond its arrays: by flags, or by the metadata of our exports.
 
 An export is a safetensors file with one more entry in its header, `ig_jax`: a JSON object with the
-fields of `Told`. It is read like anything from outside: every field is checked.
+fields of `Declared`. It is read like anything from outside: every field is checked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Declared:
     # Flags of --mode=import, and metadata.
     family: str | None = None  # of `models.MODELS`
     num_heads: int | None = None
-    readout_depth: int | None = None  # where the intermediate head reads, from 1
+    # Where the intermediate head reads, from 1.
+    readout_depth: int | None = None
     time_direction: str | None = None  # from t = 0 to t = 1
     num_classes: int | None = None  # without the null class
     path: str | None = None  # of `diffusion.flow`
@@ -98,13 +99,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def of_flags(**given: Any) -> Declared:
-    """Reads flags; '' and 0 stand for those that were not given.
+def of_flags(**flags: Any) -> Declared:
+    """Reads flags; None, '' and 0 stand for those that are not set.
 
     Raises:
       UserError: a value is none of those that the flag takes.
     """
-    declared = {field: value for field, value in given.items() if value not in ("", 0, None)}
+    declared = {field: value for field, value in flags.items() if value not in ("", 0, None)}
     for field, value in declared.items():
         holds, rule = _RULES[field]
         if not holds(value):
@@ -121,11 +122,11 @@ def of_metadata(metadata: Mapping[str, str]) -> Declared:
     if ENTRY not in metadata:
         return UNDECLARED
     place = f"its metadata {ENTRY!r}"
-    found = files.parse_json(metadata[ENTRY], place)
-    if not isinstance(found, dict) or found.get("version") != _VERSION:
-        version = found.get("version") if isinstance(found, dict) else found
+    content = files.parse_json(metadata[ENTRY], place)
+    if not isinstance(content, dict) or content.get("version") != _VERSION:
+        version = content.get("version") if isinstance(content, dict) else content
         raise UserError(f"{place}: is of version {shown(version)}, not {_VERSION}; export it again")
-    fields = {name: value for name, value in found.items() if name != "version"}
+    fields = {name: value for name, value in content.items() if name != "version"}
     for name, value in fields.items():
         if name not in _RULES:
             raise UserError(f"{place}: has an unknown field {shown(name)}; export it again")

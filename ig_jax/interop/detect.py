@@ -62,7 +62,8 @@ class Detected(NamedTuple):
     # SRA's head, which trains on as that of the term `self_alignment`; empty without one.
     alignment_head: dict[str, np.ndarray]
     notes: list[str]  # what was found, assumed and done, a line each
-    declared: Declared  # with all that the file does not say, as it was given or taken
+    # With all that the file does not say, as it was given or taken.
+    declared: Declared
 
 
 def detect(state: _State, declared: Declared = UNDECLARED) -> Detected:
@@ -134,14 +135,14 @@ def _family(file: File) -> str:
         or ("blocks.0.attn.q_norm.weight" in state and "blocks.0.attn.q_norm.bias" not in state)
     )
     if lightningdit_alone:
-        found = ("lightningdit",)
+        possible = ("lightningdit",)
     elif not file.with_sigma:
-        found = ("sit", "lightningdit")
+        possible = ("sit", "lightningdit")
     elif "ap_head" in file.training_only:
-        found = ("dit",)
+        possible = ("dit",)
     else:
-        found = ("sit", "dit", "lightningdit")
-    if declared is None and len(found) == 3:
+        possible = ("sit", "dit", "lightningdit")
+    if declared is None and len(possible) == 3:
         raise UserError(
             "official SiT and DiT checkpoints have the same names and shapes: say --family=sit or "
             "--family=dit"
@@ -151,11 +152,12 @@ def _family(file: File) -> str:
             f"{file.declared.say('family')}: the checkpoint learned no variance "
             "(learn_sigma=False), and a DiT without it is not built"
         )
-    if declared not in (None, *found):
+    if declared not in (None, *possible):
         raise UserError(
-            f"{file.declared.say('family')}: the checkpoint is a {found[0]} by its names and shapes"
+            f"{file.declared.say('family')}: the checkpoint is a {possible[0]} by its names and "
+            "shapes"
         )
-    return declared or found[0]
+    return declared or possible[0]
 
 
 def _direction(file: File, family: str) -> tuple[str, str]:
@@ -193,14 +195,14 @@ def _of_direction(family: str, direction: str, why: str) -> str:
 
 def _heads(file: File) -> tuple[int, str]:
     """Returns the number of heads, and a remark."""
-    found = {}
+    implied = {}
     for name in ("blocks.0.attn.q_norm.weight", *parameter_names.DERIVED):
         if name in file.state:
-            found[name] = file.width / file.state[name].shape[-1]
+            implied[name] = file.width / file.state[name].shape[-1]
     declared, width = file.declared.num_heads, file.width
-    heads = {*found.values(), *([declared] if declared else [])}
+    heads = {*implied.values(), *([declared] if declared else [])}
     if len(heads) > 1 or any(n % 1 or width % n for n in heads):
-        said = [f"{name} says {n:g}" for name, n in found.items()]
+        said = [f"{name} says {n:g}" for name, n in implied.items()]
         said += [file.declared.say("num_heads")] if declared else []
         raise UserError(
             f"number of heads: {', '.join(said)}; for a width of {width} it must be one number "
@@ -228,9 +230,9 @@ def _check_rotary(file: File, heads: int) -> None:
         return
     tables = parameter_names.rotary_tables(file.tokens, file.width // heads)
     for name, table in tables.items():
-        found = np.asarray(file.state[name], np.float32)
+        array = np.asarray(file.state[name], np.float32)
         # As far as bfloat16 may round them.
-        if found.shape != table.shape or not np.abs(found - table).max() <= 1e-2:
+        if array.shape != table.shape or not np.abs(array - table).max() <= 1e-2:
             raise UserError(
                 f"the checkpoint's {name!r} is not the table of {file.tokens} x {file.tokens} "
                 "tokens with base 10000, the only one that is built"
@@ -270,9 +272,9 @@ def _process(file: File, family: str) -> tuple[str, str | None, str | None, str]
     declared = file.declared
     process = declared.process or ("ddpm" if family == "dit" else "flow")
     if process != "flow":
-        given = [declared.say(field) for field in ("path", "prediction") if declared[field]]
-        if given:
-            raise UserError(f"{' and '.join(given)}: a {process} process has no such choice")
+        stated = [declared.say(field) for field in ("path", "prediction") if declared[field]]
+        if stated:
+            raise UserError(f"{' and '.join(stated)}: a {process} process has no such choice")
         return process, None, None, ""
     path, prediction = declared.path or "linear", declared.prediction or "velocity"
     note = f"{path} path, predicts the {prediction}"
@@ -333,22 +335,22 @@ def _mlp_ratio(file: File) -> float:
     gated = _GATED in file.state
     rows = len(file.state[_GATED if gated else "blocks.0.mlp.fc1.bias"])
 
-    def made(ratio: float) -> int:
+    def rows_of(ratio: float) -> int:
         hidden = file.width * ratio
         return 2 * int(2 / 3 * hidden) if gated else int(hidden)
 
     wide = rows / 2 * 1.5 if gated else rows
     guesses = (file.declared.mlp_ratio, 4.0, wide / file.width, (wide + 0.5) / file.width)
-    return next((float(r) for r in guesses if r and made(r) == rows), 4.0)
+    return next((float(r) for r in guesses if r and rows_of(r) == rows), 4.0)
 
 
 def _table(file: File) -> str:
     """Compares the fixed position table with a fresh one; the published Muon shrinks it."""
-    found = np.linalg.norm(np.asarray(file.state["pos_embed"], np.float32))
+    size = np.linalg.norm(np.asarray(file.state["pos_embed"], np.float32))
     if file.width % 4:
         return ""
     fresh = np.linalg.norm(embed.position_table(file.tokens, file.width))
-    return f"position table: norm {found:.4g}, {found / fresh:.4f} of a fresh one; used as it is"
+    return f"position table: norm {size:.4g}, {size / fresh:.4f} of a fresh one; used as it is"
 
 
 def _without_sigma(file: File) -> dict[str, np.ndarray]:

@@ -149,17 +149,17 @@ def _class_of(export: Export) -> str:
         code = "Internal Guidance" if readout else "the official code"
         return f"LightningDiT of {code} ({sigma})"
     known = {"projectors": "REPA", "ap_head": "SRA", "final_layer_xr": "SiT + IG"}
-    found = [code for first, code in known.items() if first in firsts]
-    if family == "dit" and (readout or (q_norm and not found)):
+    codes = [code for first, code in known.items() if first in firsts]
+    if family == "dit" and (readout or (q_norm and not codes)):
         return f"no published class: no DiT has {'a second final layer' if readout else 'q_norm'}"
     if family == "dit":
-        return f"DiT of {found[0] if found else f'the official code ({sigma})'}"
+        return f"DiT of {codes[0] if codes else f'the official code ({sigma})'}"
     official = declared.time_direction == NOISE_TO_DATA
-    if len(found) == 1 and not official:
-        return f"SiT of {found[0]}"
-    if official and not q_norm and not found:
+    if len(codes) == 1 and not official:
+        return f"SiT of {codes[0]}"
+    if official and not q_norm and not codes:
         return f"SiT of the official code ({sigma})"
-    if official or found or export.with_sigma:
+    if official or codes or export.with_sigma:
         return "no published class: none has all of these layers and this direction of time"
     with_q_norm = "no published class, but with strict=False and qk_norm=True"
     alone = f"SiT of the official code ({sigma}), whose samplers count time the other way; else"

@@ -35,7 +35,8 @@ class Published(NamedTuple):
 
     settings: dict[str, Any]  # what it says of the config's section `optim`
     updates: int  # that AdamW counted
-    moments: dict[str, _Arrays]  # of `_MOMENTS` -> published name -> array, shaped as its parameter
+    # Of `_MOMENTS` -> published name -> array, shaped as its parameter.
+    moments: dict[str, _Arrays]
 
 
 def read(opt: Any, parameters: Mapping[str, np.ndarray], kept: Collection[str] = ()) -> Published:
@@ -68,15 +69,15 @@ def read(opt: Any, parameters: Mapping[str, np.ndarray], kept: Collection[str] =
         problems.append(f"it keeps {', '.join(unknown)}, which no optimizer here has")
     updates = sorted({int(entry["step"]) for entry in entries.values() if "step" in entry})
     if len(updates) != 1:
-        found = ", ".join(map(str, updates)) or "none"
-        problems.append(f"the numbers of updates should be the same for all, but are {found}")
+        counts = ", ".join(map(str, updates)) or "none"
+        problems.append(f"the numbers of updates should be the same for all, but are {counts}")
     if problems:
         raise ValueError(f"the optimizer does not fit the network: {'; '.join(problems)}")
     return Published(settings, updates[0], _moments(entries, parameters))
 
 
 def fill(
-    found: Published,
+    optimizer: Published,
     like: optax.OptState,
     lay_out: Callable[[str, _Arrays, dict[str, Any]], dict[str, Any]],
 ) -> optax.OptState:
@@ -85,6 +86,7 @@ def fill(
     AdamW goes on counting where it was. A learning rate's schedule starts anew, as the run does.
 
     Args:
+      optimizer: the published one.
       like: our optimizer's state, possibly abstract.
       lay_out: (which of `_MOMENTS`, its published arrays, ours to fill) -> ours.
     """
@@ -93,7 +95,7 @@ def fill(
         flat = pytree.flatten(params)
         # Where another part of the optimizer is at work, optax leaves holes.
         held = {p: leaf for p, leaf in flat.items() if not isinstance(leaf, optax.MaskedNode)}
-        filled = lay_out(which, found.moments[which], pytree.unflatten(held))
+        filled = lay_out(which, optimizer.moments[which], pytree.unflatten(held))
         return pytree.unflatten(flat | pytree.flatten(filled))
 
     def part(node: Any) -> Any:
@@ -101,7 +103,7 @@ def fill(
             return MuonState(moment("momentum_buffer", node.momentum))
         if isinstance(node, optax.ScaleByAdamState):
             moments = moment("exp_avg", node.mu), moment("exp_avg_sq", node.nu)
-            return optax.ScaleByAdamState(jnp.int32(found.updates), *moments)
+            return optax.ScaleByAdamState(jnp.int32(optimizer.updates), *moments)
         return jnp.zeros(node.shape, node.dtype)
 
     parts = (MuonState, optax.ScaleByAdamState)
@@ -116,7 +118,7 @@ def _is_trained(name: str) -> bool:
 def _described(
     groups: Sequence[Mapping[str, Any]], parameters: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Any], list[list[str]]]:
-    """The settings that the groups tell, and the names of the parameters of each, in its order."""
+    """The settings that the groups hold, and the names of the parameters of each, in its order."""
     ordered = [name for name in parameters if name not in parameter_names.DERIVED]
     try:
         match groups:

@@ -38,10 +38,10 @@ class Original(NamedTuple):
         """The published file whose network has the state dict `state`; None if it is another's."""
         whole = {**state, **self.arrays}
         try:
-            found = detect(whole, self.declared).state
+            detected = detect(whole, self.declared).state
         except UserError:
             return None
-        computed = {n: a for n, a in found.items() if n not in parameter_names.DERIVED}
+        computed = {n: a for n, a in detected.items() if n not in parameter_names.DERIVED}
         own = {n: a for n, a in state.items() if n not in parameter_names.DERIVED}
         same = computed.keys() == own.keys() and all(
             np.array_equal(array, own[n]) for n, array in computed.items()
@@ -49,11 +49,11 @@ class Original(NamedTuple):
         return whole if same else None
 
 
-def of(state: _State, found: Detected) -> Original:
-    """Arrays of a file's `state` that the detected network does not hold; tables are kept, too."""
-    changed = {n: a for n, a in state.items() if found.state.get(n) is not a}
+def of(state: _State, network: Detected) -> Original:
+    """Arrays of a file's `state` that its network does not hold; tables are kept, too."""
+    changed = {n: a for n, a in state.items() if network.state.get(n) is not a}
     changed |= {n: state[n] for n in parameter_names.DERIVED if n in state}
-    return Original({n: np.array(a, np.float32) for n, a in changed.items()}, found.declared)
+    return Original({n: np.array(a, np.float32) for n, a in changed.items()}, network.declared)
 
 
 def save(workdir: Path, original: Original) -> None:
@@ -67,5 +67,5 @@ def read(workdir: Path) -> Original:
     Raises:
       UserError: it is not there, or damaged.
     """
-    found = state_dict.read_safetensors(workdir / ORIGINAL_FILE)
-    return Original(found.state, of_metadata(found.metadata))
+    arrays = state_dict.read_safetensors(workdir / ORIGINAL_FILE)
+    return Original(arrays.state, of_metadata(arrays.metadata))

@@ -26,7 +26,8 @@ class Rule:
 
     ours: str  # regular expression over our dotted name, without 'blocks.'
     theirs: str  # their name; may use the groups of `ours`
-    layout: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]  # theirs, our shape -> ours
+    # Theirs, our shape -> ours.
+    layout: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
     inverse: Callable[[str, np.ndarray], np.ndarray]  # our name, ours -> theirs
 
 
@@ -133,9 +134,9 @@ def from_published(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> 
         if theirs not in state:
             problems.append(f"lacks {theirs!r}")
         elif np.size(state[theirs]) != size:
-            found = np.asarray(state[theirs])
+            array = np.asarray(state[theirs])
             problems.append(
-                f"{theirs!r} has {found.size} values, shape {found.shape}; this model's settings "
+                f"{theirs!r} has {array.size} values, shape {array.shape}; this model's settings "
                 f"ask for {size}"
             )
         else:

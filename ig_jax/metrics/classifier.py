@@ -35,7 +35,7 @@ class Classifier:
     gives: ClassVar[tuple[str, ...]] = ("pool", "logits")
     reads_labels: ClassVar[bool] = True
 
-    def load(self, pictures: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Params:
+    def load(self, images: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Params:
         """{'hidden', 'classes'}: {'kernel', 'bias'}, float32, fitted on the training images.
 
         Raises:
@@ -44,9 +44,9 @@ class Classifier:
         # Imported here: it takes about a second, which training and sampling need not pay.
         from sklearn.neural_network import MLPClassifier
 
-        images, labels = pictures()
-        if images.dtype != np.uint8:
-            raise UserError(f"{_FIELD}: is fitted on uint8 images, but these are {images.dtype}")
+        pixels, labels = images()
+        if pixels.dtype != np.uint8:
+            raise UserError(f"{_FIELD}: is fitted on uint8 images, but these are {pixels.dtype}")
         classes = np.unique(labels)
         if len(classes) < 2 or not np.array_equal(classes, np.arange(len(classes))):
             raise UserError(
@@ -55,7 +55,7 @@ class Classifier:
             )
         # With this tolerance the fit stops by itself, well before the limit of 200 epochs.
         network = MLPClassifier(HIDDEN_SIZES, tol=1e-3, random_state=SEED)
-        network.fit(images.reshape(len(images), -1) / 127.5 - 1, labels)
+        network.fit(pixels.reshape(len(pixels), -1) / 127.5 - 1, labels)
         layers = [
             {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
             for kernel, bias in zip(network.coefs_, network.intercepts_, strict=True)
@@ -65,19 +65,19 @@ class Classifier:
             layers[-1] = {name: np.concatenate([0 * x, x], axis=-1) for name, x in one.items()}
         return dict(zip(("hidden", "classes"), layers, strict=True))
 
-    def __call__(self, weights: Params, pictures: UInt8[Array, "b h w c"]) -> Features:
+    def __call__(self, weights: Params, images: UInt8[Array, "b h w c"]) -> Features:
         """The hidden layer after its ReLU, and a logit for each class.
 
         Raises:
           ValueError: the images have another size than those it was fitted on.
         """
         inputs = len(weights["hidden"]["kernel"])
-        if pictures[0].size != inputs:
+        if images[0].size != inputs:
             raise ValueError(
-                f"images are {list(pictures.shape[1:])}: must have {inputs} values, as those "
+                f"images are {list(images.shape[1:])}: must have {inputs} values, as those "
                 "that the classifier was fitted on"
             )
-        pixels = pictures.reshape(len(pictures), -1).astype(jnp.float32) / 127.5 - 1
+        pixels = images.reshape(len(images), -1).astype(jnp.float32) / 127.5 - 1
         hidden = jax.nn.relu(_linear(weights["hidden"], pixels))
         return Features(pool=hidden, logits=_linear(weights["classes"], hidden), spatial=None)
 

@@ -19,7 +19,8 @@ class Features(NamedTuple):
     """Features of a batch of images, float32."""
 
     pool: Float[Array, "b d"]  # Frechet distance, precision, recall
-    logits: Float[Array, "b c"] | None  # inception score; None where the space is no classifier's
+    # Inception score; None where the space is no classifier's.
+    logits: Float[Array, "b c"] | None
     spatial: Float[Array, "b s"] | None  # sFID; None where the space has none
 
 
@@ -27,9 +28,11 @@ class Features(NamedTuple):
 class FeatureSpace(Protocol):
     """Maps images to features; a config's section `evaluate.features`."""
 
-    frechet: str  # what a Frechet distance is called here: 'fid' for Inception, 'fd' elsewhere
+    # What a Frechet distance is called here: 'fid' for Inception, 'fd' elsewhere.
+    frechet: str
     gives: tuple[str, ...]  # which of the features it has
-    reads_labels: bool  # whether the largest logit is the label: it was fitted on the data set
+    # Whether the largest logit is the label: it was fitted on the data set.
+    reads_labels: bool
 
     def load(self, images: Callable[[], TrainingImages]) -> Params:
         """The weights, as numpy arrays; `images` is called only by spaces that are fitted.

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ig_jax.bounds import unset
 from ig_jax.errors import UserError, shown
 from ig_jax.io import state_dict
 from ig_jax.io.paths import Location
@@ -37,11 +38,13 @@ SIDE = 299
 class Inception:
     """The feature space of FID: `pool` [b, 2048], `logits` [b, 1008], `spatial` [b, 2023]."""
 
-    weights: Location  # the published .pth, or a .safetensors with the same names
+    # the published .pth, or a .safetensors with the same names
+    weights: Location | None = unset("")
 
     frechet: ClassVar[str] = "fid"
     gives: ClassVar[tuple[str, ...]] = ("pool", "logits", "spatial")
-    reads_labels: ClassVar[bool] = False  # its classes are its own, and in an order of their own
+    # Its classes are its own, and in an order of their own.
+    reads_labels: ClassVar[bool] = False
 
     def load(self, images: Callable[[], TrainingImages]) -> Params:
         """The weights of `inception_network.features`; `images` are not asked for.
@@ -49,8 +52,8 @@ class Inception:
         Raises:
           UserError: there is no such file, or it holds something else.
         """
-        file = Path(self.weights)
-        if not self.weights or not file.is_file():
+        file = Path(self.weights or "")
+        if not file.is_file():
             raise UserError(
                 f"{_FIELD} = {shown(self.weights)}: no such file; FID needs {PUBLISHED}, published "
                 "on GitHub as mseitzer/pytorch-fid, release fid_weights, and nothing is "

@@ -39,7 +39,7 @@ def from_published(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The weights for `inception_network.features`, float32 numpy arrays, from a state dict.
 
     Raises:
-      ValueError: names are missing, left over, or of another shape; tells the first of each.
+      ValueError: names are missing, left over, or of another shape; names the first of each.
     """
     state = {name: array for name, array in state.items() if not name.endswith(COUNTER)}
     _refuse_others(state)

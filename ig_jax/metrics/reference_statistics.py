@@ -25,18 +25,18 @@ from ig_jax.metrics.checked_rows import BLOCK_ROWS, row_blocks
 from ig_jax.metrics.moments import Gaussian
 
 POOL, SPATIAL = (("mu", "sigma"), ("ref_mu", "ref_sigma")), (("mu_s", "sigma_s"),)
-_ROWS, PICTURES, SPACE, _COUNT = "pool", "arr_0", "space", "count"
+_ROWS, IMAGES, SPACE, _COUNT = "pool", "arr_0", "space", "count"
 # Covariances are symmetric to the rounding of float32 at worst.
 ASYMMETRY = 1e-5
 MOST_FEATURES = 8192  # of Inception's there are 2048
 _FEWEST = 4  # single images, of which precision and recall take the three nearest to each
-_MEND = "choose a file of FID statistics, or write one with --mode=reference"
+_FIX = "choose a file of FID statistics, or write one with --mode=reference"
 
 
 class Reference(NamedTuple):
     """Statistics of real images from a file; large arrays are views of the file."""
 
-    pool: Gaussian | None  # of pooled features; None: must be computed from `pictures`
+    pool: Gaussian | None  # of pooled features; None: must be computed from `images`
     spatial: Gaussian | None  # None: unknown
     rows: np.ndarray | None  # float32 [n, d]: pooled features of single images
     images: np.ndarray | None  # uint8 [n, h, w, 3]
@@ -58,14 +58,14 @@ def read(path: Path, field: str) -> Reference:
                 f"--config.data.source.path={path}, and name the file that it writes"
             )
         names, array = _open(path)
-        found = _Arrays(path, names, array)
-        pool, images = found.gaussian(POOL), found.images()
+        arrays = _Arrays(path, names, array)
+        pool, images = arrays.gaussian(POOL), arrays.images()
         if pool is None and images is None:
             raise UserError(
-                f"{path}: has neither 'mu' and 'sigma' nor 'arr_0', but {listed(names)}; {_MEND}"
+                f"{path}: has neither 'mu' and 'sigma' nor 'arr_0', but {listed(names)}; {_FIX}"
             )
-        spatial, rows = found.gaussian(SPATIAL), found.rows(pool)
-        return Reference(pool, spatial, rows, images, found.space(), files.sha256(path))
+        spatial, rows = arrays.gaussian(SPATIAL), arrays.rows(pool)
+        return Reference(pool, spatial, rows, images, arrays.space(), files.sha256(path))
     except UserError as refusal:
         raise UserError(f"{field} = {refusal}") from None
 
@@ -101,11 +101,11 @@ def _open(path: Path) -> tuple[list[str], Callable[[str], Any]]:
     if start == b"PK":
         return npz.names(path), lambda name: npz.read_array(path, name)
     if start[:1] != b"\x80":
-        raise UserError(f"{path}: is neither an .npz nor a pickle; {_MEND}")
+        raise UserError(f"{path}: is neither an .npz nor a pickle; {_FIX}")
     match numpy_pickle.load(path):
         case {"fid": {**arrays}} | {**arrays}:
             return [n for n in arrays if isinstance(arrays[n], np.ndarray)], arrays.__getitem__
-    raise UserError(f"{path}: is a pickle without {{'mu', 'sigma'}}; {_MEND}")
+    raise UserError(f"{path}: is a pickle without {{'mu', 'sigma'}}; {_FIX}")
 
 
 class _Arrays(NamedTuple):
@@ -125,72 +125,72 @@ class _Arrays(NamedTuple):
 
     def _numbers(self, name: str) -> np.ndarray:
         if name not in self.names:
-            raise UserError(f"{self.path}: has no {name!r} beside {listed(self.names)}; {_MEND}")
-        found = self.array(name)
-        if found.ndim > 2 or any(n > MOST_FEATURES for n in found.shape):
+            raise UserError(f"{self.path}: has no {name!r} beside {listed(self.names)}; {_FIX}")
+        array = self.array(name)
+        if array.ndim > 2 or any(n > MOST_FEATURES for n in array.shape):
             raise UserError(
-                f"{self.path}: {name!r} has the shape {found.shape}, but statistics are of at most "
-                f"{MOST_FEATURES} features; {_MEND}"
+                f"{self.path}: {name!r} has the shape {array.shape}, but statistics are of at most "
+                f"{MOST_FEATURES} features; {_FIX}"
             )
-        if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-            raise UserError(f"{self.path}: {name!r} must hold finite real numbers only; {_MEND}")
-        return found.astype(np.float64)
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise UserError(f"{self.path}: {name!r} must hold finite real numbers only; {_FIX}")
+        return array.astype(np.float64)
 
     def _checked(self, gaussian: Gaussian, mean_name: str, covariance_name: str) -> Gaussian:
         mean, covariance = gaussian
         if mean.ndim != 1 or mean.size == 0 or covariance.shape != (mean.size, mean.size):
             raise UserError(
                 f"{self.path}: {mean_name!r} and {covariance_name!r} have the shapes {mean.shape} "
-                f"and {covariance.shape}, but must have [d] and [d, d]; {_MEND}"
+                f"and {covariance.shape}, but must have [d] and [d, d]; {_FIX}"
             )
         with np.errstate(over="ignore"):  # infinite, then
             difference = np.abs(covariance - covariance.T).max()
         if difference > ASYMMETRY * np.abs(covariance).max():
-            raise UserError(f"{self.path}: {covariance_name!r} is not symmetric; {_MEND}")
+            raise UserError(f"{self.path}: {covariance_name!r} is not symmetric; {_FIX}")
         if not _is_covariance(covariance):
             raise UserError(
                 f"{self.path}: {covariance_name!r} is no covariance, for a variance is negative in "
-                f"some direction; {_MEND}"
+                f"some direction; {_FIX}"
             )
         return gaussian
 
     def space(self) -> str:
         if SPACE not in self.names:
             return ""
-        found = self.array(SPACE)
+        array = self.array(SPACE)
         # numpy takes any four bytes for a letter.
-        if found.dtype.kind != "U" or found.ndim or not str(found).isascii():
-            raise UserError(f"{self.path}: {SPACE!r} is no text; {_MEND}")
-        return str(found)
+        if array.dtype.kind != "U" or array.ndim or not str(array).isascii():
+            raise UserError(f"{self.path}: {SPACE!r} is no text; {_FIX}")
+        return str(array)
 
     def rows(self, pool: Gaussian | None) -> np.ndarray | None:
         if pool is None or _ROWS not in self.names:
             return None
-        found = self.array(_ROWS)
-        right = found.dtype == np.float32 and found.shape[1:] == pool.mean.shape
-        if not right or len(found) < _FEWEST:
+        array = self.array(_ROWS)
+        right = array.dtype == np.float32 and array.shape[1:] == pool.mean.shape
+        if not right or len(array) < _FEWEST:
             raise UserError(
-                f"{self.path}: {_ROWS!r} is {found.dtype} {found.shape}, but must be float32 "
-                f"[n, {pool.mean.size}], n at least {_FEWEST}; {_MEND}"
+                f"{self.path}: {_ROWS!r} is {array.dtype} {array.shape}, but must be float32 "
+                f"[n, {pool.mean.size}], n at least {_FEWEST}; {_FIX}"
             )
         try:
-            for _ in row_blocks(found, _ROWS, BLOCK_ROWS):
+            for _ in row_blocks(array, _ROWS, BLOCK_ROWS):
                 pass
         except ValueError as error:
-            raise UserError(f"{self.path}: {error}; {_MEND}") from None
-        return found
+            raise UserError(f"{self.path}: {error}; {_FIX}") from None
+        return array
 
     def images(self) -> np.ndarray | None:
-        if PICTURES not in self.names:
+        if IMAGES not in self.names:
             return None
-        found = self.array(PICTURES)
-        right = found.dtype == np.uint8 and found.ndim == 4 and found.shape[-1] == 3
-        if not right or len(found) < _FEWEST:
+        array = self.array(IMAGES)
+        right = array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 3
+        if not right or len(array) < _FEWEST:
             raise UserError(
-                f"{self.path}: {PICTURES!r} is {found.dtype} {found.shape}, but must be uint8 "
-                f"[n, h, w, 3], n at least {_FEWEST}; {_MEND}"
+                f"{self.path}: {IMAGES!r} is {array.dtype} {array.shape}, but must be uint8 "
+                f"[n, h, w, 3], n at least {_FEWEST}; {_FIX}"
             )
-        return found
+        return array
 
 
 def _is_covariance(matrix: np.ndarray) -> bool:

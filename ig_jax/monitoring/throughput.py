@@ -64,12 +64,12 @@ def of_every_process(values: Mapping[str, float]) -> dict[str, float]:
 class Rates:
     """Model FLOP/s of a training step, and their share of a device's peak."""
 
-    def __init__(self, flops_per_device: float, device_kind: str, *, peak_tflops: float = 0):
+    def __init__(self, flops_per_device: float, device_kind: str, *, peak_tflops: float | None):
         """
         Args:
           flops_per_device: of one step, on each device.
           device_kind: as JAX names it.
-          peak_tflops: of one device in dense bfloat16; 0: the published one, where it is known.
+          peak_tflops: of one device in dense bfloat16; None: the published one, where it is known.
         """
         self._flops = flops_per_device
         self._peak = peak_tflops * 1e12 if peak_tflops else peak_flops.peak_flops(device_kind)
@@ -77,8 +77,8 @@ class Rates:
     def of(self, seconds_per_step: float) -> dict[str, float]:
         """{'model_tflops_per_device', 'mfu'}; the latter where the peak is known."""
         rate = self._flops / seconds_per_step
-        found = {"model_tflops_per_device": rate / 1e12}
-        return found | ({"mfu": rate / self._peak} if self._peak else {})
+        rates = {"model_tflops_per_device": rate / 1e12}
+        return rates | ({"mfu": rate / self._peak} if self._peak else {})
 
 
 class Window:

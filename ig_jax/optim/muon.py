@@ -46,8 +46,10 @@ class MuonSettings(schedules.Settings):
 
     momentum: float  # beta
     ns_steps: int = at_most(100)  # Newton-Schulz steps
-    ns_dtype: str  # of the matrices between and inside these steps: bfloat16, float32
-    vector_weight_decay: float = 0.0  # of the AdamW group; configs of older runs lack it
+    # Of the matrices between and inside these steps: bfloat16, float32.
+    ns_dtype: str
+    # Of the AdamW group; configs of older runs lack it.
+    vector_weight_decay: float = 0.0
 
     def rules(self) -> list[tuple[str, bool, str]]:
         return [

@@ -32,7 +32,8 @@ class Settings:
     weight_decay: float  # decoupled, multiplied by the learning rate
     clip_norm: float  # of the gradient over all trained parameters; 0 is off
     warmup_steps: int  # linear, from 0
-    schedule: str  # after warm-up: constant, cosine, linear (both to 0 at the last step)
+    # After warm-up: constant, cosine, linear (both to 0 at the last step).
+    schedule: str
 
     def __post_init__(self):
         for field, holds, rule in self.rules():

@@ -49,8 +49,8 @@ class Start:
     """The way in which one process joins its job.
 
     `method` is jax's name for a platform that it asks by itself, "deactivate" where everything is
-    told, None where it tries them all. `local_devices` are the GPUs of this process, as numbers
-    among those it sees; None: all.
+    specified, None where it tries them all. `local_devices` are the GPUs of this process, as
+    numbers among those it sees; None: all.
     """
 
     source: str
@@ -87,9 +87,9 @@ def _explicit(values: Mapping[str, str]) -> Start | None:
     if numbers.get("num_processes") == "1" and int(numbers.get("process_id", 0)) == 0:
         return None
     for flag in VARIABLES.keys() - values.keys():
-        given = ", ".join(f"--{f}={values[f]}" for f in VARIABLES if f in values)
+        stated = ", ".join(f"--{f}={values[f]}" for f in VARIABLES if f in values)
         raise UserError(
-            f"{given} without --{flag} ({VARIABLES[flag]}): give all three, or none of them"
+            f"{stated} without --{flag} ({VARIABLES[flag]}): give all three, or none of them"
         )
     count, process = int(values["num_processes"]), int(values["process_id"])
     if not process < count:
@@ -168,25 +168,25 @@ def start(
       UserError: see `detect`; or the processes cannot meet. Where jax aborts instead of raising,
         the same is said on standard error, and the exit status is 2.
     """
-    found = detect_job(os.environ, flags)
-    if found is None:
+    job = detect_job(os.environ, flags)
+    if job is None:
         return
-    if found.process_id == 0 and found.coordinator is not None:
-        _require_free(found)
-    _on_abort(2, _cannot_meet(found, "jax's reason is above"))
+    if job.process_id == 0 and job.coordinator is not None:
+        _require_free(job)
+    _on_abort(2, _cannot_meet(job, "jax's reason is above"))
     try:
         jax.distributed.initialize(
-            found.coordinator,
-            found.num_processes,
-            found.process_id,
-            local_device_ids=found.local_devices,
-            cluster_detection_method=found.method,
+            job.coordinator,
+            job.num_processes,
+            job.process_id,
+            local_device_ids=job.local_devices,
+            cluster_detection_method=job.method,
             initialization_timeout=patience,
             heartbeat_timeout_seconds=heartbeat,
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(_cannot_meet(found, reason)) from error
+        raise UserError(_cannot_meet(job, reason)) from error
     _on_abort(LOST, lost("jax's reason is above"))
 
 
@@ -207,26 +207,26 @@ def require_devices() -> None:
         ) from error
 
 
-def _require_free(found: Start) -> None:
+def _require_free(job: Start) -> None:
     """Raises UserError if the coordinator's port is taken: jax may crash on it."""
-    address = ("", int(found.coordinator.rsplit(":", 1)[1]))
+    address = ("", int(job.coordinator.rsplit(":", 1)[1]))
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
         socket.create_server(address, family=family, dualstack_ipv6=both).close()
     except OSError as error:
-        raise UserError(_cannot_meet(found, error.strerror)) from error
+        raise UserError(_cannot_meet(job, error.strerror)) from error
 
 
-def _cannot_meet(found: Start, reason: str) -> str:
-    if found.coordinator is None:
+def _cannot_meet(job: Start, reason: str) -> str:
+    if job.coordinator is None:
         return (
-            f"the processes of this job cannot meet, as found by {found.source} ({reason}): give "
+            f"the processes of this job cannot meet, as found by {job.source} ({reason}): give "
             "--coordinator=host:port, --num_processes and --process_id; --num_processes=1 if alone"
         )
     return (
-        f"process {found.process_id} cannot meet the other {found.num_processes - 1} of its job at "
-        f"{found.coordinator} ({reason}): check that {found.num_processes} were started, each with "
+        f"process {job.process_id} cannot meet the other {job.num_processes - 1} of its job at "
+        f"{job.coordinator} ({reason}): check that {job.num_processes} were started, each with "
         "another id, all with this address, and that its port is free and can be reached"
     )
 

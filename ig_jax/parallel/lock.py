@@ -57,11 +57,11 @@ class Owner:
     def parse(cls, content: bytes) -> Owner | None:
         """Parses a lock file; None if it is damaged, or not written yet."""
         with suppress(UserError, TypeError):
-            found = cls(**files.parse_json(content, LOCK_FILE))
-            if isinstance(found.pid, int) and all(
-                isinstance(text, str) for name, text in asdict(found).items() if name != "pid"
+            owner = cls(**files.parse_json(content, LOCK_FILE))
+            if isinstance(owner.pid, int) and all(
+                isinstance(text, str) for name, text in asdict(owner).items() if name != "pid"
             ):
-                return found
+                return owner
         return None
 
     def is_elsewhere(self) -> bool:
@@ -184,15 +184,15 @@ def _attempt(file: Path) -> int | None:
     """
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor, made = os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o644), True
+        descriptor, created = os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o644), True
     except FileExistsError:
-        descriptor, made = os.open(file, flags), False
+        descriptor, created = os.open(file, flags), False
     try:
         _lock(descriptor, file)
         if not _lies_at(descriptor, file):
             os.close(descriptor)
             return None
-        if not made and not _take_over(descriptor, file):
+        if not created and not _take_over(descriptor, file):
             os.close(descriptor)
             return None
         os.ftruncate(descriptor, 0)

@@ -132,10 +132,10 @@ def kept_whole(mesh: Mesh, axes: Axes, params: Params) -> list[str]:
     """Names of the matrices that several devices along `data` do not share out."""
     if mesh.shape[DATA] == 1:
         return []
-    found = placements(mesh, axes, params)
+    placed_by_path = placements(mesh, axes, params)
     leaves = pytree.flatten(params)
     return [
         path
-        for path, placed in found.items()
+        for path, placed in placed_by_path.items()
         if DATA not in placed.over and _axes(axes, path, leaves[path].shape)[0] is not None
     ]

@@ -31,9 +31,9 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
 
 def save(path: Path, image: np.ndarray) -> None:
     """Writes uint8 [h, w, 1 or 3] as PNG; the file is whole or absent."""
-    picture = Image.fromarray(np.ascontiguousarray(to_rgb(image[None])[0]))
+    pil_image = Image.fromarray(np.ascontiguousarray(to_rgb(image[None])[0]))
     with files.replaced(path) as temporary:
-        picture.save(temporary, format="PNG")
+        pil_image.save(temporary, format="PNG")
 
 
 def load(path: Path, channels: int) -> np.ndarray:
@@ -81,11 +81,11 @@ def grid(
         canvas[y : y + height, x : x + width] = images[i]
     if labels is None:
         return canvas
-    picture = Image.fromarray(canvas)
+    captioned = Image.fromarray(canvas)
     for i, label in enumerate(labels):
         centre = i % columns * step_x + 2 + width / 2
-        _caption(picture, str(label), centre, i // columns * step_y + 2, 11)
-    return np.asarray(picture)
+        _caption(captioned, str(label), centre, i // columns * step_y + 2, 11)
+    return np.asarray(captioned)
 
 
 def panels(named: Mapping[str, np.ndarray], gap: int = 16) -> np.ndarray:
@@ -94,8 +94,8 @@ def panels(named: Mapping[str, np.ndarray], gap: int = 16) -> np.ndarray:
     width = sum(p.shape[1] + gap for p in named.values()) + gap
     canvas = Image.fromarray(np.full((height, width, 3), BACKGROUND, np.uint8))
     x = gap
-    for name, picture in named.items():
-        canvas.paste(Image.fromarray(picture), (x, 26))
-        _caption(canvas, name, x + picture.shape[1] / 2, 5, 15)
-        x += picture.shape[1] + gap
+    for name, image in named.items():
+        canvas.paste(Image.fromarray(image), (x, 26))
+        _caption(canvas, name, x + image.shape[1] / 2, 5, 15)
+        x += image.shape[1] + gap
     return np.asarray(canvas)

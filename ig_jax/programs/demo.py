@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ig_jax.evaluation import base
+from ig_jax.evaluation import base, image_evaluator
 from ig_jax.evaluation import report as metrics_report
 from ig_jax.evaluation.density_evaluator import FLOOR
 from ig_jax.experiment import Experiment
@@ -37,7 +37,7 @@ def _evaluate(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str,
     step, params = run_record.load_weights(exp, workdir)
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
-    evaluator, held_out = run_record.evaluator(exp)
+    evaluator, held_out = image_evaluator.make_evaluator(exp)
     generator = exp.pipeline.generator(
         guide=guide_model.load(exp.pipeline), decode=evaluator.decode
     )

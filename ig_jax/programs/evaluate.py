@@ -22,7 +22,7 @@ from ig_jax.evaluation import report as metrics_report
 from ig_jax.evaluation.base import Evaluator, HeldOut, compute_in_runs
 from ig_jax.evaluation.density_evaluator import FLOOR
 from ig_jax.evaluation.feature_extractor import Rows
-from ig_jax.evaluation.image_evaluator import ImageEvaluator
+from ig_jax.evaluation.image_evaluator import ImageEvaluator, make_evaluator
 from ig_jax.experiment import Experiment
 from ig_jax.generation.batches import labels_of
 from ig_jax.generation.batches import sample_batches as batches_of
@@ -150,9 +150,9 @@ class _Evaluation:
         return record
 
 
-def _is_record(found: Any) -> bool:
+def _is_record(record: Any) -> bool:
     """Returns whether this is what `_Evaluation.finish` writes, as far as it is used again."""
-    match found:
+    match record:
         case {
             "measures": spread,
             "each": [_, *_],
@@ -160,20 +160,20 @@ def _is_record(found: Any) -> bool:
             "of": str(),
             "settings": dict(),
         }:
-            floor = found.get("floor") or spread
-            told = _is_spread(spread) and _is_spread(floor)
-            return told and set(floor) & set(metrics_report.METRICS) <= set(spread)
+            floor = record.get("floor") or spread
+            whole = _is_spread(spread) and _is_spread(floor)
+            return whole and set(floor) & set(metrics_report.METRICS) <= set(spread)
     return False
 
 
-def _is_spread(found: Any) -> bool:
+def _is_spread(spread: Any) -> bool:
     """Returns whether this is {'fd': {'mean', 'std'}, ...}, as `measures.spread` gives it."""
     return (
-        isinstance(found, dict)
-        and len(found) > 0
+        isinstance(spread, dict)
+        and len(spread) > 0
         and all(
             isinstance(stats, dict) and all(type(stats.get(n)) in (int, float) for n in _STATISTICS)
-            for stats in found.values()
+            for stats in spread.values()
         )
     )
 
@@ -257,28 +257,28 @@ def _of_files(exp: Experiment, workdir: Path, evaluator: Evaluator) -> dict[str,
     if not isinstance(evaluator, ImageEvaluator):
         raise UserError(f"{field} = {str(path)!r}: points of a known density are not evaluated so")
     grey = evaluator.training is not None and evaluator.training.shape[-1] == 1
-    found = SavedSamples(path, field, channels=1 if grey else 3)
-    if found.left_out:
-        console.say(found.remark())
-    if len(found) < _FEWEST:
-        raise UserError(f"{field} = {str(path)!r}: {len(found)} samples are too few to evaluate")
+    samples = SavedSamples(path, field, channels=1 if grey else 3)
+    if samples.left_out:
+        console.say(samples.remark())
+    if len(samples) < _FEWEST:
+        raise UserError(f"{field} = {str(path)!r}: {len(samples)} samples are too few to evaluate")
     settings = {
-        "samples": str(found.path),
-        "sha256": found.digest(),
+        "samples": str(samples.path),
+        "sha256": samples.digest(),
         **evaluator.record(),
     }
-    job = _Evaluation(workdir, evaluator, settings, len(found))
+    job = _Evaluation(workdir, evaluator, settings, len(samples))
     size = exp.config.sample.batch_size
 
     def batches(missing: np.ndarray) -> Iterator[tuple]:
         for start in range(0, len(missing), size):
             indices = missing[start : start + size]
-            yield indices, found.read(indices)
+            yield indices, samples.read(indices)
 
     def see() -> tuple[list[Seen], dict[str, Any]]:
         with console.progress(len(process_slice(job.num)), unit="image", what="evaluating") as bar:
-            rows = job.rows("samples", found.shape, batches, bar)
-        return [(rows, found.labels)], {"of": f"{len(found):,} samples of {found.path}"}
+            rows = job.rows("samples", samples.shape, batches, bar)
+        return [(rows, samples.labels)], {"of": f"{len(samples):,} samples of {samples.path}"}
 
     return job.run(see)
 
@@ -295,7 +295,7 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any] | None:
       UserError: a checkpoint, the samples, or what evaluating needs is missing; the disk is full.
     """
     with disk_errors.reported(workdir):
-        evaluator, held_out = run_record.evaluator(exp)
+        evaluator, held_out = make_evaluator(exp)
         if exp.config.evaluate.samples:
             return _of_files(exp, workdir, evaluator)
         return _of_checkpoint(exp, workdir, evaluator, held_out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,26 +17,34 @@ from ig_jax.guidance import GuideModel
 from ig_jax.pipeline import Pipeline, require_same_data
 
 
-def _open(guide: Guide) -> tuple[Checkpoints, int]:
-    """The checkpoints of `sample.guide.workdir`, to be closed, and the step that is meant."""
-    checkpoints = checkpoint_manager.of_run(Path(guide.workdir), "sample.guide.workdir")
-    step = guide.step or checkpoints.newest(arrays=checkpoint_manager.WEIGHTS)[0]
-    if step not in checkpoints.all_steps():
-        known = ", ".join(map(str, checkpoints.all_steps()))
-        checkpoints.close()
+@contextmanager
+def _opened(guide: Guide) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of `sample.guide.workdir`, and the step that is meant.
+
+    Raises:
+      UserError: there is no such run, or no such checkpoint.
+    """
+    if guide.workdir is None:
         raise UserError(
-            f"sample.guide.step = {step}: {guide.workdir} holds no such checkpoint, only {known}"
+            "sample.guide.workdir = None: autoguidance needs a worse network; name its run"
         )
-    return checkpoints, step
+    checkpoints = checkpoint_manager.of_run(Path(guide.workdir), "sample.guide.workdir")
+    try:
+        step = guide.step
+        if step is None:
+            step, _ = checkpoints.newest(arrays=checkpoint_manager.WEIGHTS)
+        checkpoints.require_step(step, "sample.guide.step")
+        yield checkpoints, step
+    finally:
+        checkpoints.close()
 
 
 def record(sampling: Sample) -> dict[str, Any] | None:
     """Settings of the guide that decide how samples look, its step by number; None if it is off."""
     if sampling.autoguidance.scale == 1:
         return None
-    checkpoints, step = _open(sampling.guide)
-    checkpoints.close()
-    return {**asdict(sampling.guide), "step": step}
+    with _opened(sampling.guide) as (_, step):
+        return {**asdict(sampling.guide), "step": step}
 
 
 def load(pipeline: Pipeline, *, wanted: bool | None = None) -> GuideModel | None:
@@ -50,11 +60,8 @@ def load(pipeline: Pipeline, *, wanted: bool | None = None) -> GuideModel | None
     if not (sampling.autoguidance.scale != 1 if wanted is None else wanted):
         return None
     guide = sampling.guide
-    checkpoints, step = _open(guide)
     devices = pipeline.mesh.devices.ravel().tolist()
-    try:
+    with _opened(guide) as (checkpoints, step):
         other = open_pipeline(checkpoints, step, guide.weights, "sample.guide.weights", devices)
-    finally:
-        checkpoints.close()
     require_same_data(pipeline, other, f"sample.guide.workdir = {guide.workdir}")
     return other.guide_model

@@ -21,7 +21,7 @@ from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.config.run_config import parse
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.interop import declared, optimizer_state, original, parameter_names
+from ig_jax.interop import alignment, declared, optimizer_state, original, parameter_names
 from ig_jax.interop.declared import Declared
 from ig_jax.interop.detect import Detected, detect
 from ig_jax.interop.published_file import ALIGNMENT_HEAD, TRAINING_ONLY
@@ -38,17 +38,10 @@ from ig_jax.types import Params
 CODEC_OF = {4: "sd_vae", 32: "va_vae"}
 # Their settings; those of the others are none. Each stores twice as many channels.
 _CODECS = {
-    "sd_vae": {"weights": "", "dtype": "float32"},
-    "va_vae": {"weights": "", "dtype": "float32", "statistics": ""},
+    "sd_vae": {"weights": None, "dtype": "float32"},
+    "va_vae": {"weights": None, "dtype": "float32", "statistics": None},
 }
-# (family, depth) -> the blocks that the published SRA networks compare, student and teacher.
-ALIGNED_BLOCKS = {
-    ("sit", 12): (3, 8),
-    ("sit", 24): (6, 16),
-    ("sit", 28): (8, 20),
-    ("dit", 28): (8, 16),
-}
-# Settings of an optimizer that no training file tells.
+# Settings of an optimizer that no training file holds.
 NOT_IN_FILE = ("clip_norm", "warmup_steps", "schedule")
 
 CONFIG = '''"""A published checkpoint as a run, written by --mode=import; docs/checkpoints.md."""
@@ -65,14 +58,14 @@ def get_config() -> ConfigDict:
 '''
 
 
-def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
-    """A complete run of the network that was found, on made-up latents of its shape."""
-    c, facts = ConfigDict(bases[found.model["name"]].to_dict()), found.declared
-    c.model = ConfigDict(found.model)
-    codec = facts.codec or CODEC_OF.get(found.channels, "as_stored")
+def config_of(network: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
+    """A complete run of a published network, on made-up latents of its shape."""
+    c, facts = ConfigDict(bases[network.model["name"]].to_dict()), network.declared
+    c.model = ConfigDict(network.model)
+    codec = facts.codec or CODEC_OF.get(network.channels, "as_stored")
     settings = _CODECS.get(codec, {})
-    stored = found.channels * (2 if settings else 1)
-    source = {"side": found.side, "channels": stored, "num_classes": found.classes}
+    stored = network.channels * (2 if settings else 1)
+    source = {"side": network.side, "channels": stored, "num_classes": network.classes}
     c.data.source = ConfigDict({"name": "synthetic", "size": 1_281_167, **source})
     c.data.codec = ConfigDict({"name": codec, **settings})
     if settings:
@@ -82,32 +75,22 @@ def config_of(found: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
         c.objective.label_drop = facts.label_drop
     if not c.objective.label_drop:
         c.sample.cfg.scale = 1.0
-    c.sample.cfg.channels = min(c.sample.cfg.channels, found.channels)
-    if not found.model["readouts"]:
+    c.sample.cfg.channels = min(c.sample.cfg.channels, network.channels)
+    if not network.model["readouts"]:
         c.sample.ig.scale = 1.0
         if "internal_guidance" in c.objective.terms:
             del c.objective.terms.internal_guidance
-    if found.alignment_head:
-        c.objective.terms.self_alignment = ConfigDict(_alignment(found))
+    if network.alignment_head:
+        term = alignment.settings(network.model["name"], network.model["depth"])
+        c.objective.terms.self_alignment = ConfigDict(term)
     return c
-
-
-def _alignment(found: Detected) -> dict[str, Any]:
-    """The published code's settings of SRA; a file does not say which blocks it compared."""
-    depth, family = found.model["depth"], found.model["name"]
-    usual = round(depth / 4), round(3 * depth / 4)
-    student, teacher = ALIGNED_BLOCKS.get((family, depth), usual)
-    settings = {"depth": max(student, 1), "teacher_depth": max(teacher, 1), "max_interval": 0.2}
-    if family == "dit":
-        return {"weight": 0.04, **settings, "distance": "smooth_l1", "beta": 0.05}
-    return {"weight": 0.5, **settings, "distance": "cosine_tokens"}
 
 
 def _process(facts: Declared, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     processes = {base.process.name: base.process.to_dict() for base in bases.values()}
     settings = {"path": facts.path, "prediction": facts.prediction}
-    given = {name: value for name, value in settings.items() if value}
-    return ConfigDict(processes[facts.process] | given)
+    stated = {name: value for name, value in settings.items() if value}
+    return ConfigDict(processes[facts.process] | stated)
 
 
 def import_checkpoint(
@@ -127,7 +110,7 @@ def import_checkpoint(
       bases: family of networks -> everything that a file does not say.
       part: which of the networks in the file; '': the averaged one, or the only one.
       training_state: take the raw weights, all averages and the optimizer's state, to train on.
-      flags: what must be given, see `declared.FLAGS`; 0 and '' for what is not.
+      flags: what the file does not say, see `declared.of_flags`.
 
     Returns:
       The config file that was written.
@@ -141,36 +124,30 @@ def import_checkpoint(
         raise UserError(f"--part={part}: --training_state takes all parts; leave one of them out")
     training = state_dict.read_training(file, "--checkpoint") if training_state else None
     read = Found("ema", training.ema) if training else state_dict.read(file, "--checkpoint", part)
+    notes = list(read.notes)
     try:
-        described = declared.of_metadata(read.metadata)
-        found = detect(read.state, declared.together(declared.of_flags(**flags), described))
-        c = config_of(found, bases)
-        notes = [*read.notes, *found.notes]
+        network = _detected(read, flags)
+        notes += network.notes
+        c, optimizer = config_of(network, bases), None
         if training:
-            optimizer = _optimizer(training, found)
+            optimizer = _optimizer(training, network)
             c.optim = ConfigDict({name: c.optim[name] for name in NOT_IN_FILE} | optimizer.settings)
             notes.append(_trained_for(training, optimizer, file))
+        if network.alignment_head:
+            notes.append(alignment.note(c.objective.terms.self_alignment.to_dict()))
         exp = experiment.experiment(parse(c), jax.devices()[:1])
-        kept = original.of(read.state, found)
+        kept = original.of(read.state, network)
         read.state.clear()
-        lay_out = _LayOut(replicated(exp.mesh))
-        params = lay_out(read.key, found.state, exp.abstract_params)
-        if training:
-            imported = _whole_state(training, optimizer, params, exp, lay_out)
-        else:
-            terms = _terms(read.key, found.alignment_head, exp, lay_out)
-            imported = TrainState(np.int32(0), params, opt_state=None, ema=None, terms=terms)
-        lay_out.check()
+        state = _laid_out(read.key, network, exp, training, optimizer)
     except UserError as error:
         raise UserError(f"--checkpoint={file}: {error}") from error
     # The checkpoint last: it is what makes the workdir a run.
     workdir.mkdir(parents=True, exist_ok=True)
     original.save(workdir, kept)
-    config = _write_config(c, file, workdir)
-    _save(jax.device_put(imported, lay_out.placed), c, workdir)
-    name = found.model["name"]
-    console.say(f"{file}: {name}, {pytree.count(params):,} parameters, from {read.key!r}")
-    for line in [_sizes(found), *notes, *_alignment_note(c)]:
+    config = _write_config(exp.config.raw, file, workdir)
+    _save(state, exp.config.raw, workdir)
+    size = f"{network.model['name']}, {pytree.count(state.params):,} parameters"
+    for line in [f"{file}: {size}, from {read.key!r}", _sizes(network), *notes]:
         console.say(line)
     console.say(f"sample it: {_command(config, workdir)}")
     return config
@@ -189,18 +166,22 @@ def open_published(
     """
     read = state_dict.read(file, "--checkpoint", part)
     try:
-        described = declared.of_metadata(read.metadata)
-        found = detect(read.state, declared.together(declared.of_flags(**flags), described))
-        exp = experiment.experiment(parse(config_of(found, bases)))
+        network = _detected(read, flags)
+        exp = experiment.experiment(parse(config_of(network, bases)))
         read.state.clear()
         lay_out = _LayOut(replicated(exp.local_mesh))
-        params = lay_out(read.key, found.state, exp.abstract_params)
+        params = lay_out(read.key, network.state, exp.abstract_params)
         lay_out.check()
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    for line in [*read.notes, *found.notes]:
+    for line in [*read.notes, *network.notes]:
         console.say(line)
     return replace(exp.pipeline, params=params)
+
+
+def _detected(read: Found, flags: Mapping[str, Any]) -> Detected:
+    described = declared.of_metadata(read.metadata)
+    return detect(read.state, declared.together(declared.of_flags(**flags), described))
 
 
 def _check_workdir(workdir: Path) -> None:
@@ -214,29 +195,19 @@ def _check_workdir(workdir: Path) -> None:
         )
 
 
-def _sizes(found: Detected) -> str:
+def _sizes(network: Detected) -> str:
     return (
-        f"depth {found.model['depth']}, width {found.model['hidden_size']}, "
-        f"heads {found.model['num_heads']}, patch {found.model['patch_size']}, latents "
-        f"{found.side} x {found.side} x {found.channels}, {found.classes} classes, readouts "
-        f"{found.model['readouts']}"
+        f"depth {network.model['depth']}, width {network.model['hidden_size']}, "
+        f"heads {network.model['num_heads']}, patch {network.model['patch_size']}, latents "
+        f"{network.side} x {network.side} x {network.channels}, {network.classes} classes, "
+        f"readouts {network.model['readouts']}"
     )
 
 
-def _alignment_note(c: ConfigDict) -> list[str]:
-    term = c.objective.terms.get("self_alignment")
-    if term is None:
-        return []
-    return [
-        f"SRA's head trains on as that of the term self_alignment, block {term.depth} against "
-        f"block {term.teacher_depth} of the average: the file does not say which, the config can"
-    ]
-
-
-def _write_config(c: ConfigDict, file: Path, workdir: Path) -> Path:
+def _write_config(raw: Mapping[str, Any], file: Path, workdir: Path) -> Path:
     """The config file beside the checkpoint. A name in it is only ever a name: all go by repr."""
     path = workdir / "config.py"
-    values = pprint.pformat(c.to_dict(), indent=1, width=90, sort_dicts=False)
+    values = pprint.pformat(dict(raw), indent=1, width=90, sort_dicts=False)
     files.write_text(path, CONFIG.format(file=file.name, values=values))
     return path
 
@@ -274,20 +245,20 @@ class _LayOut:
             raise UserError("; ".join(self.problems))
 
 
-def _optimizer(training: TrainingFile, found: Detected) -> optimizer_state.Published:
-    if any(array is not training.ema[name] for name, array in found.state.items()):
+def _optimizer(training: TrainingFile, network: Detected) -> optimizer_state.Published:
+    if any(array is not training.ema[name] for name, array in network.state.items()):
         raise UserError(
             "the weights of this network are converted, which the moments of its optimizer cannot "
             "be; import the weights alone, without --training_state"
         )
     try:
-        return optimizer_state.read(training.opt, training.model, found.alignment_head)
+        return optimizer_state.read(training.opt, training.model, network.alignment_head)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 def _trained_for(training: TrainingFile, optimizer: optimizer_state.Published, file: Path) -> str:
-    """Describes the length of the published run; LightningDiT's files tell it by their names."""
+    """Describes the length of the published run; LightningDiT's files have it in their names."""
     steps = training.steps
     if steps is None:
         steps = int(file.stem) if re.fullmatch(r"[0-9]{7,}", file.stem) else optimizer.updates
@@ -295,6 +266,32 @@ def _trained_for(training: TrainingFile, optimizer: optimizer_state.Published, f
         f"trained for {steps:,} steps; {optimizer.settings['name']} goes on after "
         f"{optimizer.updates:,} updates, and the run that trains on counts from 0"
     )
+
+
+def _laid_out(
+    key: str,
+    network: Detected,
+    exp: Experiment,
+    training: TrainingFile | None,
+    optimizer: optimizer_state.Published | None,
+) -> TrainState:
+    """The state of step 0, on the device; empties `network`.
+
+    Args:
+      key: of the network in its file.
+      network: as published.
+      exp: the run that it becomes.
+      training, optimizer: all that the file holds, to train on; None for the weights alone.
+    """
+    lay_out = _LayOut(replicated(exp.mesh))
+    params = lay_out(key, network.state, exp.abstract_params)
+    if training:
+        state = _whole_state(training, optimizer, params, exp, lay_out)
+    else:
+        terms = _terms(key, network.alignment_head, exp, lay_out)
+        state = TrainState(np.int32(0), params, opt_state=None, ema=None, terms=terms)
+    lay_out.check()
+    return jax.device_put(state, lay_out.placed)
 
 
 def _whole_state(
@@ -322,10 +319,10 @@ def _terms(part: str, head: dict[str, np.ndarray], exp: Experiment, lay_out: _La
     return lay_out(part, head, {HEADS_OF_TERMS: exp.abstract_terms})[HEADS_OF_TERMS]
 
 
-def _save(state: TrainState, c: ConfigDict, workdir: Path) -> None:
+def _save(state: TrainState, raw: Mapping[str, Any], workdir: Path) -> None:
     """A checkpoint of step 0."""
     checkpoints = Checkpoints(workdir)
     imported = "weights" if state.opt_state is None else "state"
-    checkpoints.save(state, {"next_index": 0}, c.to_dict(), imported)
+    checkpoints.save(state, {"next_index": 0}, raw, imported)
     checkpoints.wait()
     checkpoints.close()

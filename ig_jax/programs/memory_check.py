@@ -38,16 +38,18 @@ def shortage(exp: Experiment, mode: str) -> str:
       exp: a run on the devices of this machine.
       mode: of `run.MODES`.
     """
-    found = []
+    shortages = []
     if mode in _UPDATES:
-        found += [_of_state(exp), _of_batch(exp), _of_rows(exp)]
+        shortages += [_of_state(exp), _of_batch(exp), _of_rows(exp)]
     of_files = mode == "evaluate" and exp.config.evaluate.samples  # no network is needed for those
     if mode in _SAMPLES and not of_files:
-        found += [_of_weights(exp), _of_samples(exp)]
+        shortages += [_of_weights(exp), _of_samples(exp)]
     if mode == "prepare":
         batch = exp.config.prepare.batch_size * _stored_bytes(exp)
-        found.append(_short("prepare.batch_size", exp.config.prepare.batch_size, batch, of_host()))
-    return next(filter(None, found), "")
+        shortages.append(
+            _short("prepare.batch_size", exp.config.prepare.batch_size, batch, of_host())
+        )
+    return next(filter(None, shortages), "")
 
 
 def size_text(count: int) -> str:

@@ -36,16 +36,16 @@ def _failure(workdir: Path) -> dict[str, Any]:
     if not file.exists():
         raise UserError(f"--workdir={workdir}: holds no {trainer.FAILURE}; nothing failed here")
     match files.read_json(file):
-        case {"step": int(step), "loss": str()} as found if step > 0:
-            return found
-    raise UserError(f"{file}: does not tell which step failed; train on, and it is noted again")
+        case {"step": int(step), "loss": str()} as failure if step > 0:
+            return failure
+    raise UserError(f"{file}: does not say which step failed; train on, and it is noted again")
 
 
 def _state_before(exp: Experiment, workdir: Path, step: int) -> tuple[TrainState, int, int]:
     """The newest state before `step`, its step and the number of its next batch."""
     checkpoints = checkpoint_manager.Checkpoints(workdir, reading=True)
     try:
-        older = [found for found in checkpoints.all_steps() if found < step]
+        older = [earlier for earlier in checkpoints.all_steps() if earlier < step]
         if not older:
             return training_step.init_state(exp), 0, 0
         state, start = trainer.restore(exp, checkpoints, older[-1])
@@ -71,7 +71,7 @@ def _not_finite(params: Any) -> list[str]:
 
 
 def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray]) -> str:
-    """Computes loss and gradients eagerly on one device; tells what is not a number first."""
+    """Computes loss and gradients eagerly on one device; reports what is not a number first."""
     c = exp.config
     # Not debug_infs: masked attention computes with infinities on purpose.
     with jax.disable_jit(), jax.debug_nans(True):

@@ -10,9 +10,8 @@ from typing import Any
 
 from ig_jax.checkpoint import compatibility
 from ig_jax.checkpoint import manager as checkpoint_manager
-from ig_jax.evaluation.base import Evaluator, HeldOut
 from ig_jax.evaluation.feature_extractor import FeatureExtractor
-from ig_jax.evaluation.image_evaluator import make_evaluator, make_feature_extractor
+from ig_jax.evaluation.image_evaluator import make_feature_extractor
 from ig_jax.experiment import Experiment
 from ig_jax.guidance import KINDS
 from ig_jax.parallel.mesh import replicate_locally
@@ -21,17 +20,8 @@ from ig_jax.types import Params
 
 
 def feature_extractor(exp: Experiment) -> tuple[FeatureExtractor, str]:
-    """The feature space that the config asks for, and the hash of its weights."""
-    c = exp.config
-    return make_feature_extractor(c.evaluate.features, c.data.source, exp.mesh, c.sample.batch_size)
-
-
-def evaluator(exp: Experiment) -> tuple[Evaluator, HeldOut | None]:
-    """The evaluator that the config asks for; see `make_evaluator`."""
-    c = exp.config
-    return make_evaluator(
-        c.evaluate, c.data.source, c.raw["data"]["source"], exp.mesh, c.sample.batch_size
-    )
+    """See `make_feature_extractor`."""
+    return make_feature_extractor(exp)
 
 
 def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
@@ -47,8 +37,8 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
         return checkpoints.weights(step, exp.config.sample.weights, exp.replicated_params)
 
     try:
-        step, found = checkpoints.newest(read, checkpoint_manager.WEIGHTS)
-        return step, replicate_locally(exp.mesh, found)
+        step, params = checkpoints.newest(read, checkpoint_manager.WEIGHTS)
+        return step, replicate_locally(exp.mesh, params)
     finally:
         checkpoints.close()
 
@@ -64,7 +54,7 @@ def settings(exp: Experiment, step: int) -> dict[str, Any]:
 
 
 def folder(parent: Path, record: Mapping[str, Any]) -> Path:
-    """A folder in `parent` whose name tells the main settings, and differs whenever any differs."""
+    """A folder in `parent` whose name holds the main settings, and differs whenever any differs."""
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
     if "sampler" not in record:  # samples of other programs
         return parent / f"files-{digest}"

@@ -62,9 +62,9 @@ def _draw(exp: Experiment, params: Params, target: Path, record: dict[str, Any])
             bar.update(len(indices))
     barrier("sampled")
     if jax.process_index() == 0:
-        made = kept.finish(labels_of(s, exp.num_classes, s.seed, np.arange(s.num)))
+        names = kept.finish(labels_of(s, exp.num_classes, s.seed, np.arange(s.num)))
         step = record["checkpoint_step"]
-        console.say(f"{s.num:,} samples of step {step} are in {target} ({', '.join(made)})")
+        console.say(f"{s.num:,} samples of step {step} are in {target} ({', '.join(names)})")
         if of_image is not None:
             console.say(
                 f"each took {of_image['evaluations']} evaluations of the network, "

@@ -15,6 +15,7 @@ from typing import Any
 from ig_jax import pytree
 from ig_jax.config.schema import Sample
 from ig_jax.errors import UserError
+from ig_jax.evaluation import image_evaluator
 from ig_jax.evaluation import report as metrics_report
 from ig_jax.experiment import Experiment
 from ig_jax.generation import variants
@@ -48,10 +49,10 @@ def apply_candidate(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler
     return guidances, replace(s.sampler, num_steps=steps)
 
 
-def _race(exp: Experiment, workdir: Path, step: int, told: Collection[str]) -> Search:
+def _race(exp: Experiment, workdir: Path, step: int, measures: Collection[str]) -> Search:
     c = exp.config.search
-    if c.metric not in metrics_report.BETTER or c.metric not in told:
-        known = [name for name in told if name in metrics_report.BETTER]
+    if c.metric not in metrics_report.BETTER or c.metric not in measures:
+        known = [name for name in measures if name in metrics_report.BETTER]
         raise UserError(f"search.metric = {c.metric!r}: must be one of {', '.join(known)}")
     compared = space.candidates(c.space, c.first_seed, numbers(exp.config.sample))
     halving = Halving(c.metric, metrics_report.BETTER[c.metric], c.rounds, c.keep, c.first_seed)
@@ -77,7 +78,7 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
 def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     c = exp.config.search
     step, params = run_record.load_weights(exp, workdir)
-    evaluator, _ = run_record.evaluator(exp)
+    evaluator, _ = image_evaluator.make_evaluator(exp)
     search = _race(exp, workdir, step, evaluator.metrics)
     generator = exp.pipeline.generator(guide=_guide(exp), decode=evaluator.decode)
     evaluator.rows(generator.shape)  # raises now what does not fit

@@ -29,7 +29,8 @@ class Sampler(Protocol):
     """The protocol of samplers, the classes in `SAMPLERS`."""
 
     num_steps: int
-    order: int  # of convergence, which a test measures; strong order does not apply to the SDE
+    # Of convergence, which a test measures; strong order does not apply to the SDE.
+    order: int
     # Chooses its own steps between the grid's times, for each sample apart: it is then called with
     # a batch of one, and guidance intervals become times of its grid.
     adaptive: bool
@@ -70,7 +71,8 @@ class FixedGrid:
 
     adaptive: ClassVar[bool] = False
     guided_at_end: ClassVar[bool] = False
-    calls_per_step: ClassVar[int] = 1  # evaluations of the field, for the cost shown to the user
+    # Evaluations of the field, for the cost shown to the user.
+    calls_per_step: ClassVar[int] = 1
     calls_in_last: ClassVar[int] = 1
     fewest_steps: ClassVar[int] = 1
 

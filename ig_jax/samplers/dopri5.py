@@ -23,7 +23,8 @@ from ig_jax.types import Field, Latents, Scalar
 class Dopri5:
     """Adaptive, six evaluations an accepted or rejected step."""
 
-    num_steps: int = at_most(MOST_STEPS)  # at most; a sample that needs more is not a number
+    # At most; a sample that needs more is not a number.
+    num_steps: int = at_most(MOST_STEPS)
     rtol: float = 1e-3
     atol: float = 1e-6
 

@@ -22,8 +22,10 @@ class Space:
     """Values to try: fields below `sample` such as 'ig.scale', each with the values it may take."""
 
     values: Mapping[str, tuple[float, ...]]
-    method: str  # grid: every combination; random: uniform between smallest and largest value
-    candidates: int = at_most(MOST_POINTS)  # points of the random method; a grid ignores it
+    # grid: every combination; random: uniform between smallest and largest value.
+    method: str
+    # Points of the random method; a grid ignores it.
+    candidates: int = at_most(MOST_POINTS)
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -120,16 +122,16 @@ def candidates(space: Space, seed: int, default: Mapping[str, float | int]) -> l
         if space.method == "grid"
         else itertools.islice(_random(space, seed), 100 * space.candidates)
     )
-    found = {Candidate.of(own): None}  # a dict keeps the order
+    distinct = {Candidate.of(own): None}  # a dict keeps the order
     for point in points:
-        if space.method == "random" and len(found) > space.candidates:
+        if space.method == "random" and len(distinct) > space.candidates:
             break
         candidate = _settled(point, own, default)
         if candidate:
-            found[candidate] = None
-    if len(found) == 1:
+            distinct[candidate] = None
+    if len(distinct) == 1:
         raise UserError(
             "the search space has no possible setting besides the config's own "
-            f"({next(iter(found))}): list more values, with low <= high for each interval"
+            f"({next(iter(distinct))}): list more values, with low <= high for each interval"
         )
-    return list(found)
+    return list(distinct)

@@ -35,7 +35,8 @@ class Halving:
     metric: str  # the measure that decides
     better: str  # lower or higher
     rounds: int  # the last candidates are measured on 2^(rounds - 1) seeds
-    keep: float  # share that goes on after a round, besides the config's own setting
+    # Share that goes on after a round, besides the config's own setting.
+    keep: float
     first_seed: int  # sampling seeds count up from here
 
     def __post_init__(self):
@@ -162,7 +163,7 @@ class Search:
                 raise UserError(f"{self._path}: has {candidate}, not in this space; {remedy}")
             seeds = [measured["seed"] for measured in values]
             wanted = [self._halving.first_seed + i for i in range(len(values))]
-            if seeds != wanted or not all(self._halving.metric in found for found in values):
+            if seeds != wanted or not all(self._halving.metric in measured for measured in values):
                 raise UserError(
                     f"{self._path}: has {candidate} with other seeds or measures than this search "
                     f"takes; {remedy}"

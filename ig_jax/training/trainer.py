@@ -1,4 +1,4 @@
-"""Training: a pure step, and a loop that keeps devices busy, tells what happens, and resumes.
+"""Training: a pure step, and a loop that keeps devices busy, reports what happens, and resumes.
 
 The loop dispatches a program of several steps, and only then looks at the metrics of the one
 before: the host never waits for the newest result. Which steps share a program depends on the step
@@ -113,11 +113,10 @@ class Outcome:
 
 
 def _evaluation(exp: Experiment) -> during_training.DuringTraining:
-    c = exp.config
-    source, described = c.data.source, c.raw["data"]["source"]
-    evaluator, _ = make_evaluator(c.evaluate, source, described, exp.mesh, c.sample.batch_size)
+    settings = exp.config.evaluate
+    evaluator, _ = make_evaluator(exp)
     return during_training.DuringTraining(
-        exp.pipeline, evaluator, num=c.evaluate.while_training.num, seed=c.evaluate.seeds[0]
+        exp.pipeline, evaluator, num=settings.while_training.num, seed=settings.seeds[0]
     )
 
 

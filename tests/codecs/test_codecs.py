@@ -123,7 +123,7 @@ def test_what_a_codec_cannot_read_is_refused_with_what_it_can(codec, shape):
 
 
 def test_latents_need_statistics_before_they_are_trained_on():
-    with pytest.raises(UserError, match="data.codec.statistics = '': no such file"):
+    with pytest.raises(UserError, match="data.codec.statistics = None: no such file"):
         VaVae("").latent(jnp.zeros((1, 2, 2, 64)), jax.random.key(0))
 
 

@@ -14,14 +14,16 @@ import pytest
 import tiny
 from ml_collections import ConfigDict, config_dict
 
-from configs import digits
+from configs import base, digits
 from ig_jax import pytree
 from ig_jax.config import run_config
 from ig_jax.config.run_config import ConfigError
 from ig_jax.data import SOURCES
 from ig_jax.errors import UserError
 
-LEAVES = pytree.flatten(digits.get_config().to_dict())
+# As records hold it: 0 and '' stand for the fields that are not set.
+LEAVES = pytree.flatten(run_config.parse(digits.get_config()).raw)
+UNSET = [p for p, value in pytree.flatten(base.get_config().to_dict()).items() if value is None]
 # What a search tries is free to hold any of the settings below `sample`: it has rules of its own.
 TRIED = "search.space.values."
 # Fields that a config may leave out, and the value that they then have.
@@ -33,8 +35,8 @@ OPTIONAL = {
     "sample.cfg.channels": 0,
     "sample.autoguidance.channels": 0,
     "sample.files": ("png", "npz"),
-    "evaluate.reference": "",
-    "evaluate.samples": "",
+    "evaluate.reference": None,
+    "evaluate.samples": None,
 }
 REQUIRED = [path for path in LEAVES if path not in OPTIONAL and not path.startswith(TRIED)]
 SECTIONS = sorted({p.rpartition(".")[0] for p in LEAVES if "." in p and not p.startswith(TRIED)})
@@ -69,13 +71,16 @@ def test_the_digits_config_parses_to_the_values_in_its_file():
     assert parsed.sample.sampler.num_steps == written.sample.sampler.num_steps
     assert parsed.sample.cfg.scale == written.sample.cfg.scale
     assert parsed.objective.terms["internal_guidance"].weight == 0.5
-    assert parsed.raw == written.to_dict()
+    written = pytree.flatten(written.to_dict())
+    assert pytree.flatten(parsed.raw) == {
+        p: LEAVES[p] if p in UNSET else written[p] for p in written
+    }
 
 
 def test_a_named_readout_is_the_one_that_guides():
     changes = {"model.depth": 4, "model.readouts": (3, 1), "sample.readout": 1}
     assert parse(changes).readout == 1
-    assert parse({**changes, "sample.readout": 0}).readout == 3
+    assert parse({**changes, "sample.readout": None}).readout == 3
 
 
 def test_nothing_parsed_can_be_changed_afterwards():
@@ -96,8 +101,9 @@ def test_a_whole_number_stands_for_a_float():
 
 @pytest.mark.parametrize("path", LEAVES)
 def test_every_field_refuses_a_value_of_no_type_by_its_name(path):
+    value = [None] if path in UNSET else None
     assert re.match(
-        rf"{re.escape(path)}\b.*= .*None.*: (must be|no such name)", refusal({path: None})
+        rf"{re.escape(path)}\b.*= .*None.*: (must be|no such name)", refusal({path: value})
     )
 
 
@@ -213,7 +219,8 @@ def test_a_field_that_may_be_left_out_has_the_value_of_the_base_config(path, val
     section, _, name = path.rpartition(".")
     for part in section.split("."):
         parsed = getattr(parsed, part)
-    assert getattr(parsed, name) == value == LEAVES[path]
+    assert getattr(parsed, name) == value
+    assert LEAVES[path] == ("" if value is None else value)
 
 
 def test_a_sampler_may_leave_out_its_tolerances_and_has_those_of_its_own():
@@ -298,10 +305,10 @@ def test_one_device_takes_what_two_refuse():
     ("length", "steps"),
     [
         ({"train.steps": 7}, 7),
-        ({"train.steps": 0, "train.images": 33}, 3),
-        ({"train.steps": 0, "train.images": 32}, 2),
-        ({"train.steps": 0, "train.images": 1}, 1),
-        ({"train.steps": 0, "train.epochs": 0.5}, 46),  # 1442 images / 2 / 16, rounded up
+        ({"train.steps": None, "train.images": 33}, 3),
+        ({"train.steps": None, "train.images": 32}, 2),
+        ({"train.steps": None, "train.images": 1}, 1),
+        ({"train.steps": None, "train.epochs": 0.5}, 46),  # 1442 images / 2 / 16, rounded up
     ],
 )
 def test_the_length_of_a_run_is_rounded_up_to_whole_steps(length, steps):
@@ -310,6 +317,6 @@ def test_the_length_of_a_run_is_rounded_up_to_whole_steps(length, steps):
 
 @pytest.mark.parametrize("length", [{"train.epochs": 1e30}, {"train.images": 10**12}])
 def test_a_run_of_more_steps_than_can_be_counted_is_refused(length):
-    train = parse({"train.steps": 0, "train.batch_size": 2, **length}).train
+    train = parse({"train.steps": None, "train.batch_size": 2, **length}).train
     with pytest.raises(ConfigError, match=r"train.\w+ = 1.*: make .* steps, must not make"):
         train.total_steps(1442)

@@ -147,11 +147,15 @@ RULES = {
     "clip_norm": ({"optim.clip_norm": -1.0}, "optim.clip_norm = -1.0", r"\(0 turns clipping off\)"),
     "warmup": ({"optim.warmup_steps": -1}, "optim.warmup_steps = -1", "not be negative"),
     "schedule": ({"optim.schedule": "step"}, "optim.schedule = 'step'", "constant, cosine, linear"),
-    "no_length": ({"train.steps": 0}, "train.steps, images, epochs = 0, 0, 0.0", "exactly one"),
+    "no_length": (
+        {"train.steps": 0},
+        "train.steps, images, epochs = None, None, None",
+        "exactly one",
+    ),
     "two_lengths": (
         {"train.images": 100},
-        "train.steps, images, epochs = 24, 100, 0.0",
-        "exactly one of them, above 0, and set the others to 0",
+        "train.steps, images, epochs = 24, 100, None",
+        r"exactly one of them, above 0, and set the others to None \(0 on the command line\)",
     ),
     "negative_length": ({"train.steps": -5}, "train.steps, images, epochs = -5", "above 0"),
     "batch_0": ({"train.batch_size": 0}, "train.batch_size = 0", "at least 1"),
@@ -227,7 +231,7 @@ RULES = {
     "readout_without_head": (
         {"sample.readout": 2},
         "sample.readout = 2",
-        r"one of model.readouts = \(1,\), or 0",
+        r"one of model.readouts = \(1,\), or None",
     ),
     "ig_without_readout": (
         {"model.readouts": (), "objective.terms": {"flow": {"weight": 1.0}}},
@@ -342,7 +346,7 @@ RULES = {
     "guide_step": (
         {"sample.guide.step": -1},
         "sample.guide.step = -1",
-        r"must not be negative \(0 is the newest\)",
+        "must be above 0, or None for the newest",
     ),
     "autoguidance_backwards": (
         {"sample.autoguidance.low": 0.5, "sample.autoguidance.high": 0.4},

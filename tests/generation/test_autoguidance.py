@@ -184,3 +184,8 @@ def test_the_programs_draw_with_the_guide(tmp_path, smaller):
     text = dry_run.describe(exp)
     assert "2 network evaluations a sample and 2 of the guiding network" in text
     assert "autoguidance 2" in text
+
+
+def test_a_search_over_autoguidance_needs_the_name_of_a_run():
+    with pytest.raises(UserError, match="^sample.guide.workdir = None: .* name its run$"):
+        guide_model.load(tiny.experiment().pipeline, wanted=True)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch_pickles import tensor, write
 
 from configs import published
-from ig_jax import modes
+from ig_jax import modes, pytree
 from ig_jax.checkpoint import compatibility
 from ig_jax.codecs import to_uint8
 from ig_jax.config.run_config import parse
@@ -259,6 +259,8 @@ def test_an_imported_run_is_trained_on_from_its_weights_under_other_settings(imp
         folder / "published.safetensors", workdir, published.bases(), readout_depth=2
     )
     c = config_of(path)
+    # A field that is None in the file itself could not be set on the command line.
+    assert None not in pytree.flatten(c.to_dict()).values()
     c.train.update({"steps": 2, "epochs": 0.0, "batch_size": 4})
     c.optim.learning_rate = 1e-6
     c.log.samples_every_steps = 0

@@ -461,7 +461,7 @@ def test_a_codec_without_latents_is_refused(tmp_path):
 
 def test_pictures_without_an_autoencoder_are_refused(pictures, tmp_path):
     c = settings("sd_vae", "image_folder", pictures)
-    with pytest.raises(UserError, match="data.codec.weights = '': encoding images needs"):
+    with pytest.raises(UserError, match="data.codec.weights = None: encoding images needs"):
         prepared(c, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -90,7 +90,7 @@ def test_statistics_of_another_feature_space_are_refused(made, tmp_path):
     """Held-out digits fit another classifier."""
     changes = {"evaluate.reference": str(made / "reference.npz"), "data.source.split": "held_out"}
     with pytest.raises(UserError, match="made with other weights of the feature space"):
-        run_record.evaluator(tiny.experiment(changes))
+        image_evaluator.make_evaluator(tiny.experiment(changes))
 
 
 def test_statistics_of_other_features_are_refused_before_anything_is_drawn(tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_replay_without_a_failure_is_refused(tmp_path):
 def test_a_damaged_note_of_a_failure_is_told(tmp_path, content):
     (tmp_path / "not_finite.json").write_text(content)
     with pytest.raises(
-        UserError, match=f"{tmp_path}/not_finite.json: (does not tell|is cut|is nested)"
+        UserError, match=f"{tmp_path}/not_finite.json: (does not say|is cut|is nested)"
     ):
         replay.run(tiny.experiment(), tmp_path)
 

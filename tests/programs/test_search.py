@@ -11,6 +11,7 @@ import tiny
 from ig_jax import experiment, modes
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
+from ig_jax.evaluation import image_evaluator
 from ig_jax.generation import variants
 from ig_jax.programs import run_record, search
 from ig_jax.search.space import Candidate
@@ -45,7 +46,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
     exp = experiment.experiment(run_config.parse(settings(), jax.device_count()))
     c = exp.config
     _, params = run_record.load_weights(exp, workdir)
-    evaluator, _ = run_record.evaluator(exp)
+    evaluator, _ = image_evaluator.make_evaluator(exp)
     [row] = [row for row in rows if row["candidate"] == {"ig.scale": 3.0}]
     guidances, sampler = search.apply_candidate(c.sample, Candidate.of(row["candidate"]))
 
