@@ -129,7 +129,7 @@ def breakdown(
     batch = {name: value[0] for name, value in batches.items()}
     draw, alone, both = noised(exp), jax.jit(forward(exp)), jax.jit(gradients(exp))
     ready = draw(state.step, batch, encoder)
-    teacher = ema.first(state.ema, exp.config.train.ema_decays)
+    teacher = state.ema[ema.name(exp.teacher_decay)]
     step, params = state.step, state.trained
     drawing = time(lambda: draw(step, batch, encoder))
     forwards = time(lambda: alone(params, ready, teacher))

@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
     c.objective = ConfigDict()
     # Share of labels replaced by the null class; CFG needs some.
     c.objective.label_drop = 0.1
+    # Decay of the average that some terms learn from, one of train.ema_decays; unset: the first.
+    c.objective.teacher_decay = placeholder(float)
     c.objective.terms = ConfigDict()
     # Any term may have weight_factor, which multiplies its weight after each epoch behind the first
     # constant_epochs; without them the weight is constant.

@@ -88,6 +88,11 @@ class Experiment:
             steps_per_epoch=self.config.train.steps_per_epoch(len(self.config.data.source)),
         )
 
+    @property
+    def teacher_decay(self) -> float:
+        """Decay of the average that terms of the loss compare with."""
+        return self.config.objective.teacher_decay or self.config.train.ema_decays[0]
+
     @cached_property
     def split_objective(self) -> Objective:
         """As `objective`, for parameters that devices share."""

@@ -180,6 +180,15 @@ def _check_sampling(c: Config) -> None:
         )
 
 
+def _check_teacher(c: Config) -> None:
+    decay, averages = c.objective.teacher_decay, c.train.ema_decays
+    if decay is not None and ema.name(decay) not in map(ema.name, averages):
+        raise ConfigError(
+            f"objective.teacher_decay = {decay}: must be one of train.ema_decays = "
+            f"{shown(averages)}; add it there, or leave it out for the first of them"
+        )
+
+
 def check_devices(c: Config, devices: int) -> None:
     """Raises ConfigError where the mesh or a batch does not divide over `devices`."""
     data, fsdp, _ = c.mesh.shape(devices)
@@ -224,5 +233,6 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
     _check_latents(parsed)
     _check_model(parsed)
     _check_sampling(parsed)
+    _check_teacher(parsed)
     check_devices(parsed, devices)
     return parsed

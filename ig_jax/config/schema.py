@@ -45,6 +45,8 @@ class Data:
 class ObjectiveSettings:
     label_drop: float
     terms: Mapping[str, Term] = each_named(TERMS)
+    # Decay of the average that is the teacher of terms; None: the first.
+    teacher_decay: float | None = unset(0.0, None)
 
     def __post_init__(self):
         require(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "must lie in [0, 1]")

@@ -19,7 +19,7 @@ def name(decay: float | int) -> str:
 
 
 def first(averages: Averages, decays: Decays) -> Params:
-    """The average that is sampled, evaluated and used as the teacher: of the first decay.
+    """The average that is sampled and evaluated: of the first decay.
 
     The config alone knows which is first: a compiled program hands a dict back in the order of its
     keys, and a checkpoint in an order of its own.

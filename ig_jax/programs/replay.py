@@ -81,7 +81,7 @@ def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray]) -> s
             draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
             noised = training_step.Noised(x0, jax.numpy.asarray(batch["label"]), draws)
             gradients = partial(training_step.gradients, objective=exp.objective)
-            teacher = ema.first(state.ema, c.train.ema_decays)
+            teacher = state.ema[ema.name(exp.teacher_decay)]
             _, metrics = gradients(state.trained, noised, teacher, state.step)
         except FloatingPointError as error:
             return _where(error)

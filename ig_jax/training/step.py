@@ -85,15 +85,15 @@ def update_state(
     *,
     gradients: Gradients,
     optimizer: optax.GradientTransformation,
-    decays: ema.Decays,
+    teacher_decay: float,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on a batch with its randomness: gradient, clip, update, averages.
 
-    The average of the first of `decays`, as configured, which sampling uses too, is the teacher of
-    the terms that want one.
+    The teacher of the terms that want one is the average of `teacher_decay` before this step.
     """
     trained = state.trained
-    grads, metrics = gradients(trained, batch, ema.first(state.ema, decays), state.step)
+    teacher = state.ema[ema.name(teacher_decay)]
+    grads, metrics = gradients(trained, batch, teacher, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     params, terms = parted(optax.apply_updates(trained, updates))
     averages = ema.update(state.ema, params)
@@ -121,7 +121,7 @@ def train_step(
         Noised(x0, batch["label"], draws),
         gradients=collectives.over_devices(of_rows, exp.mesh, exp.axes, sums=is_sum),
         optimizer=exp.optimizer,
-        decays=c.train.ema_decays,
+        teacher_decay=exp.teacher_decay,
     )
 
 

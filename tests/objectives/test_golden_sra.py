@@ -196,7 +196,7 @@ def training(golden_dir, request):
             update_state,
             gradients=partial(gradients, objective=loss),
             optimizer=optimizer,
-            decays=(decay,),
+            teacher_decay=decay,
         )
     )
     params, terms = parted(from_published(net, v.weights("_init")))

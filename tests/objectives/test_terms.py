@@ -26,6 +26,8 @@ from ig_jax.training import step, trainer
 from ig_jax.types import NONE
 
 FLOW = {"flow": {"weight": 1.0}, "internal_guidance": {"weight": 0.5}}
+ALIGNMENT = {"weight": 0.5, "depth": 1, "teacher_depth": 2}
+HEADS = {"sra2": {"weight": 1.0, "depth": 1}, "self_alignment": ALIGNMENT}
 SRA2 = {"objective.terms": {**FLOW, "sra2": {"weight": 1.0, "depth": 1}}}
 
 
@@ -278,7 +280,7 @@ def test_clipping_sees_the_gradient_of_network_and_heads_as_one():
         step.Noised(None, None, None),
         gradients=gradients,
         optimizer=exp.optimizer,
-        decays=(0.9,),
+        teacher_decay=0.9,
     )
     assert metrics["grad_norm"] == pytest.approx(5.0)
 
@@ -288,9 +290,9 @@ def test_clipping_sees_the_gradient_of_network_and_heads_as_one():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of 12 steps with a head, and the state it ended with."""
+    """A run of 12 steps with two heads and a teacher, and the state it ended with."""
     workdir = tmp_path_factory.mktemp("run")
-    changes = {**SRA2, "train.steps": 12}
+    changes = {"objective.terms": {**FLOW, **HEADS}, "train.steps": 12}
     return workdir, changes, trainer.run(tiny.experiment(changes), workdir).state
 
 
@@ -299,9 +301,9 @@ def copied(run, tmp_path):
 
 
 def test_going_on_gives_the_bits_of_an_unbroken_run_with_a_head(run, tmp_path):
-    trainer.run(tiny.experiment({**SRA2, "train.steps": 6}), tmp_path)
+    trainer.run(tiny.experiment({**run[1], "train.steps": 6}), tmp_path)
     outcome = trainer.run(tiny.experiment(run[1]), tmp_path)
-    assert list(outcome.state.terms) == ["sra2"]
+    assert outcome.state.terms.keys() == HEADS.keys()
     assert_same_bits(outcome.state, run[2])
 
 
@@ -318,7 +320,9 @@ def test_parameters_and_losses_of_heads_are_written_down(run):
     assert "terms/sra2/fc5/kernel" in (run[0] / "parameters.txt").read_text()
     line = json.loads((run[0] / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["loss"] == pytest.approx(
-        line["loss/flow"] + 0.5 * line["loss/internal_guidance"] + line["loss/sra2"]
+        line["loss/flow"]
+        + 0.5 * (line["loss/internal_guidance"] + line["loss/self_alignment"])
+        + line["loss/sra2"]
     )
 
 

@@ -79,7 +79,7 @@ def training(golden_dir):
             update_state,
             gradients=partial(gradients, objective=loss),
             optimizer=optimizer,
-            decays=decays,
+            teacher_decay=decays[0],
         )
     )
     params = from_published(net, vectors.weights("_init"))
