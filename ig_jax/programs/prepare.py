@@ -9,7 +9,6 @@ often a run was broken.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,13 +30,12 @@ from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
 from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console
-from ig_jax.parallel import lock
+from ig_jax.parallel import lock, resumable
 from ig_jax.parallel.mesh import over_batch, prefetch, replicated, to_global, to_host
-from ig_jax.parallel.processes import barrier, process_slice
+from ig_jax.parallel.processes import barrier
 from ig_jax.types import Encoded, Params
 
 _SETTINGS, NOTES = "prepare.json", "parts"
-_READERS = 16  # examples read at the same time; most of that is waiting for files
 LISTED = 10  # unreadable examples that are printed; the record lists all
 
 
@@ -70,17 +68,17 @@ class Encoder:
             yield to_host(stored)[:count]
 
 
-class _Preparation:
-    """One data set being written to one folder."""
+class _Preparation(resumable.Parts):
+    """One data set being written to one folder; the file of a part is a note on it."""
 
     def __init__(self, exp: Experiment, folder: Path):
         c = exp.config
         self.exp, self.folder, self.settings = exp, folder, c.prepare
         self.source, self.codec = c.data.source, c.data.codec
-        size = c.prepare.examples_per_file
-        total = len(self.source)
-        self.parts = [range(i, min(i + size, total)) for i in range(0, total, size)]
+        super().__init__(folder / NOTES, len(self.source), c.prepare.examples_per_file)
         _check(exp)
+        # Before anything is written: the autoencoder may be missing.
+        self.encode: Encode = as_they_are if isinstance(self.source, Encoded) else Encoder(exp)
 
     @cached_property
     def layout(self) -> Layout:
@@ -88,7 +86,7 @@ class _Preparation:
         return LAYOUTS[self.settings.layout](
             folder=self.folder,
             codec=self.codec.name,
-            parts=len(self.parts),
+            parts=len(self.ranges),
             num_classes=self.exp.num_classes,
             shape=(*sides, 2 * channels),
         )
@@ -112,32 +110,32 @@ class _Preparation:
     def begin(self) -> None:
         """Begins the empty folder, or sees that what is in it was begun in the same way."""
         file = self.folder / _SETTINGS
-        # What is hidden may be what a kill left of this very file.
-        others = [f for f in self.folder.iterdir() if f.name[0] != "." and f.name != _SETTINGS]
-        begun = _settings(file) if file.exists() else None
-        if begun is None and others:
-            what = f"{_SETTINGS} is damaged" if file.exists() else "holds other files"
-            raise UserError(f"--workdir={self.folder}: {what}; name an empty folder")
-        if begun is None:
-            return files.write_json(file, self.made_of)
-        different = pytree.differences(begun, self.made_of)
-        if different:
+        begun = None
+        with suppress(UserError):  # it is absent or damaged
+            begun = files.read_json(file)
+        if not isinstance(begun, dict):
+            # What is hidden may be what a kill left of this very file.
+            if any(f.name[0] != "." and f.name != _SETTINGS for f in self.folder.iterdir()):
+                what = f"{_SETTINGS} is damaged" if file.exists() else "holds other files"
+                raise UserError(f"--workdir={self.folder}: {what}; name an empty folder")
+            files.write_json(file, self.made_of)
+        elif different := pytree.differences(begun, self.made_of):
             raise UserError(
                 f"--workdir={self.folder}: was begun with other settings "
                 f"({'; '.join(different)}): use them, or another folder"
             )
 
-    def note(self, part: int) -> Path:
-        return self.folder / NOTES / f"{part:05d}.json"
+    def file(self, part: int) -> Path:
+        return self.parts_folder / f"{part:05d}.json"
 
-    def make(self, number: int, encode: Encode, readers: ThreadPoolExecutor, bar: Any) -> None:
+    def make(self, part: int, readers: ThreadPoolExecutor, bar: Any) -> None:
         """Reads, encodes, writes and notes one part."""
         good: list[Example] = []
         skipped: list[str] = []
 
         def readable() -> Iterator[list[Example]]:
             size = self.settings.batch_size
-            for batch in read_batches(self.source, self.parts[number], size, readers):
+            for batch in read_batches(self.source, self.ranges[part], size, readers):
                 reasons = [x.reason for x in batch if isinstance(x, Unreadable)]
                 if reasons and self.settings.bad_examples == "stop":
                     raise UserError(f"{reasons[0]}, or pass --config.prepare.bad_examples=skip")
@@ -148,23 +146,23 @@ class _Preparation:
                 if examples:
                     yield examples
 
-        stored = list(encode(readable()))
+        stored = list(self.encode(readable()))
         if not good:
             raise UserError(f"not one of {len(skipped)} examples is readable; {skipped[0]}")
-        part = LatentPart(
-            number,
+        latents = LatentPart(
+            part,
             np.array([x.index for x in good]),
             [x.name for x in good],
             np.array([x.label for x in good]),
             np.concatenate(stored),
         )
         try:
-            self.layout.write(part)
+            self.layout.write(latents)
         except RuntimeError as error:  # from array_record
             raise UserError(
                 f"{self.folder}: cannot be written to ({error}); make room, {disk_errors.AGAIN}"
             ) from error
-        self._write_note(part, skipped)
+        self._write_note(latents, skipped)
 
     def _write_note(self, part: LatentPart, skipped: list[str]) -> None:
         first, second = self.codec.sums(part.stored)
@@ -176,24 +174,11 @@ class _Preparation:
             "first": first.tolist(),
             "second": second.tolist(),
         }
-        self.note(part.number).parent.mkdir(exist_ok=True)
-        files.write_json(self.note(part.number), note)
+        files.write_json(self.file(part.number), note)
 
-    def read_note(self, part: int) -> dict[str, Any] | None:
-        """Reads the note of a part; None where the part is to be made, perhaps again."""
-        if not self.note(part).exists():
-            return None
-        with suppress(UserError):
-            note = files.read_json(self.note(part))
-            if _is_note(note, self.codec.channels):
-                return note
-        return None
-
-    def _require_note(self, part: int) -> dict[str, Any]:
-        note = self.read_note(part)
-        if note is None:
-            raise UserError(f"{self.note(part)}: was damaged meanwhile; run the same command again")
-        return note
+    def read(self, part: int) -> dict[str, Any] | None:
+        note = files.read_json(self.file(part))
+        return note if _is_note(note, self.codec.channels) else None
 
     def finished(self) -> Record | None:
         """The record of the whole data set; None where it is to be made, perhaps again.
@@ -204,23 +189,19 @@ class _Preparation:
         try:
             return provenance.read(self.layout.record_folder)
         except UserError:
-            if not (self.folder / NOTES).exists():
+            if not self.parts_folder.exists():
                 raise
             return None
 
-    def finish(self) -> None:
-        """Writes what describes the whole, and tidies up."""
-        notes = [self._require_note(part) for part in range(len(self.parts))]
+    def merge(self, found: Iterator[dict[str, Any]]) -> None:
+        """Writes what describes the whole."""
+        notes = list(found)
         whole = _whole(notes)
         self.layout.finish(whole)
         made = self._record(whole, [reason for note in notes for reason in note["skipped"]])
         files.write_text(
             self.layout.record_folder / provenance.PROVENANCE_FILE, provenance.dumps(made)
         )
-        self.tidy()
-
-    def tidy(self) -> None:
-        shutil.rmtree(self.folder / NOTES, ignore_errors=True)
 
     def _record(self, whole: FinishedDataset, skipped: list[str]) -> Record:
         known = self.source.record() if isinstance(self.source, Encoded) else None
@@ -248,15 +229,6 @@ class _Preparation:
             source=self.made_of["data"]["source"],
             versions=versions.versions(),
         )
-
-
-def _settings(file: Path) -> dict[str, Any] | None:
-    """Reads the settings that a folder was begun with; None if they are damaged."""
-    with suppress(UserError):
-        found = files.read_json(file)
-        if isinstance(found, dict):
-            return found
-    return None
 
 
 def _is_note(found: Any, channels: int) -> bool:
@@ -332,8 +304,6 @@ def run(exp: Experiment, folder: Path) -> Record:
 def _prepare(exp: Experiment, folder: Path) -> tuple[Record, Path]:
     """The record of what is in the folder when it is done, and where that lies."""
     preparation = _Preparation(exp, folder)
-    # Before anything is written: the autoencoder may be missing.
-    encode = as_they_are if isinstance(preparation.source, Encoded) else Encoder(exp)
     if jax.process_index() == 0:
         preparation.begin()
     barrier("begun")
@@ -342,21 +312,9 @@ def _prepare(exp: Experiment, folder: Path) -> tuple[Record, Path]:
     if made is not None:
         barrier("done already")
         if jax.process_index() == 0:
-            preparation.tidy()  # what a kill at the very end left
+            preparation.remove()  # what a kill at the very end left
         console.say(f"{folder} is prepared already")
         return made, written
     console.say_data(preparation.source)
-    parts = process_slice(len(preparation.parts))
-    left = [i for i in parts if preparation.read_note(i) is None]
-    total, rest = (sum(len(preparation.parts[i]) for i in some) for some in (parts, left))
-    with (
-        ThreadPoolExecutor(_READERS) as readers,
-        console.progress(total, initial=total - rest, unit="image", what="preparing") as bar,
-    ):
-        for number in left:
-            preparation.make(number, encode, readers, bar)
-    barrier("written")
-    if jax.process_index() == 0:
-        preparation.finish()
-    barrier("finished")
+    preparation.complete("preparing")
     return provenance.read(written), written

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
@@ -28,23 +27,17 @@ from ig_jax.io import disk_errors, files, npz
 from ig_jax.metrics import reference_statistics as statistics
 from ig_jax.metrics.moments import Moments
 from ig_jax.monitoring import console
-from ig_jax.parallel import lock
-from ig_jax.parallel.processes import barrier, from_process_0, process_slice
+from ig_jax.parallel import lock, resumable
+from ig_jax.parallel.processes import from_process_0
 from ig_jax.programs import run_record
 from ig_jax.types import Source
 
 PART = 50_000  # images; what a kill can cost
 TOGETHER = 5_000  # rows of features that are added to the moments at once
 CHOSEN = 10_000  # images whose features are kept for precision and recall, as many as ADM's
-_READERS = 16
 _FILE, PARTS = "reference.npz", ".parts"
 
 Part = tuple[dict[str, Moments], np.ndarray]  # moments by name, features of some images
-
-
-def _chosen(total: int) -> np.ndarray:
-    """Indices of the images for precision and recall, ascending; always the same ones."""
-    return np.sort(np.random.default_rng(0).permutation(total)[:CHOSEN])
 
 
 def _require_images(source: Source) -> None:
@@ -97,66 +90,59 @@ def _write_part(file: Path, parts: Iterator[Rows], kept: np.ndarray) -> None:
         np.savez(content, rows=np.concatenate(rows), **arrays)
 
 
-def _read_part(file: Path, count: int, kept: int) -> Part | None:
-    """Reads a file of `_write_part` on `count` images; None where it is to be made.
-
-    A damaged one is made again.
-    """
-    try:
-        arrays = (
-            {name: npz.read_array(file, name) for name in npz.names(file)} if file.exists() else {}
-        )
-        names = {name.split(".")[0] for name in arrays} - {"rows"}
-        moments = {
-            n: Moments(int(arrays[f"{n}.count"]), arrays[f"{n}.mean"], arrays[f"{n}.scatter"])
-            for n in names
-        }
-        width = moments["pool"].mean.size
-        if arrays["rows"].shape != (kept, width):
-            return None
-    except (UserError, KeyError, TypeError):
-        return None
-    whole = all(m.count == count and m.scatter.shape == 2 * m.mean.shape for m in moments.values())
-    return (moments, arrays["rows"]) if whole else None
-
-
 def _both(a: Part, b: Part) -> Part:
     return {n: m.merge(b[0][n]) for n, m in a[0].items()}, np.concatenate([a[1], b[1]])
 
 
-class _Parts:
-    """The parts that the images of a source are cut into, and their files."""
+class _Statistics(resumable.Parts):
+    """Statistics of all images of a source, being written to the file `target`."""
 
-    def __init__(self, folder: Path, exp: Experiment, source: Source, digest: str):
-        total = len(source)
-        self.ranges = [range(i, min(i + PART, total)) for i in range(0, total, PART)]
-        self._chosen = _chosen(total)
+    def __init__(self, target: Path, exp: Experiment, source: Source):
+        super().__init__(target.parent / PARTS, len(source), PART)
+        self._look, self._space = run_record.feature_extractor(exp)
+        self._target, self._source, self._size = target, source, exp.config.sample.batch_size
+        # For precision and recall always the same ones.
+        self._chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:CHOSEN])
         # Parts of other images, or seen by other weights, have other names.
-        made_of = [digest, exp.config.raw["data"]["source"], total, PART, CHOSEN]
+        made_of = [self._space, exp.config.raw["data"]["source"], len(source), PART, CHOSEN]
         self._name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-        self.folder = folder / PARTS
 
     def file(self, part: int) -> Path:
-        return self.folder / f"{self._name}-{part:05d}.npz"
+        return self.parts_folder / f"{self._name}-{part:05d}.npz"
 
-    def kept(self, part: int) -> np.ndarray:
+    def _kept(self, part: int) -> np.ndarray:
         """Places within the part of the images whose features are kept."""
         places = self._chosen - self.ranges[part].start
         return places[(0 <= places) & (places < len(self.ranges[part]))]
 
     def read(self, part: int) -> Part | None:
-        return _read_part(self.file(part), len(self.ranges[part]), len(self.kept(part)))
+        file, count, kept = self.file(part), len(self.ranges[part]), len(self._kept(part))
+        arrays = {name: npz.read_array(file, name) for name in npz.names(file)}
+        try:
+            moments = {
+                n: Moments(int(arrays[f"{n}.count"]), arrays[f"{n}.mean"], arrays[f"{n}.scatter"])
+                for n in {name.split(".")[0] for name in arrays} - {"rows"}
+            }
+            whole = arrays["rows"].shape == (kept, moments["pool"].mean.size) and all(
+                m.count == count and m.scatter.shape == 2 * m.mean.shape for m in moments.values()
+            )
+        except (KeyError, TypeError):
+            return None
+        return (moments, arrays["rows"]) if whole else None
 
-    def merged(self) -> Part:
-        """Moments of all parts, and the features that were kept, in order."""
+    def make(self, part: int, readers: ThreadPoolExecutor, bar: Any) -> None:
+        images = self.ranges[part]
+        seen = _features(self._source, self._look, images, self._size, readers, bar)
+        _write_part(self.file(part), seen, self._kept(part))
 
-        def read(part: int) -> Part:
-            found = self.read(part)
-            if found is None:
-                raise UserError(f"{self.file(part)}: was damaged meanwhile; run the command again")
-            return found
-
-        return reduce(_both, map(read, range(len(self.ranges))))
+    def merge(self, found: Iterator[Part]) -> None:
+        moments, rows = reduce(_both, found)
+        gaussians = {name: m.gaussian for name, m in moments.items()}
+        statistics.write(
+            *(self._target, gaussians["pool"], gaussians.get("spatial"), rows),
+            space=self._space,
+            count=len(self._source),
+        )
 
 
 def _is_there(target: Path) -> bool:
@@ -185,38 +171,11 @@ def run(exp: Experiment, folder: Path) -> Path:
     with lock.held(folder), disk_errors.reported(folder):
         if from_process_0(jax.process_index() == 0 and _is_there(target)):
             console.say(f"{target} is there already")
-        else:
-            _make(exp, source, target)
-    return target
-
-
-def _make(exp: Experiment, source: Source, target: Path) -> None:
-    look, digest = run_record.feature_extractor(exp)
-    console.say_data(source)
-    size = exp.config.sample.batch_size
-    parts = _Parts(target.parent, exp, source, digest)
-    own = process_slice(len(parts.ranges))
-    left = [i for i in own if parts.read(i) is None]
-    images, rest = (sum(len(parts.ranges[i]) for i in some) for some in (own, left))
-    with (
-        ThreadPoolExecutor(_READERS) as readers,
-        console.progress(images, initial=images - rest, unit="image", what="looking") as bar,
-    ):
-        parts.folder.mkdir(exist_ok=True)
-        for i in left:
-            seen = _features(source, look, parts.ranges[i], size, readers, bar)
-            _write_part(parts.file(i), seen, parts.kept(i))
-    barrier("seen")
-    if jax.process_index() == 0:
-        moments, rows = parts.merged()
-        gaussians = {name: m.gaussian for name, m in moments.items()}
-        statistics.write(
-            *(target, gaussians["pool"], gaussians.get("spatial"), rows),
-            space=digest,
-            count=len(source),
-        )
-        shutil.rmtree(parts.folder)
-    barrier("written")
+            return target
+        made = _Statistics(target, exp, source)
+        console.say_data(source)
+        made.complete("looking")
     console.say(
         f"statistics of {len(source):,} images are in {target}; name it in evaluate.reference"
     )
+    return target
