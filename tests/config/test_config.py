@@ -37,6 +37,7 @@ OPTIONAL = {
     "sample.files": ("png", "npz"),
     "evaluate.reference": None,
     "evaluate.samples": None,
+    "objective.teacher_decay": None,
 }
 REQUIRED = [path for path in LEAVES if path not in OPTIONAL and not path.startswith(TRIED)]
 SECTIONS = sorted({p.rpartition(".")[0] for p in LEAVES if "." in p and not p.startswith(TRIED)})

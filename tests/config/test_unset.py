@@ -19,6 +19,7 @@ FIELDS = {
     "train.images": 640,
     "train.epochs": 2.5,
     "log.peak_tflops": 989.5,
+    "objective.teacher_decay": 0.999,
     "sample.readout": 1,
     "sample.guide.workdir": "runs/worse",
     "sample.guide.step": 500,

@@ -133,7 +133,7 @@ def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
 
     state = state.replace(opt_state=guard, ema=averages)
     none = Noised(None, None, None)
-    settings = {"optimizer": exp.optimizer, "decays": exp.config.train.ema_decays}
+    settings = {"optimizer": exp.optimizer, "teacher_decay": exp.teacher_decay}
     update = partial(update_state, gradients=gradients, **settings)
     after, metrics = quick_jit(update)(state, none)
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.ema), before)

@@ -12,6 +12,7 @@ from runs import assert_same_bits, metrics
 from vectors import quick_jit
 
 from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.config.parser import ConfigError
 from ig_jax.data import loader
 from ig_jax.objectives.metrics import BY_TIME
 from ig_jax.parallel.mesh import replicate_locally, to_global
@@ -156,11 +157,16 @@ def test_losses_by_time_are_the_means_over_all_examples_of_the_steps_of_a_line(l
             assert mean == pytest.approx(sums[i] / examples[i], rel=1e-6)
 
 
-def test_the_first_average_is_the_teacher_of_the_accelerated_term(unbroken):
+@pytest.mark.parametrize("decay", [None, 0.8])
+def test_the_first_average_or_the_one_that_is_named_is_the_teacher(unbroken, decay):
     """One step from a state whose averages differ from its weights and from each other."""
     term = {"weight": 1.0, "omega": 0.5, "bias": "ema"}
     exp = tiny.experiment(
-        {"objective.terms": {"accelerated_flow": term}, "objective.label_drop": 0.1}
+        {
+            "objective.terms": {"accelerated_flow": term},
+            "objective.label_drop": 0.1,
+            "objective.teacher_decay": decay,
+        }
     )
     state, objective = unbroken.outcome.state, exp.objective
     data = next(loader.batches(exp.config.data.source, 16, 0))
@@ -168,14 +174,19 @@ def test_the_first_average_is_the_teacher_of_the_accelerated_term(unbroken):
     labels = jnp.asarray(data["label"])
     draws = objective.draw(jax.random.key(0), x0)
     gradients = partial(step.gradients, objective=objective, parts=2)
-    settings = {"optimizer": exp.optimizer, "decays": exp.config.train.ema_decays}
+    settings = {"optimizer": exp.optimizer, "teacher_decay": exp.teacher_decay}
     update = quick_jit(partial(step.update_state, gradients=gradients, **settings))
     _, found = update(state, step.Noised(x0, labels, draws))
     loss = quick_jit(lambda teacher: objective(state.params, x0, labels, draws, teacher)[0])
-    losses = [float(loss(w)) for w in (state.ema["0.9"], state.ema["0.8"], state.params)]
-    assert exp.config.train.ema_decays == (0.9, 0.8) and len(set(losses)) == 3
+    losses = {n: float(loss(w)) for n, w in {**state.ema, "raw": state.params}.items()}
+    assert exp.config.train.ema_decays == (0.9, 0.8) and len({*losses.values()}) == 3
     assert list(state.ema) == ["0.8", "0.9"]  # as a compiled program hands a dict back
-    assert float(found["loss"]) == pytest.approx(losses[0], rel=1e-6)
+    assert float(found["loss"]) == pytest.approx(losses[str(decay or 0.9)], rel=1e-6)
+
+
+def test_a_teacher_that_is_no_average_of_the_run_is_refused():
+    with pytest.raises(ConfigError, match=r"teacher_decay = 0.7: must be one of train.ema_decays"):
+        tiny.experiment({"objective.teacher_decay": 0.7})
 
 
 def test_tensorboard_gets_every_scalar(unbroken):
