@@ -7,8 +7,14 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+# Fusing operations through MLIR is three quarters of what it costs to compile a small program.
+# Later versions of XLA have no other way, and end a process that names a flag they do not know.
+WITHOUT_MLIR = (
+    "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+)
 
 
 def quickly() -> None:
@@ -22,6 +28,8 @@ def quickly() -> None:
         atexit.register(_remove, os.environ[CACHE], os.getpid())
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    # Of two equal flags the last one counts: those that were given.
+    os.environ["XLA_FLAGS"] = f"{WITHOUT_MLIR} {os.environ.get('XLA_FLAGS', '')}"
 
 
 def _remove(folder: str, process: int) -> None:
