@@ -1,5 +1,6 @@
 """What every test gets: two CPU devices, strict shapes, and the golden vectors."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In the order of LONGEST, then as they were."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what stays to the end, modules and tests, out of every garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

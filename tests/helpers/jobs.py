@@ -6,6 +6,7 @@ before the last of them has ended.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import signal
@@ -29,6 +30,13 @@ from ig_jax.monitoring import metric_writer  # noqa: F401, before the first fork
 
 ALONE = 900.0  # seconds; the others of a killed process end after about 60, on a slow machine later
 SAMPLING = 5.0  # seconds
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+def end_with_parent() -> None:
+    """This process gets a SIGKILL when its parent ends, however that ends; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
@@ -106,6 +114,7 @@ class Run:
             flags = [f"--process_id={i}"] if self.count > 1 else []
             pid = os.fork()
             if not pid:
+                end_with_parent()
                 commands.become([*words, *flags], self.logs, number)
             self.processes.append(Process(pid, self.logs / str(number)))
             self.past.append(self.processes[-1])

@@ -19,7 +19,7 @@ import numpy as np
 # ruff: noqa: E402, jax reads this when it is imported
 compiled.quickly()
 
-from jobs import ROOT, Run
+from jobs import ROOT, Run, end_with_parent
 
 PATIENCE = 1500.0
 PLACES = {"sample": "samples", "evaluate": "evaluations"}
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--num", type=int, default=1000)
     args = parser.parse_args()
+    end_with_parent()
     os.chdir(ROOT)
     kills = {}
     for mode in PLACES:

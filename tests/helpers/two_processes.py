@@ -19,7 +19,7 @@ import cpu_devices
 # ruff: noqa: E402, jax reads this when it is imported
 compiled.quickly()
 
-from jobs import ROOT, Run
+from jobs import ROOT, Run, end_with_parent
 
 PATIENCE = 1500.0
 
@@ -73,6 +73,7 @@ def trained(folder: Path) -> None:
 
 if __name__ == "__main__":
     stories = {f.__name__: f for f in (trained, judged, prepared)}
+    end_with_parent()
     os.chdir(ROOT)
     os.environ["XLA_FLAGS"] = cpu_devices.xla_flags(2)  # of each process
     stories[sys.argv[1]](Path(sys.argv[2]))

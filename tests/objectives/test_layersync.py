@@ -6,6 +6,7 @@ import lively
 import numpy as np
 import pytest
 import tiny
+from vectors import quick_jit
 
 from ig_jax import pytree
 from ig_jax.config import run_config
@@ -74,7 +75,7 @@ def test_no_gradient_reaches_a_block_behind_the_one_that_learns(depths, unroll):
     )
     x, _, y = lively.inputs(net)
     draws = objective.draw(jax.random.key(0), x)
-    gradient = jax.grad(lambda p: objective(p, x, y, draws)[0])(params)
+    gradient = quick_jit(jax.grad(lambda p: objective(p, x, y, draws)[0]))(params)
     for path, leaf in pytree.flatten(gradient["blocks"]).items():
         reached = [bool(np.any(block != 0)) for block in leaf]
         assert reached == [depth <= depths[0] for depth in range(1, 5)], path
