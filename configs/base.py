@@ -57,6 +57,13 @@ def get_config() -> ConfigDict:
     c.objective.label_drop = 0.1
     # Decay of the average that some terms learn from, one of train.ema_decays; unset: the first.
     c.objective.teacher_decay = placeholder(float)
+    # Random groups of each image's tokens (ig_jax/objectives/token_groups.py); () are none.
+    c.objective.groups = ConfigDict()
+    c.objective.groups.shares = ()
+    c.objective.groups.dual_time = False  # each group has a time of its own
+    c.objective.groups.separate_attention = False  # tokens attend to their own group only
+    # Share of images all of whose tokens are in the second of two groups.
+    c.objective.groups.full_sample_prob = 0.0
     c.objective.terms = ConfigDict()
     # Any term may have weight_factor, which multiplies its weight after each epoch behind the first
     # constant_epochs; without them the weight is constant.

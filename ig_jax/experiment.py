@@ -83,6 +83,7 @@ class Experiment:
             process=self.config.process,
             terms=self.config.objective.terms,
             label_drop=self.config.objective.label_drop,
+            groups=self.config.objective.groups,
             null_class=self.num_classes,
             dtype=DTYPES[self.config.model.dtype],
             steps_per_epoch=self.config.train.steps_per_epoch(len(self.config.data.source)),

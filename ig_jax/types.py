@@ -17,10 +17,12 @@ from jaxtyping import Array, Float, Int, UInt8
 
 Latents = Float[Array, "b h w c"]  # unit-ish scale, as the codec hands them out
 Times = Float[Array, "b"]  # in [0, 1]
+GroupTimes = Float[Array, "b ..."]  # [b, g], a time for each group of a sample's tokens; or [b]
 Labels = Int[Array, "b"]  # num_classes is the null class
 Tokens = Float[Array, "b n d"]  # one row per patch, row-major over the patch grid
 Images = UInt8[Array, "b H W C"]
 PerExample = Float[Array, "b"]  # one loss value per example
+PerToken = Float[Array, "b n"]  # one loss value per token
 Scalar = Float[Array, ""]
 Key = jax.Array  # a typed PRNG key, or an array of them
 
@@ -32,6 +34,16 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of compute, as se
 Params = Mapping[str, Any]  # nested dict of arrays
 NONE: Params = MappingProxyType({})  # no parameters
 Batch = Mapping[str, Array]  # 'stored': what the source holds [b, ...], 'label': int [b]
+
+
+@struct.dataclass
+class TokenGroups:
+    """Parts of each image's tokens that differ in their times, or do not see each other."""
+
+    # Which of its sample's g conditioning vectors each token gets; None: there is one.
+    condition: Int[Array, "b n"] | Abstract | None = None
+    # Tokens attend to those of the same number only; None: to all.
+    attention: Int[Array, "b n"] | Abstract | None = None
 
 
 @struct.dataclass
@@ -85,9 +97,9 @@ class Process(Protocol):
 
     def draw_time(self, key: Key, n: int) -> Times: ...
 
-    def time(self, draw: Times) -> Times: ...
+    def time(self, draw: GroupTimes) -> GroupTimes: ...
 
-    def less_noisy(self, t: Times, draw: Times, most: float) -> Times: ...
+    def less_noisy(self, t: GroupTimes, draw: GroupTimes, most: float) -> GroupTimes: ...
 
     def perturb(self, x0: Latents, noise: Latents, t: Times) -> Latents: ...
 
@@ -95,7 +107,7 @@ class Process(Protocol):
 
     def comparable(self, pred: Latents, t: Times) -> Latents: ...
 
-    def condition_time(self, t: Times) -> Array: ...
+    def condition_time(self, t: GroupTimes) -> Array: ...
 
     def velocity(self, pred: Latents, x: Latents, t: Times) -> Latents: ...
 

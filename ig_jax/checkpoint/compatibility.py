@@ -52,7 +52,14 @@ FREE_OF_STATE = (
     "optim.ns_dtype",
 )
 # Fields that configs of older runs lack -> what those runs had.
-SINCE = {"optim.vector_weight_decay": 0.0, "objective.teacher_decay": 0.0}
+SINCE = {
+    "optim.vector_weight_decay": 0.0,
+    "objective.teacher_decay": 0.0,
+    "objective.groups.shares": [],
+    "objective.groups.dual_time": False,
+    "objective.groups.separate_attention": False,
+    "objective.groups.full_sample_prob": 0.0,
+}
 
 
 # Fields that a run may change when it resumes, which is reported: they change later steps, and

@@ -139,6 +139,7 @@ def _check_model(c: Config) -> None:
         try:
             term.check(c.model.readouts)
             term.needs.check(c.model.depth)
+            term.check_groups(c.objective.groups)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}: {error}") from error
 

@@ -22,6 +22,7 @@ from ig_jax.metrics.feature_space import FeatureSpace
 from ig_jax.metrics.inception import Inception
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
+from ig_jax.objectives.token_groups import GroupSettings
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
 from ig_jax.search.space import Space
@@ -47,6 +48,7 @@ class ObjectiveSettings:
     terms: Mapping[str, Term] = each_named(TERMS)
     # Decay of the average that is the teacher of terms; None: the first.
     teacher_decay: float | None = unset(0.0, None)
+    groups: GroupSettings = GroupSettings()
 
     def __post_init__(self):
         require(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "must lie in [0, 1]")

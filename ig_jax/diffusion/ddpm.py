@@ -28,7 +28,7 @@ from numpy.polynomial import Polynomial
 from ig_jax.diffusion import process
 from ig_jax.diffusion.process import Coefficients
 from ig_jax.diffusion.training_times import TIMES
-from ig_jax.types import Key, Latents, Times
+from ig_jax.types import GroupTimes, Key, Latents, Times
 
 STEPS = 1000
 BETAS = np.linspace(1e-4, 0.02, STEPS)
@@ -67,12 +67,12 @@ class DDPM(process.GaussianProcess):
         """Uniform draws in [0, 1)."""
         return TIMES["uniform"].draw(key, n)
 
-    def time(self, draw: Times) -> Times:
+    def time(self, draw: GroupTimes) -> GroupTimes:
         """Each of the thousand steps for an equal share of the draws."""
         step = jnp.minimum(jnp.floor(draw * STEPS), STEPS - 1)
         return (step + 1) / STEPS
 
-    def less_noisy(self, t: Times, draw: Times, most: float) -> Times:
+    def less_noisy(self, t: GroupTimes, draw: GroupTimes, most: float) -> GroupTimes:
         """Times of steps earlier by 0 to `most` x 1000 - 1, each for an equal share of the draws.
 
         At least step 1, as in the published SRA: from step 0 it is a noisier one.
@@ -86,7 +86,7 @@ class DDPM(process.GaussianProcess):
     def comparable(self, pred: Latents, t: Times) -> Latents:
         return pred
 
-    def condition_time(self, t: Times) -> Times:
+    def condition_time(self, t: GroupTimes) -> GroupTimes:
         """The step, from 0; not below it. At a step's own time it is whole, as published.
 
         Times near 1 in float32 are up to 6e-5 of a step off, which the network would see.

@@ -20,7 +20,7 @@ from ig_jax.diffusion import process
 from ig_jax.diffusion.process import Coefficients
 from ig_jax.diffusion.training_times import TIMES
 from ig_jax.errors import shown
-from ig_jax.types import Key, Latents, Times
+from ig_jax.types import GroupTimes, Key, Latents, Times
 
 
 class Linear:
@@ -110,13 +110,13 @@ class Flow(process.GaussianProcess):
         """The standard draws that `time` turns into times."""
         return TIMES[self.time_distribution].draw(key, n)
 
-    def time(self, draw: Times) -> Times:
+    def time(self, draw: GroupTimes) -> GroupTimes:
         distribution = TIMES[self.time_distribution]
         t = distribution.time(PATHS[self.path], draw, self.time_mean, self.time_std)
         low, high = self.interval(sampling=False)
         return low + (high - low) * t
 
-    def less_noisy(self, t: Times, draw: Times, most: float) -> Times:
+    def less_noisy(self, t: GroupTimes, draw: GroupTimes, most: float) -> GroupTimes:
         """Times earlier than t by `most` times the uniform `draw`, within those of training."""
         return jnp.clip(t - most * draw, *self.interval(sampling=False))
 
@@ -131,7 +131,7 @@ class Flow(process.GaussianProcess):
         be taken as it is."""
         return pred * self.coefficients(t).sigma if self.prediction == "score" else pred
 
-    def condition_time(self, t: Times) -> Times:
+    def condition_time(self, t: GroupTimes) -> GroupTimes:
         return t
 
     def velocity(self, pred: Latents, x: Latents, t: Array) -> Latents:

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from ig_jax.diffusion.process import Path
-from ig_jax.types import Key, Times
+from ig_jax.types import GroupTimes, Key, Times
 
 
 class TimeDistribution(NamedTuple):
     """`draw(key, n)` gives standard draws [n]; `time(path, draw, mean, std)` times in [0, 1]."""
 
     draw: Callable[[Key, int], Times]
-    time: Callable[[Path, Times, float, float], Times]
+    time: Callable[[Path, GroupTimes, float, float], GroupTimes]
 
 
 def _uniform(key: Key, n: int) -> Times:

@@ -16,19 +16,20 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ig_jax.models import axes, layers
 from ig_jax.models.axes import CLASSES, CONDITION, EMBED, WINDOW
-from ig_jax.types import Labels, Latents, Times, Tokens
+from ig_jax.types import Latents, Tokens
 
 NUM_TIME_FEATURES = 256
 MAX_PERIOD = 10_000.0
 
 
-def time_features(t: Times, dim: int = NUM_TIME_FEATURES) -> Float[Array, "b f"]:
+def time_features(t: Float[Array, "b *g"], dim: int = NUM_TIME_FEATURES) -> Float[Array, "b *g f"]:
     """[cos(t f_i), sin(t f_i)] with f_i = 10000^(-i / (dim/2)), float32."""
-    angles = t.astype(jnp.float32)[:, None] * frequencies(dim // 2)[None]
+    per_time = frequencies(dim // 2).reshape(*(1,) * t.ndim, -1)
+    angles = t.astype(jnp.float32)[..., None] * per_time
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -93,7 +94,7 @@ class TimeEmbed(nnx.Module):
             hidden_size, hidden_size, **kinds, **axes.linear_metadata((CONDITION,), (CONDITION,))
         )
 
-    def __call__(self, t: Times) -> Float[Array, "b d"]:
+    def __call__(self, t: Float[Array, "b *g"]) -> Float[Array, "b *g d"]:
         return self.fc2(nnx.silu(self.fc1(time_features(t * self.scale))))
 
 
@@ -109,7 +110,7 @@ class LabelEmbed(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, y: Labels) -> Float[Array, "b d"]:
+    def __call__(self, y: Int[Array, "b *g"]) -> Float[Array, "b *g d"]:
         return self.table(y)
 
 

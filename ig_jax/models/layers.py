@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from ig_jax.models import axes
 from ig_jax.models.axes import CONDITION, EMBED, HEADS, MLP
-from ig_jax.types import Tokens
+from ig_jax.types import TokenGroups, Tokens
 
 xavier = nnx.initializers.xavier_uniform()
 normal_002 = nnx.initializers.normal(0.02)
@@ -49,10 +49,26 @@ class BlockOptions:
     qk_norm: bool  # normalise every head's queries and keys
 
 
-def modulate(x: Tokens, shift: Float[Array, "b d"] | None, scale: Float[Array, "b d"]) -> Tokens:
-    """x (1 + scale) + shift, the same for every token (adaLN: DiT, arXiv 2212.09748)."""
-    x = x * (1 + scale[:, None])
-    return x if shift is None else x + shift[:, None]
+def modulate(
+    x: Tokens, shift: Float[Array, "b #n d"] | None, scale: Float[Array, "b #n d"]
+) -> Tokens:
+    """x (1 + scale) + shift (adaLN: DiT, arXiv 2212.09748), of each token or of all alike."""
+    x = x * (1 + scale)
+    return x if shift is None else x + shift
+
+
+def of_tokens(vectors: Float[Array, "b *g d"], groups: TokenGroups | None) -> Float[Array, "b n d"]:
+    """The vector of each token's group; [b, 1, d] where all tokens of a sample share one.
+
+    A chain of selections, which XLA computes where they are used: a gather would be kept in memory.
+    """
+    if vectors.ndim == 2:
+        return vectors[:, None]
+    chosen = vectors[:, :1]
+    for group in range(1, vectors.shape[1]):
+        mine = groups.condition[..., None] == group
+        chosen = jnp.where(mine, vectors[:, group, None], chosen)
+    return chosen
 
 
 def layer_norm(
@@ -123,15 +139,22 @@ def rotate(x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
     return turned.reshape(x.shape)
 
 
-def attend(q: Array, k: Array, v: Array) -> Array:
+def attend(q: Array, k: Array, v: Array, groups: TokenGroups | None = None) -> Array:
     """Scaled dot-product attention of [b, n, heads, head_dim], softmax in float32.
+
+    With groups that attend apart, a token sees those of its own alone.
 
     A GPU computing in half precision gets cuDNN's fused kernel; everything else XLA's, which is as
     fast at the 256 tokens of a 256-pixel image. `implementation=None` would never choose cuDNN.
     """
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     fused = half and q.shape[-1] % 8 == 0 and jax.default_backend() == "gpu"
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
+    mask = None
+    if groups is not None and groups.attention is not None:
+        ids = groups.attention
+        mask = (ids[:, :, None] == ids[:, None, :])[:, None]
+    kernel = "cudnn" if fused else "xla"
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
 
 
 class Attention(nnx.Module):
@@ -164,13 +187,13 @@ class Attention(nnx.Module):
             self.q_norm = head_norm(head_dim, options, rngs)
             self.k_norm = head_norm(head_dim, options, rngs)
 
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Tokens, groups: TokenGroups | None = None) -> Tokens:
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         if self.options.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rotary:
             q, k = rotate(q), rotate(k)
-        return self.proj(attend(q.astype(v.dtype), k.astype(v.dtype), v))
+        return self.proj(attend(q.astype(v.dtype), k.astype(v.dtype), v, groups))
 
 
 @jax.custom_jvp
@@ -269,15 +292,19 @@ class Block(nnx.Module):
             **axes.linear_metadata((CONDITION,), ("modulation",)),
         )
 
-    def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Tokens:
+    def __call__(
+        self, x: Tokens, c: Float[Array, "b *g d"], groups: TokenGroups | None = None
+    ) -> Tokens:
         m = self.modulation(nnx.silu(c))
+        parts = jnp.split(m, 6 if self.options.shift else 4, axis=-1)
+        each = [of_tokens(part, groups) for part in parts]
         if self.options.shift:
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(m, 6, axis=-1)
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = each
         else:
-            scale_a, gate_a, scale_m, gate_m = jnp.split(m, 4, axis=-1)
+            scale_a, gate_a, scale_m, gate_m = each
             shift_a = shift_m = None
-        x = x + gate_a[:, None] * self.attn(modulate(self.norm1(x), shift_a, scale_a))
-        return x + gate_m[:, None] * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
+        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), groups)
+        return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
 class FinalLayer(nnx.Module):
@@ -305,6 +332,9 @@ class FinalLayer(nnx.Module):
             hidden_size, features, **kinds, **axes.linear_metadata((EMBED,), ("patch_values",))
         )
 
-    def __call__(self, x: Tokens, c: Float[Array, "b d"]) -> Float[Array, "b n f"]:
-        shift, scale = jnp.split(self.modulation(nnx.silu(c)), 2, axis=-1)
+    def __call__(
+        self, x: Tokens, c: Float[Array, "b *g d"], groups: TokenGroups | None = None
+    ) -> Float[Array, "b n f"]:
+        parts = jnp.split(self.modulation(nnx.silu(c)), 2, axis=-1)
+        shift, scale = (of_tokens(part, groups) for part in parts)
         return self.linear(modulate(self.norm(x), shift, scale))

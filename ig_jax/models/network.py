@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from ig_jax.models.axes import Axes, of_module
 from ig_jax.models.transformer import Transformer, TransformerSettings
-from ig_jax.types import Gather, Key, Labels, Latents, NetOutput, Params, Tokens, Whole
+from ig_jax.types import Gather, Key, Latents, NetOutput, Params, TokenGroups, Tokens, Whole
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,28 @@ class Network:
         return nnx.to_pure_dict(nnx.state(self.module(key), nnx.Param))
 
     def __call__(
-        self, params: Params, x: Latents, t: Array, y: Labels, *, taps: tuple[int, ...] = ()
+        self,
+        params: Params,
+        x: Latents,
+        t: Array,
+        y: Array,
+        *,
+        taps: tuple[int, ...] = (),
+        groups: TokenGroups | None = None,
     ) -> NetOutput:
         """`Transformer.__call__` of the module that has these parameters, as `init` makes them."""
         module = nnx.merge(self._split[0], self.gather.once(params))
-        return module(x, t, y, taps=taps, gather=self.gather)
+        return module(x, t, y, taps=taps, groups=groups, gather=self.gather)
 
     def tokens(
-        self, params: Params, x: Latents, t: Array, y: Labels, depths: tuple[int, ...]
+        self,
+        params: Params,
+        x: Latents,
+        t: Array,
+        y: Array,
+        depths: tuple[int, ...],
+        groups: TokenGroups | None = None,
     ) -> dict[int, Tokens]:
         """`Transformer.tokens` of the module that has these parameters."""
         module = nnx.merge(self._split[0], self.gather.once(params))
-        return module.tokens(x, t, y, depths, gather=self.gather)
+        return module.tokens(x, t, y, depths, groups=groups, gather=self.gather)

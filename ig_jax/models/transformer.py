@@ -26,7 +26,7 @@ from jaxtyping import Array
 from ig_jax.bounds import at_most
 from ig_jax.errors import shown
 from ig_jax.models import axes, embed, layers, trunk
-from ig_jax.types import DTYPES, Gather, Key, Labels, Latents, NetOutput, Params, Tokens, Whole
+from ig_jax.types import DTYPES, Gather, Key, Latents, NetOutput, Params, TokenGroups, Tokens, Whole
 
 # Beyond these, tracing a network or its position table takes minutes, and no machine trains it.
 WIDEST, MOST_READOUTS, POSITIONS = 2**20, 64, 2**27
@@ -202,24 +202,26 @@ class Transformer(nnx.Module):
         self,
         x: Latents,
         t: Array,
-        y: Labels,
+        y: Array,
         *,
         taps: tuple[int, ...] = (),
+        groups: TokenGroups | None = None,
         gather: Gather = WHOLE,
     ) -> NetOutput:
         """Prediction at (x, t) for labels y, with the early predictions and the tapped tokens.
 
         Args:
           x: latents [b, side, side, channels].
-          t: times [b], what the process's `condition_time` says.
-          y: labels [b]; `num_classes` is the null class.
+          t: times [b], what the process's `condition_time` says; or [b, g] for g groups of tokens.
+          y: labels [b], or [b, g]; `num_classes` is the null class.
           taps: depths (from 1) whose tokens are returned, float32.
+          groups: which tokens have which of the g times, and which see each other.
           gather: puts one block's parameters together where devices share them.
         """
         s = self.settings
-        c = self.t_embedder(t) + self.y_embedder(y)
+        c = self._condition(t, y)
         tokens, exits = trunk.run_blocks(
-            self._block(c, gather),
+            self._block(c, groups, gather),
             nnx.to_pure_dict(nnx.state(self.blocks)),
             self._embedded(x),
             exits=s.readouts + taps,
@@ -228,7 +230,7 @@ class Transformer(nnx.Module):
         )
 
         def read(head: layers.FinalLayer, tokens: Tokens) -> tuple[Latents, Latents | None]:
-            values = embed.unpatchify(head(tokens, c), s.patch_size)
+            values = embed.unpatchify(head(tokens, c, groups), s.patch_size)
             pred, rest = values[..., : self.channels], values[..., self.channels :]
             return pred.astype(jnp.float32), rest.astype(jnp.float32) if self.outputs > 1 else None
 
@@ -241,14 +243,21 @@ class Transformer(nnx.Module):
         )
 
     def tokens(
-        self, x: Latents, t: Array, y: Labels, depths: tuple[int, ...], *, gather: Gather = WHOLE
+        self,
+        x: Latents,
+        t: Array,
+        y: Array,
+        depths: tuple[int, ...],
+        *,
+        groups: TokenGroups | None = None,
+        gather: Gather = WHOLE,
     ) -> dict[int, Tokens]:
         """The tokens after the blocks `depths` (from 1), float32; no later block is computed.
 
         For passes without a gradient; for other arguments see `__call__`.
         """
         return trunk.first_blocks(
-            self._block(self.t_embedder(t) + self.y_embedder(y), gather),
+            self._block(self._condition(t, y), groups, gather),
             nnx.to_pure_dict(nnx.state(self.blocks)),
             self._embedded(x),
             exits=depths,
@@ -260,7 +269,16 @@ class Transformer(nnx.Module):
         # The residual stream is float32 (as under the reference's autocast): the table promotes it.
         return self.x_embedder(x) + self.pos_embed[...]
 
-    def _block(self, c: Array, gather: Gather) -> Callable[[Params, Tokens], Tokens]:
-        """A block as a function of its parameters and tokens, for conditioning vectors c [b, d]."""
+    def _condition(self, t: Array, y: Array) -> Array:
+        """Conditioning vectors [b, d]; [b, g, d] for times or labels [b, g]."""
+        times, labels = self.t_embedder(t), self.y_embedder(y)
+        if times.ndim > labels.ndim:
+            labels = labels[:, None]
+        return times + labels
+
+    def _block(
+        self, c: Array, groups: TokenGroups | None, gather: Gather
+    ) -> Callable[[Params, Tokens], Tokens]:
+        """A block as a function of its parameters and tokens."""
         graph = nnx.graphdef(self.blocks)
-        return lambda params, tokens: nnx.merge(graph, gather.block(params))(tokens, c)
+        return lambda params, tokens: nnx.merge(graph, gather.block(params))(tokens, c, groups)

@@ -62,7 +62,7 @@ class AcceleratedFlow(Term):
             )
 
     def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
-        inputs = batch.x_t, batch.t, batch.y
+        inputs = batch.x_t, batch.t, batch.y, batch.ids
         out = batch.out if self.bias == "network" else batch.teacher.predict(*inputs)
         early = out.heads[self.readout or next(iter(out.heads))]
         bias = lax.stop_gradient(out.pred - early)

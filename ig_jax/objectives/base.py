@@ -17,15 +17,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from ig_jax import prng
+from ig_jax.models import embed
 from ig_jax.objectives.metrics import BY_TIME, sum_by_time
+from ig_jax.objectives.token_groups import GroupSettings, by_group, of_each_token
 from ig_jax.optim.train_state import parted
 from ig_jax.types import (
     NONE,
     Abstract,
     Gather,
+    GroupTimes,
     Key,
     Labels,
     Latents,
@@ -33,6 +36,7 @@ from ig_jax.types import (
     NetOutput,
     Params,
     PerExample,
+    PerToken,
     Process,
     Scalar,
     Times,
@@ -46,10 +50,14 @@ from ig_jax.types import (
 class Draws:
     """All randomness of one batch, before it is turned into times and dropped labels."""
 
-    time: Times | Abstract  # standard draws, see `diffusion/times.py`
+    time: GroupTimes | Abstract  # standard draws, see `diffusion/training_times.py`
     noise: Latents | Abstract
     drop: Times | Abstract  # uniform; below the drop rate the label becomes the null class
     terms: Mapping[str, Any] = field(default_factory=dict)  # of `Term.draw`, by term
+    groups: Any = ()  # of `GroupSettings.draw`
+
+
+Ids = Int[Array, "b n"] | None
 
 
 @dataclass(frozen=True)
@@ -57,13 +65,16 @@ class Teacher:
     """The averaged network. No gradient goes through it, and only what is called is computed.
 
     Attributes:
-      predict: (x, t, y) -> its outputs there, predictions in the scale of `NoisedBatch.target`.
-      tokens: (x, t, y, depths) -> {depth: its tokens [b, n, d] after that block}; blocks behind the
-        last of `depths` are not computed.
+      predict: (x, t, y, ids) -> its outputs there, predictions in the scale of
+        `NoisedBatch.target`.
+      tokens: (x, t, y, ids, depths) -> {depth: its tokens [b, n, d] after that block}; blocks
+        behind the last of `depths` are not computed.
+
+    `ids` are groups of tokens as in `NoisedBatch`; None: there is one time, and full attention.
     """
 
-    predict: Callable[[Latents, Times, Labels], NetOutput]
-    tokens: Callable[[Latents, Times, Labels, tuple[int, ...]], Mapping[int, Tokens]]
+    predict: Callable[[Latents, GroupTimes, Labels, Ids], NetOutput]
+    tokens: Callable[[Latents, GroupTimes, Labels, Ids, tuple[int, ...]], Mapping[int, Tokens]]
 
 
 @dataclass(frozen=True)
@@ -72,15 +83,25 @@ class NoisedBatch:
 
     x0: Latents
     noise: Latents
-    t: Times
+    t: GroupTimes
     x_t: Latents
     y: Labels  # already dropped
     target: Latents
     out: NetOutput  # predictions in the scale of `target`, and the tokens that terms need
     teacher: Teacher | None = None
     process: Process | None = None  # by which the latents were noised
+    labels: Labels | None = None  # before some were dropped
+    ids: Ids = None  # group of each token; None: there are no groups
+    num_groups: int = 1
     step: Array | int = 0  # updates done before this one
     dtype: Any = jnp.float32  # of matrix products, the network's and those of heads
+
+    def squared_error(self, prediction: Latents) -> PerExample | PerToken:
+        """Mean squared error against the target; of each token where tokens differ in time."""
+        if self.t.ndim == 1:
+            return squared_error(prediction, self.target)
+        patch = self.target.shape[1] // math.isqrt(self.ids.shape[1])
+        return jnp.mean(embed.patchify((prediction - self.target) ** 2, patch), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -143,9 +164,15 @@ class Term(ABC):
         """The term's own randomness of a batch of latents: a pytree of arrays [b, ...]."""
         return ()
 
+    def check_groups(self, groups: GroupSettings) -> None:
+        """Raises ValueError where the term cannot be had with these groups of tokens."""
+        del groups  # most terms see no more of them than the batch
+
     @abstractmethod
-    def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
-        """The loss of each example.
+    def __call__(
+        self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()
+    ) -> PerExample | PerToken:
+        """The loss of each example, or of each token where tokens have times of their own.
 
         Args:
           batch: one noised batch and what the network made of it.
@@ -174,6 +201,7 @@ class Objective:
     gather: Gather = Whole()  # of the terms' heads, where devices share them
     dtype: Any = jnp.float32  # of matrix products
     steps_per_epoch: int = 1  # for weights that change by epochs
+    groups: GroupSettings = GroupSettings()
 
     @property
     def teacher_passes(self) -> tuple[int, ...]:
@@ -188,23 +216,39 @@ class Objective:
     def draw(self, key: Key, x0: Latents) -> Draws:
         """Fresh randomness for a batch of latents [b, h, w, c]."""
         time_key, noise_key, drop_key = jax.random.split(key, 3)
-        n = x0.shape[0]
+        n, times = x0.shape[0], self.groups.times
+        time = self.process.draw_time(time_key, n * times)
+        tokens = (x0.shape[1] // self.net.settings.patch_size) ** 2 if self.groups.count > 1 else 1
         return Draws(
-            time=self.process.draw_time(time_key, n),
+            time=time.reshape(n, times) if times > 1 else time,
             noise=jax.random.normal(noise_key, x0.shape, jnp.float32),
             drop=jax.random.uniform(drop_key, (n,), jnp.float32),
             terms={name: t.draw(prng.fold_name(key, name), x0) for name, t in self.terms.items()},
+            groups=self.groups.draw(prng.fold_name(key, "token groups"), n, tokens),
         )
 
     def predict(
-        self, params: Params, x: Latents, t: Times, y: Labels, *, taps: tuple[int, ...] = ()
+        self,
+        params: Params,
+        x: Latents,
+        t: GroupTimes,
+        y: Labels,
+        ids: Ids = None,
+        *,
+        taps: tuple[int, ...] = (),
     ) -> NetOutput:
         """The network's prediction in the scale of the process's `target`, and tokens at `taps`."""
-        # A network that taps blocks of its own choice stays usable where no term needs any.
-        net = partial(self.net, taps=taps) if taps else self.net
-        out = net(params, x, self.process.condition_time(t), y)
-        heads = {depth: self.process.comparable(early, t) for depth, early in out.heads.items()}
-        return out.replace(pred=self.process.comparable(out.pred, t), heads=heads)
+        # A network that knows neither taps nor groups stays usable where none are needed.
+        asked = {"taps": taps} if taps else {}
+        if ids is not None:
+            asked["groups"] = self.groups.of_network(ids)
+        out = self.net(params, x, self.process.condition_time(t), y, **asked)
+
+        def comparable(pred: Latents) -> Latents:
+            return by_group(lambda t: self.process.comparable(pred, t), t, ids)
+
+        heads = {depth: comparable(early) for depth, early in out.heads.items()}
+        return out.replace(pred=comparable(out.pred), heads=heads)
 
     def forward(
         self,
@@ -218,18 +262,21 @@ class Objective:
         """The noised batch, and the network's outputs on it; for the arguments see `__call__`."""
         needs = [term.needs for term in self.terms.values()]
         taps = tuple(sorted({block for n in needs for block in n.taps}))
-        t = self.process.time(draws.time)
+        t, ids = self.process.time(draws.time), self.groups.ids(draws.groups)
         y = jnp.where(draws.drop < self.label_drop, self.null_class, labels)
-        x_t = self.process.perturb(x0, draws.noise, t)
+        x_t = by_group(lambda t: self.process.perturb(x0, draws.noise, t), t, ids)
         return NoisedBatch(
             x0=x0,
             noise=draws.noise,
             t=t,
             x_t=x_t,
             y=y,
-            target=self.process.target(x0, draws.noise, t),
-            out=self.predict(params, x_t, t, y, taps=taps),
+            target=by_group(lambda t: self.process.target(x0, draws.noise, t), t, ids),
+            out=self.predict(params, x_t, t, y, ids, taps=taps),
             process=self.process,
+            labels=labels,
+            ids=ids,
+            num_groups=self.groups.count,
             teacher=None if teacher is None else self._teacher(teacher),
             step=step,
             dtype=self.dtype,
@@ -239,9 +286,10 @@ class Objective:
         frozen = jax.lax.stop_gradient(params)
 
         def tokens(
-            x: Latents, t: Times, y: Labels, depths: tuple[int, ...]
+            x: Latents, t: GroupTimes, y: Labels, ids: Ids, depths: tuple[int, ...]
         ) -> Mapping[int, Tokens]:
-            return self.net.tokens(frozen, x, self.process.condition_time(t), y, depths)
+            asked = {} if ids is None else {"groups": self.groups.of_network(ids)}
+            return self.net.tokens(frozen, x, self.process.condition_time(t), y, depths, **asked)
 
         return Teacher(partial(self.predict, frozen), tokens)
 
@@ -266,8 +314,8 @@ class Objective:
 
         Returns:
           The weighted sum; and metrics: scalars 'loss' and 'loss/<term>' (unweighted), and sums
-          'by_time/<term>' [TIME_BUCKETS] over the examples in each bucket of times, whose numbers
-          are 'by_time/examples'.
+          'by_time/<term>' [TIME_BUCKETS] over the examples, or tokens where they have times of
+          their own, in each bucket of times, whose numbers are 'by_time/examples'.
         """
         net, heads = parted(params)
         p, heads = self.forward(net, x0, labels, draws, teacher, step), self.gather.once(heads)
@@ -279,8 +327,9 @@ class Objective:
         epoch = step // self.steps_per_epoch
         total = sum(self.terms[name].weight_at(epoch) * loss for name, loss in losses.items())
         metrics = {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
-        by_time = {"examples": jnp.ones_like(p.t), **each}
-        return total, metrics | {f"{BY_TIME}{n}": sum_by_time(v, p.t) for n, v in by_time.items()}
+        t = p.t if p.t.ndim == 1 else of_each_token(p.t, p.ids)
+        by_time = {"examples": jnp.ones_like(t), **each}
+        return total, metrics | {f"{BY_TIME}{n}": sum_by_time(v, t) for n, v in by_time.items()}
 
 
 def squared_error(prediction: Latents, target: Latents) -> PerExample:

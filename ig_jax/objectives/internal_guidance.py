@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ig_jax.objectives.base import NoisedBatch, Term, squared_error
-from ig_jax.types import NONE, Params, PerExample
+from ig_jax.objectives.base import NoisedBatch, Term
+from ig_jax.types import NONE, Params, PerExample, PerToken
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,7 @@ class InternalGuidance(Term):
                 "name a depth there, or remove this term"
             )
 
-    def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
-        return sum(squared_error(early, batch.target) for early in batch.out.heads.values())
+    def __call__(
+        self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()
+    ) -> PerExample | PerToken:
+        return sum(batch.squared_error(early) for early in batch.out.heads.values())

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ig_jax.types import PerExample, Times
+from ig_jax.types import PerExample, PerToken, Times
 
 # Losses are logged by time as well: a mean hides that most of it comes from one end.
 TIME_BUCKETS = 10
@@ -18,8 +18,15 @@ TIME_BUCKETS = 10
 BY_TIME = "by_time/"
 
 
-def sum_by_time(values: PerExample, t: Times) -> Float[Array, "k"]:
-    """Sums of `values` over the examples with t in [i, i + 1) / TIME_BUCKETS; t = 1 in the last."""
+def sum_by_time(values: PerExample | PerToken, t: Times | Float[Array, "b n"]) -> Float[Array, "k"]:
+    """Sums of `values` with t in [i, i + 1) / TIME_BUCKETS; t = 1 in the last.
+
+    Args:
+      values: of examples or tokens.
+      t: of examples, or of all tokens, each of which then has its example's value if it has none.
+    """
+    if values.ndim < t.ndim:
+        values = jnp.broadcast_to(values[:, None], t.shape)
     bucket = jnp.clip((t * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
     return jnp.zeros(TIME_BUCKETS, values.dtype).at[bucket].add(jax.lax.stop_gradient(values))
 

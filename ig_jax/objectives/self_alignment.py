@@ -12,10 +12,18 @@ teacher has none. Distances d, their means over what is left:
   smooth_l1      e^2 / (2 beta) where |e| < beta, else |e| - beta / 2; the paper's, with beta 0.05
   l1, l2         |e|, e^2
 
+Where the tokens of a sample are in groups (`token_groups.py`), the teacher may see
+
+  sra              every group at its own t' below its own t, in the student's groups
+  same             what the student sees
+  self_flow        the whole image at the least time of its groups
+  self_flow_clean  the first group at that time, the others without noise, but told that time: what
+                   the published code computes for self_flow if the teacher is separated as well
+
 Published weights: 0.5 for cosine_tokens. For the others 0.2 (a DiT: 0.04), until epoch 149 (at 512
 pixels: 99), then falling to a tenth over 1000 (800) epochs.
 
-Source: arXiv 2505.02831, section 3, and its published code.
+Source: arXiv 2505.02831, section 3, arXiv 2607.02508, and their published code.
 """
 
 from __future__ import annotations
@@ -26,13 +34,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from ig_jax.errors import shown
 from ig_jax.models.network import Network
 from ig_jax.objectives import heads
 from ig_jax.objectives.base import Needs, NoisedBatch, Term
 from ig_jax.objectives.distances import similarity, smooth_l1
-from ig_jax.types import NONE, Key, Latents, Params, PerExample, Times, Tokens
+from ig_jax.objectives.token_groups import MOST_GROUPS, GroupSettings, by_group, of_pixels
+from ig_jax.types import NONE, GroupTimes, Key, Latents, Params, PerExample, Times, Tokens
 
 # (projected student, teacher, beta) -> [b, ...], of which the mean over all but b is taken
 DISTANCES: dict[str, Callable[[Tokens, Tokens, float], Any]] = {
@@ -42,6 +52,8 @@ DISTANCES: dict[str, Callable[[Tokens, Tokens, float], Any]] = {
     "l1": lambda a, b, beta: jnp.abs(a - b),
     "l2": lambda a, b, beta: (a - b) ** 2,
 }
+TEACHER_TIMES = ("sra", "same", "self_flow", "self_flow_clean")
+TEACHER_LABELS = ("dropped", "given")
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,26 @@ class SelfAlignment(Term):
     max_interval: float = 0.2  # the most by which the teacher's time is earlier
     distance: str = "cosine_tokens"
     beta: float = 0.05  # of smooth_l1
+    teacher_time: str = "sra"
+    # Whether the tokens of the teacher are in the student's groups, too; False: full attention.
+    teacher_groups: bool = True
+    teacher_labels: str = "dropped"  # as the student's; published beside token groups: given
 
     def __post_init__(self):
         super().__post_init__()
         rules = [
             ("max_interval", 0 <= self.max_interval <= 1, "must lie in [0, 1]; published: 0.2"),
             ("distance", self.distance in DISTANCES, f"must be one of {', '.join(DISTANCES)}"),
+            (
+                "teacher_time",
+                self.teacher_time in TEACHER_TIMES,
+                f"must be one of {', '.join(TEACHER_TIMES)}",
+            ),
+            (
+                "teacher_labels",
+                self.teacher_labels in TEACHER_LABELS,
+                f"must be one of {', '.join(TEACHER_LABELS)}",
+            ),
             ("beta", self.beta > 0, "must be above 0; published: 0.05"),
         ]
         for name, holds, rule in rules:
@@ -73,13 +99,53 @@ class SelfAlignment(Term):
         width = net.settings.hidden_size
         return heads.mlp(key, (width, 2 * width, width))
 
-    def draw(self, key: Key, x0: Latents) -> Times:
-        """u, uniform in [0, 1)."""
-        return jax.random.uniform(key, (x0.shape[0],), jnp.float32)
+    def check_groups(self, groups: GroupSettings) -> None:
+        if groups.count == 1:
+            if self.teacher_time in ("same", "self_flow_clean"):
+                raise ValueError(
+                    f"teacher_time = {self.teacher_time!r}: needs groups of tokens; name shares in "
+                    "objective.groups, or use sra"
+                )
+        elif not self.teacher_groups and self.teacher_time != "self_flow":
+            raise ValueError(
+                f"teacher_groups = False: teacher_time = {self.teacher_time!r} has a time for each "
+                "group; use self_flow, or teacher_groups = True"
+            )
+
+    def draw(self, key: Key, x0: Latents) -> Float[Array, "b g"]:
+        """u, uniform in [0, 1), for every group that there may be."""
+        return jax.random.uniform(key, (x0.shape[0], MOST_GROUPS), jnp.float32)
+
+    def teacher_inputs(
+        self, batch: NoisedBatch, u: Float[Array, "b g"]
+    ) -> tuple[Latents, GroupTimes, Int[Array, "b n"] | None]:
+        """Latents, times and groups of tokens that the teacher sees.
+
+        `u`: the draws, of which as many count as there are groups.
+        """
+        ids, first = batch.ids, batch.t if batch.t.ndim == 1 else jnp.min(batch.t, axis=1)
+        if self.teacher_time == "same":
+            return batch.x_t, batch.t, ids
+        if self.teacher_time == "sra":
+            each = batch.t if batch.t.ndim == 2 or ids is None else batch.t[:, None]
+            drawn = u[:, 0] if ids is None else u[:, : batch.num_groups]
+            t = batch.process.less_noisy(each, drawn, self.max_interval)
+            return by_group(lambda t: _noised(batch, t), t, ids), t, ids
+        x_t = _noised(batch, first)
+        if self.teacher_time == "self_flow_clean":
+            x_t = jnp.where(of_pixels(ids, x_t.shape[1]) == 0, x_t, batch.x0)
+        return x_t, first, ids if self.teacher_groups else None
 
     def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
-        t = batch.process.less_noisy(batch.t, draws, self.max_interval)
-        x_t = batch.process.perturb(batch.x0, batch.noise, t)
-        target = batch.teacher.tokens(x_t, t, batch.y, (self.teacher_depth,))[self.teacher_depth]
+        y = batch.y if self.teacher_labels == "dropped" else batch.labels
+        x_t, t, ids = self.teacher_inputs(batch, draws)
+        depth = self.teacher_depth
+        target = batch.teacher.tokens(x_t, t, y, ids, (depth,))[depth]
         student = heads.apply_mlp(head, batch.out.features[self.depth], batch.dtype)
-        return jnp.mean(DISTANCES[self.distance](student, target, self.beta).reshape(len(t), -1), 1)
+        distance = DISTANCES[self.distance](student, target, self.beta)
+        return jnp.mean(distance.reshape(len(distance), -1), axis=1)
+
+
+def _noised(batch: NoisedBatch, t: Times) -> Latents:
+    """The batch's data with its noise at other times."""
+    return batch.process.perturb(batch.x0, batch.noise, t)

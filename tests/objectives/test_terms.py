@@ -50,7 +50,7 @@ class Blurred(Term):
 
     def __call__(self, batch, head=NONE, draws=()):
         t = jnp.clip(batch.t - 0.2 * draws["time"], 0, 1)
-        target = batch.teacher.tokens(batch.x_t, t, batch.y, (self.block,))[self.block]
+        target = batch.teacher.tokens(batch.x_t, t, batch.y, None, (self.block,))[self.block]
         error = batch.out.features[self.block] @ head["turn"]["kernel"] - target
         return jnp.mean(error**2, axis=(1, 2))
 
@@ -160,7 +160,7 @@ def test_the_teacher_gives_the_tokens_that_terms_name_and_gets_no_gradient():
     loss = objective(net, blurred=Blurred(1.0, 3))
     draws = loss.draw(jax.random.key(0), x)
     p = loss.forward(params, x, y, draws, teacher)
-    found = p.teacher.tokens(p.x_t, t, y, (3,))
+    found = p.teacher.tokens(p.x_t, t, y, None, (3,))
     assert list(p.out.features) == [2, 3] and list(found) == [3]
     np.testing.assert_allclose(
         found[3], net(teacher, p.x_t, t, y, taps=(3,)).features[3], rtol=1e-5, atol=1e-6
