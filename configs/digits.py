@@ -6,15 +6,17 @@
   python main.py --config=configs/digits.py:layersync --mode=demo       # SiT, block 2 learns from 4
   python main.py --config=configs/digits.py:sra2 --mode=demo            # SiT, block 2 learns x_0
   python main.py --config=configs/digits.py:sra --mode=demo             # SiT, 2 learns from EMA's 4
+  python main.py --config=configs/digits.py:dts --mode=demo             # and tokens in two groups
+  python main.py --config=configs/digits.py:self_flow --mode=demo       # at two times each image
 
 Two CPU cores, a few minutes. README.md shows the tables that these made.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base, lightningdit_xl
+from configs import base, lightningdit_xl, sit_dts_xl
 
-VARIANTS = ("sit", "lightningdit", "accelerated", "layersync", "sra2", "sra")
+VARIANTS = ("sit", "lightningdit", "accelerated", "layersync", "sra2", "sra", "dts", "self_flow")
 
 
 def get_config(variant: str = "sit") -> ConfigDict:
@@ -32,7 +34,7 @@ def get_config(variant: str = "sit") -> ConfigDict:
         c.objective.terms.layersync = ConfigDict({"weight": 0.2, "depth": 2, "target_depth": 4})
     if variant == "sra2":
         c.objective.terms.sra2 = ConfigDict({"weight": 1.0, "depth": 2})
-    if variant == "sra":
+    if variant in ("sra", "dts", "self_flow"):
         c.objective.terms.self_alignment = ConfigDict(
             {
                 "weight": 0.5,
@@ -40,8 +42,18 @@ def get_config(variant: str = "sit") -> ConfigDict:
                 "teacher_depth": 4,
                 "max_interval": 0.2,
                 "distance": "cosine_tokens",
+                "teacher_time": "sra",
+                "teacher_groups": True,
+                "teacher_labels": "dropped",
             }
         )
+    if variant in ("dts", "self_flow"):
+        c.objective.groups.shares = (0.25, 0.75)
+        c.objective.groups.dual_time = True
+        c.objective.groups.separate_attention = True
+        c.objective.terms.self_alignment.teacher_labels = "given"
+    if variant == "self_flow":
+        sit_dts_xl.self_flow(c)
     if variant == "lightningdit":
         lightningdit_xl.lightningdit(c)
         c.optim.learning_rate = 3e-3

@@ -39,7 +39,7 @@ def sized(size: str, readout: int, epochs: float | None, source: str) -> ConfigD
     return c
 
 
-def without_readouts(size: str, epochs: float, source: str, pixels: int = 256) -> ConfigDict:
+def without_readouts(size: str, epochs: float | None, source: str, pixels: int = 256) -> ConfigDict:
     """The recipe of SiT alone, sampled without guidance: the base of terms that align tokens."""
     c = sized(size, readout=1, epochs=epochs, source=source)
     c.data = imagenet.sd_vae(source, pixels=pixels)

@@ -15,7 +15,7 @@ from ig_jax.programs import dry_run
 FOLDER = ROOT / "configs"
 PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
 VARIANTS = {
-    "digits": ["lightningdit", "accelerated", "layersync", "sra2", "sra"],
+    "digits": ["lightningdit", "accelerated", "layersync", "sra2", "sra", "dts", "self_flow"],
     "lightningdit_xl": ["no_cfg"],
 }
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PARTS)
@@ -64,7 +64,7 @@ def plan(name: str, *variant: str):
 
 
 # Config -> FID, labels, CFG and IG of the row that it says it reproduces (arXiv 2512.24176; SRA 2:
-# 2601.17830; SRA: 2505.02831).
+# 2601.17830; SRA: 2505.02831; token groups: 2607.02508).
 ROWS = {
     ("sit_b",): (16.19, "random", 1.0, 2.3),
     ("sit_xl",): (1.46, "random", 1.35, 1.4),
@@ -73,6 +73,9 @@ ROWS = {
     ("sit_sra_l",): (14.3, "random", 1.0, 1.0),
     ("sit_sra_xl",): (1.58, "random", 1.8, 1.0),
     ("sit_sra_xl_512",): (2.07, "random", 2.5, 1.0),
+    ("sit_dts_b",): (29.89, "random", 1.0, 1.0),
+    ("sit_dts_xl",): (1.44, "random", 1.8, 1.0),
+    ("sit_self_flow_xl",): (1.47, "random", 1.8, 1.0),
     ("lightningdit_xl",): (1.19, "random", 1.45, 1.4),
     ("lightningdit_xl", "no_cfg"): (1.34, "random", 1.0, 1.7),
 }
