@@ -35,6 +35,7 @@ from ig_jax.config.schema import (
     Train,
 )
 from ig_jax.diffusion import PROCESSES
+from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.errors import LONGEST_SHOWN, shown
 from ig_jax.models import MODELS
 from ig_jax.optim import OPTIMIZERS, ema
@@ -131,15 +132,31 @@ def _check_model(c: Config) -> None:
     require(classes <= MOST_CLASSES, "data.source.num_classes", classes, rule)
     _, network = MODELS[c.raw["model"]["name"]]
     try:
-        network(c.model, height, channels, classes)
+        net = network(c.model, height, channels, classes)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    _check_terms(c, net.family.outputs > 1)
+
+
+def _check_terms(c: Config, predicts_variance: bool) -> None:
     for name, term in c.objective.terms.items():
         try:
             term.check(c.model.readouts)
             term.needs.check(c.model.depth)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}: {error}") from error
+        if term.needs.variance and not isinstance(c.process, DDPM):
+            raise ConfigError(
+                f"objective.terms.{name}: bounds a step of DDPM, but process.name = "
+                f"{shown(c.raw['process']['name'])} has no such steps; set it to ddpm, or remove "
+                "this term"
+            )
+        if term.needs.variance and not predicts_variance:
+            raise ConfigError(
+                f"objective.terms.{name}: trains a variance, which model.name = "
+                f"{shown(c.raw['model']['name'])} does not predict; set it to dit, or remove this "
+                "term"
+            )
 
 
 def _check_sampling(c: Config) -> None:

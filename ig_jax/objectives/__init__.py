@@ -6,6 +6,7 @@ from ig_jax.objectives.flow import FlowMatching
 from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.objectives.layersync import LayerSync
 from ig_jax.objectives.sra2 import Sra2
+from ig_jax.objectives.variational_bound import VariationalBound
 
 TERMS = {
     "flow": FlowMatching,
@@ -14,4 +15,5 @@ TERMS = {
     "cosine": Cosine,
     "layersync": LayerSync,
     "sra2": Sra2,
+    "variational_bound": VariationalBound,
 }

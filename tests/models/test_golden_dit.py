@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from vectors import (
     Vectors,
+    assert_trees_within,
     assert_within,
     channels_first,
     channels_last,
@@ -127,24 +128,31 @@ def test_the_schedule_meets_every_published_step(golden):
     np.testing.assert_allclose(sigmas, v["T1000__sqrt_one_minus_alphas_cumprod"], rtol=1e-11)
 
 
-@pytest.fixture(scope="module")
-def training(golden):
-    """The student's pass over the training batch, under the process's and objective's own code."""
-    v, config = golden.vectors, golden.config
-    loss = Objective(
-        net=golden.run,
+def objective(golden, net) -> Objective:
+    return Objective(
+        net=net,
         process=DDPM(),
-        terms={"flow": TERMS["flow"](weight=1.0)},
-        label_drop=config["model"]["class_dropout_prob"],
+        terms={name: TERMS[name](weight=1.0) for name in ("flow", "variational_bound")},
+        label_drop=golden.config["model"]["class_dropout_prob"],
         null_class=golden.net.num_classes,
     )
+
+
+def training_batch(golden) -> tuple[jax.Array, jax.Array, Draws]:
+    v = golden.vectors
     draws = Draws(
         time=jnp.asarray((v["train_t"] + 0.5) / STEPS, jnp.float32),
         noise=channels_last(v["train_noise"]),
         drop=jnp.asarray(v["train_drop_u"]),
     )
-    x0, labels = channels_last(v["train_x0"]), jnp.asarray(v["train_labels"])
-    return loss.forward(golden.student, x0, labels, draws)
+    return channels_last(v["train_x0"]), jnp.asarray(v["train_labels"]), draws
+
+
+@pytest.fixture(scope="module")
+def training(golden):
+    """The student's pass over the training batch, under the process's and objective's own code."""
+    loss = objective(golden, golden.run)
+    return loss.forward(golden.student, *training_batch(golden))
 
 
 def test_a_batch_is_noised_as_published(golden, training):
@@ -158,16 +166,52 @@ def test_the_squared_error_of_the_noise_is_the_published_one(golden, training):
     golden.vectors.assert_close("train_mse", TERMS["flow"](weight=1.0)(training))
 
 
-def test_what_sra_compares_is_the_tokens_of_the_student_and_of_the_teacher(golden, training):
-    """The student's go through its head, written out here; the teacher sees less noise."""
-    v, config = golden.vectors, golden.config
-    head = v.weights("_student")
-    tokens = training.out.features[config["block_out_s"]]
+def test_the_variational_bound_and_the_sum_are_the_published_ones(golden, training):
+    v = golden.vectors
+    bound = TERMS["variational_bound"](weight=1.0)(training)
+    v.assert_close("train_vb", bound)
+    v.assert_close("train_loss", TERMS["flow"](weight=1.0)(training) + bound)
+    assert 0 in v["train_t"]  # the likelihood is among them
+
+
+def features_of_the_student(head, tokens):
+    """SRA's head, written out."""
     hidden = tokens @ head["ap_head.linear1.weight"].T + head["ap_head.linear1.bias"][None, None]
     features = jax.nn.silu(hidden) @ head["ap_head.linear2.weight"].T
-    v.assert_close("train_student_features", features + head["ap_head.linear2.bias"][None, None])
+    return features + head["ap_head.linear2.bias"][None, None]
+
+
+def test_what_sra_compares_is_the_tokens_of_the_student_and_of_the_teacher(golden, training):
+    """The student's go through its head; the teacher sees less noise."""
+    v, config = golden.vectors, golden.config
+    tokens = training.out.features[config["block_out_s"]]
+    head = v.weights("_student")
+    v.assert_close("train_student_features", features_of_the_student(head, tokens))
 
     t = times(v["train_t_teacher"])
     x_t = DDPM().perturb(training.x0, training.noise, t)
     out = golden.run(golden.teacher, x_t, DDPM().condition_time(t), training.y)
     v.assert_close("train_teacher_features", out.features[config["block_out_t"]])
+
+
+def test_every_gradient_of_the_sum_with_sras_term_is_the_published_one(golden):
+    """SRA's term is written out, so that the rest is all of the other two."""
+    v, net, block = golden.vectors, golden.net, golden.config["block_out_s"]
+    loss = objective(golden, lambda *inputs, **_: net(*inputs, taps=(block,)))
+    head = {n: a for n, a in v.weights("_student").items() if n.startswith("ap_head.")}
+    target = jnp.asarray(v["train_teacher_features"])
+
+    def total(params):
+        batch = loss.forward(params, *training_batch(golden))
+        sizes = jnp.abs(features_of_the_student(head, batch.out.features[block]) - target)
+        align = jnp.mean(jnp.where(sizes < 0.05, sizes**2 / 0.1, sizes - 0.025))
+        each = [jnp.mean(term(batch)) for term in loss.terms.values()]
+        return sum(each) + 0.04 * align
+
+    value, found = quick_jit(jax.value_and_grad(total))(golden.student)
+    v.assert_close("train_total_epoch0_res256", value)
+    table = np.zeros(golden.student["pos_embed"].shape, np.float32)  # fixed: has no gradient
+    published = network_of(v.weights("_grads")) | {"pos_embed": table}
+    reference = from_published(net, published)
+    ours = {**found, "pos_embed": reference["pos_embed"]}
+    assert_trees_within("gradient of", ours, reference, v.bound("grads"))
