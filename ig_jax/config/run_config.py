@@ -39,6 +39,7 @@ from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.errors import LONGEST_SHOWN, shown
 from ig_jax.models import MODELS
 from ig_jax.optim import OPTIMIZERS, ema
+from ig_jax.samplers import base as samplers
 from ig_jax.types import Encoded, Process
 
 MOST_CLASSES = 2**24  # each has a row in a table
@@ -135,7 +136,13 @@ def _check_model(c: Config) -> None:
         net = network(c.model, height, channels, classes)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
-    _check_terms(c, net.family.outputs > 1)
+    predicts_variance = net.family.outputs > 1
+    _check_terms(c, predicts_variance)
+    try:
+        samplers.check(c.sample.sampler, c.process, predicts_variance=predicts_variance)
+    except ValueError as error:
+        name = shown(c.raw["sample"]["sampler"]["name"])
+        raise ConfigError(f"sample.sampler.name = {name}: {error}") from error
 
 
 def _check_terms(c: Config, predicts_variance: bool) -> None:

@@ -101,14 +101,15 @@ def _sections(counts: list[int]) -> tuple[int, ...]:
 class Step(NamedTuple):
     """Constants of a step, each broadcastable against latents; names as at the top."""
 
-    a: Array
-    a_prev: Array
+    alpha_prev: Array  # sqrt(a_prev)
+    noise_prev: Array  # 1 - a_prev
     x0_of_x: Array  # x0 = x0_of_x x - x0_of_noise noise
     x0_of_noise: Array
     m_0: Array
     m_x: Array
     log_beta: Array
     log_posterior: Array  # log beta~
+    deviation: Array  # sqrt(beta~), 0 at the lowest step
 
     def data(self, noise: Latents, x: Latents) -> Latents:
         """The x0 from which this noise leads to x."""
@@ -144,14 +145,15 @@ class Steps:
         # With a single step there is no next one.
         lowest = posterior[1] if len(a) > 1 else beta[0]
         return Step(
-            a=a,
-            a_prev=a_prev,
+            alpha_prev=np.sqrt(a_prev),
+            noise_prev=1 - a_prev,
             x0_of_x=np.sqrt(1 / a),
             x0_of_noise=np.sqrt(1 / a - 1),
             m_0=beta * np.sqrt(a_prev) / (1 - a),
             m_x=(1 - a_prev) * np.sqrt(1 - beta) / (1 - a),
             log_beta=np.log(beta),
             log_posterior=np.log(np.append(lowest, posterior[1:])),
+            deviation=np.sqrt(posterior),
         )
 
     @cached_property

@@ -1,7 +1,4 @@
-"""DiT, its schedule and its guidance against the published SRA implementation.
-
-The vectors' files also hold what only SRA's loss and ancestral sampling need.
-"""
+"""DiT, its process, losses, guidance and samplers against the published SRA implementation."""
 
 from types import SimpleNamespace
 
@@ -22,11 +19,15 @@ from vectors import (
 from ig_jax import guidance
 from ig_jax.diffusion import process
 from ig_jax.diffusion.ddpm import BETAS, DDPM, STEPS
+from ig_jax.diffusion.ddpm_steps import Steps, kept_steps
+from ig_jax.generation import plan
+from ig_jax.guidance import Guidance
 from ig_jax.models.dit import DiT
 from ig_jax.models.network import Network
 from ig_jax.models.sit import SiTSettings
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Draws, Objective
+from ig_jax.samplers import SAMPLERS, base
 
 pytestmark = pytest.mark.golden
 
@@ -215,3 +216,97 @@ def test_every_gradient_of_the_sum_with_sras_term_is_the_published_one(golden):
     reference = from_published(net, published)
     ours = {**found, "pos_embed": reference["pos_embed"]}
     assert_trees_within("gradient of", ours, reference, v.bound("grads"))
+
+
+# Steps and samplers.
+
+
+def tables(kept) -> dict[str, np.ndarray]:
+    """The published arrays, as far as `Steps` has them in some form."""
+    c = Steps(kept).tables
+    noise = 1 - 1 / c.x0_of_x**2
+    return {
+        "betas": np.exp(c.log_beta),
+        "alphas_cumprod": 1 / c.x0_of_x**2,
+        "alphas_cumprod_prev": c.alpha_prev**2,
+        "sqrt_alphas_cumprod": 1 / c.x0_of_x,
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(noise),
+        "log_one_minus_alphas_cumprod": np.log(noise),
+        "sqrt_recip_alphas_cumprod": c.x0_of_x,
+        "sqrt_recipm1_alphas_cumprod": c.x0_of_noise,
+        "posterior_variance": c.deviation**2,
+        "posterior_log_variance_clipped": c.log_posterior,
+        "posterior_mean_coef1": c.m_0,
+        "posterior_mean_coef2": c.m_x,
+    }
+
+
+@pytest.mark.parametrize(("name", "num_steps"), [("T1000", STEPS), ("spaced10", 10)])
+def test_every_constant_of_the_steps_is_the_published_one(golden, name, num_steps):
+    found = tables(kept_steps(num_steps, "even"))
+    for array, values in found.items():
+        published = golden.vectors[f"{name}__{array}"]
+        np.testing.assert_allclose(values, published, rtol=1e-9, atol=1e-14, err_msg=array)
+
+
+@pytest.mark.parametrize("name", ["spaced10", "spaced_a", "spaced_b"])
+def test_evenly_kept_steps_are_the_published_ones_with_their_betas(golden, name):
+    v = golden.vectors
+    kept = kept_steps(len(v[f"{name}__timestep_map"]), "even")
+    np.testing.assert_array_equal(kept, v[f"{name}__timestep_map"])
+    np.testing.assert_allclose(tables(kept)["betas"], v[f"{name}__betas"], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("published", "num_steps", "spacing"),
+    [("ddim25", 25, "stride"), ("sections_10_15_20", 45, "10,15,20")],
+)
+def test_steps_by_stride_and_by_section_are_the_published_ones(
+    golden, published, num_steps, spacing
+):
+    kept = kept_steps(num_steps, spacing)
+    np.testing.assert_array_equal(kept, golden.vectors[f"spaced_{published}__timestep_map"])
+
+
+def sampled(golden, sampler, noise, **cfg) -> np.ndarray:
+    """Samples of the published start and labels, by the plan of a run."""
+    v = golden.vectors
+    given = {kind: Guidance(s, 0.0, 1.0, channels=3) for kind, s in cfg.items()}
+    chosen = plan.plan(DDPM(), sampler, given)
+    guided = guidance.Guided(
+        net=golden.net,
+        params=golden.student,
+        process=DDPM(),
+        y=jnp.asarray(v["y_sample"]),
+        null_class=golden.net.num_classes,
+        scales=cfg,
+        channels=dict(chosen.channels),
+    )
+    draws, grid = channels_last(noise), np.array(chosen.grid)
+    fields = guided.fields(chosen.segments)
+    run = quick_jit(lambda x: base.sample(sampler, grid, fields, x, lambda i: draws[i]))
+    return channels_first(run(channels_last(v["z"])))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_ancestral_samples_are_the_published_ones(golden, clip):
+    v, name = golden.vectors, "sample_nocfg_clip" if clip else "sample_nocfg"
+    sampler = SAMPLERS["ancestral"](golden.config["sample_steps"], clip_denoised=clip)
+    v.assert_close(name, sampled(golden, sampler, v["sample_noise_nocfg"]))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_ancestral_samples_with_cfg_are_the_published_ones(golden, clip):
+    """The published batch holds both branches; its first half is the sample, as is its noise."""
+    v, n = golden.vectors, len(golden.vectors["z"])
+    name = "sample_cfg_full_batch_clip" if clip else "sample_cfg_full_batch"
+    sampler = SAMPLERS["ancestral"](golden.config["sample_steps"], clip_denoised=clip)
+    noise, scale = v["sample_noise_cfg"][:, :n], golden.config["cfg_scale"]
+    assert_within(name, sampled(golden, sampler, noise, cfg=scale), v[name][:n], v.bound(name))
+
+
+def test_samples_of_ddim_without_noise_are_the_published_ones(golden):
+    v = golden.vectors
+    sampler = SAMPLERS["ddim"](golden.config["sample_steps"])
+    nothing = np.full_like(v["sample_noise_nocfg"], 1e6)  # would show
+    v.assert_close("sample_ddim_eta0", sampled(golden, sampler, nothing))
