@@ -109,7 +109,8 @@ def get_config() -> ConfigDict:
     c.sample.files = ("png", "npz")  # numbered images, samples.npz as ADM reads it, or both
     c.sample.sampler = ConfigDict(
         {"name": "euler_maruyama", "num_steps": 250}
-    )  # euler, heun, heun2, euler_maruyama, dopri5 (num_steps: at most; rtol=1e-3, atol=1e-6)
+    )  # euler, heun, heun2, euler_maruyama, dopri5 (num_steps: at most; rtol=1e-3, atol=1e-6); of a
+    # ddpm process also ancestral and ddim (eta=0.0): spacing="even", clip_denoised=False
     c.sample.time_shift = 1.0  # above 1: more of a fixed grid's steps at high noise
     c.sample.readout = 0  # depth that Internal Guidance extrapolates from; 0 is the first readout
     # Each guidance is on for t in [low, high] (0 is data, 1 is noise), on the first so many

@@ -5,6 +5,7 @@
   python main.py --config=configs/digits.py:accelerated --mode=demo     # SiT, guided while training
   python main.py --config=configs/digits.py:layersync --mode=demo       # SiT, block 2 learns from 4
   python main.py --config=configs/digits.py:sra2 --mode=demo            # SiT, block 2 learns x_0
+  python main.py --config=configs/digits.py:dit --mode=demo             # DiT, 50 ancestral steps
 
 Two CPU cores, a few minutes. README.md shows the tables that these made.
 """
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base, lightningdit_xl
 
-VARIANTS = ("sit", "lightningdit", "accelerated", "layersync", "sra2")
+VARIANTS = ("sit", "lightningdit", "accelerated", "layersync", "sra2", "dit")
 
 
 def get_config(variant: str = "sit") -> ConfigDict:
@@ -30,12 +31,25 @@ def get_config(variant: str = "sit") -> ConfigDict:
         c.objective.terms.layersync = ConfigDict({"weight": 0.2, "depth": 2, "target_depth": 4})
     if variant == "sra2":
         c.objective.terms.sra2 = ConfigDict({"weight": 1.0, "depth": 2})
+    if variant == "dit":
+        dit(c)
     if variant == "lightningdit":
         lightningdit_xl.lightningdit(c)
         c.optim.learning_rate = 3e-3
         c.optim.ns_dtype = "float32"  # as fast as bfloat16 on a CPU
         c.optim.warmup_steps = 50
     return c
+
+
+def dit(c: ConfigDict) -> None:
+    """A DiT on its own process, with its learned variance, in place of the SiT of `c`."""
+    c.model.name = "dit"
+    c.model.time_scale = 1.0  # it is told the step, 0 to 999
+    c.process = ConfigDict({"name": "ddpm"})
+    c.objective.terms.variational_bound = ConfigDict({"weight": 1.0})
+    c.sample.sampler = ConfigDict(
+        {"name": "ancestral", "num_steps": 50, "spacing": "even", "clip_denoised": True}
+    )
 
 
 def sit() -> ConfigDict:
