@@ -71,6 +71,8 @@ def main() -> None:
     for name, sampler in SAMPLERS.items():
         if sampler.adaptive:
             continue  # its tolerances, not the state's precision, are its error
+        if sampler.process and not isinstance(exp.config.process, sampler.process):
+            continue
         single = final(sampler(args.steps), jnp.float32)
         jax.config.update("jax_enable_x64", True)
         double = final(sampler(args.steps), jnp.float64)

@@ -8,6 +8,7 @@
   python main.py --config=configs/digits.py:sra --mode=demo             # SiT, 2 learns from EMA's 4
   python main.py --config=configs/digits.py:dts --mode=demo             # and tokens in two groups
   python main.py --config=configs/digits.py:self_flow --mode=demo       # at two times each image
+  python main.py --config=configs/digits.py:dit --mode=demo             # DiT, 50 ancestral steps
 
 Two CPU cores, a few minutes. README.md shows the tables that these made.
 """
@@ -16,7 +17,10 @@ from ml_collections import ConfigDict
 
 from configs import base, lightningdit_xl, sit_dts_xl
 
-VARIANTS = ("sit", "lightningdit", "accelerated", "layersync", "sra2", "sra", "dts", "self_flow")
+VARIANTS = (
+    *("sit", "lightningdit", "accelerated", "layersync", "sra2"),
+    *("sra", "dts", "self_flow", "dit"),
+)
 
 
 def get_config(variant: str = "sit") -> ConfigDict:
@@ -54,12 +58,25 @@ def get_config(variant: str = "sit") -> ConfigDict:
         c.objective.terms.self_alignment.teacher_labels = "given"
     if variant == "self_flow":
         sit_dts_xl.self_flow(c)
+    if variant == "dit":
+        dit(c)
     if variant == "lightningdit":
         lightningdit_xl.lightningdit(c)
         c.optim.learning_rate = 3e-3
         c.optim.ns_dtype = "float32"  # as fast as bfloat16 on a CPU
         c.optim.warmup_steps = 50
     return c
+
+
+def dit(c: ConfigDict) -> None:
+    """A DiT on its own process, with its learned variance, in place of the SiT of `c`."""
+    c.model.name = "dit"
+    c.model.time_scale = 1.0  # it is told the step, 0 to 999
+    c.process = ConfigDict({"name": "ddpm"})
+    c.objective.terms.variational_bound = ConfigDict({"weight": 1.0})
+    c.sample.sampler = ConfigDict(
+        {"name": "ancestral", "num_steps": 50, "spacing": "even", "clip_denoised": True}
+    )
 
 
 def sit() -> ConfigDict:

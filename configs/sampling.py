@@ -69,10 +69,13 @@ def lightningdit_xl_ig_alone() -> dict:
 
 
 def dit_xl() -> dict:
-    """DiT-XL/2 with CFG 1.5, but along the ODE: its 250 ancestral steps are not built. No row."""
+    """DiT-XL/2, 1400 epochs, random labels, CFG 1.5, no IG: FID 2.27 (arXiv 2212.09748)."""
     return {
         "labels": "random",
-        "sampler": ConfigDict({"name": "heun", "num_steps": 125}),
+        # Published: num_sampling_steps "250", clip_denoised False.
+        "sampler": ConfigDict(
+            {"name": "ancestral", "num_steps": 250, "spacing": "even", "clip_denoised": False}
+        ),
         "ig": guidance(1.0),
         # --cfg-scale 1.5, on the first three channels
         "cfg": guidance(1.5, channels=3),

@@ -22,15 +22,17 @@ of this.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from ig_jax.types import Field, Labels, Latents, NetFn, Params, Process, Scalar
+from ig_jax.types import Field, Labels, Latents, NetFn, Params, Process, Scalar, Times
 
 KINDS = ("ig", "cfg", "autoguidance")
 EDGE = 1e-9  # far above the rounding of a grid in float64, far below any step
@@ -58,6 +60,11 @@ class Guidance:
     def on(self, t: float) -> bool:
         return self.scale != 1.0 and self.low - EDGE <= t <= self.high + EDGE
 
+
+# Process -> the method that converts (prediction, x, times). Guidance commutes with it.
+Conversion = Callable[[Process], Callable[[Latents, Latents, Times], Latents]]
+TO_VELOCITY: Conversion = attrgetter("velocity")
+TO_NOISE: Conversion = attrgetter("noise")
 
 Guidances = Mapping[str, Guidance]  # kind -> settings
 Active = frozenset[str]  # kinds that are on
@@ -189,42 +196,55 @@ class Guided:
     def _extrapolate(self, kind: str, worse: Latents, v: Latents) -> Latents:
         return extrapolate(worse, v, self.scales[kind], self.channels.get(kind, 0))
 
-    def _branch(self, on: Active, x: Latents, t: Scalar, y: Labels) -> Latents:
+    def _branch(
+        self, convert: Conversion, on: Active, x: Latents, t: Scalar, y: Labels
+    ) -> tuple[Latents, Latents | None]:
         times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
         out = self.net(self.params, x, self.process.condition_time(times), y)
-        v = out.pred
+        pred = out.pred
         if "ig" in on:
-            v = self._extrapolate("ig", out.heads[self.readout], v)
-        return self.process.velocity(v, x, times)
+            pred = self._extrapolate("ig", out.heads[self.readout], pred)
+        return convert(self.process)(pred, x, times), out.variance
 
-    def _guide_velocity(self, x: Latents, t: Scalar) -> Latents:
+    def _of_guide(self, convert: Conversion, x: Latents, t: Scalar) -> Latents:
         guide = self.guide
         times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
         out = guide.net(guide.params, x, guide.process.condition_time(times), self.y)
-        return guide.process.velocity(out.pred, x, times)
+        return convert(guide.process)(out.pred, x, times)
+
+    def _guided(
+        self, convert: Conversion, on: Active, x: Latents, t: Scalar
+    ) -> tuple[Latents, Latents | None]:
+        """What `convert` makes of predictions, guided; the variance as the labels alone have it."""
+        if "cfg" in on:
+            y = jnp.concatenate([self.y, jnp.full_like(self.y, self.null_class)])
+            both, variance = self._branch(convert, on, jnp.concatenate([x, x]), t, y)
+            cond, null = jnp.split(both, 2)
+            found = self._extrapolate("cfg", null, cond)
+            variance = None if variance is None else variance[: len(x)]
+        else:
+            found, variance = self._branch(convert, on, x, t, self.y)
+        if "autoguidance" in on:
+            worse = self._of_guide(convert, x, t)
+            found = self._extrapolate("autoguidance", worse, found)
+        return found, variance
 
     def velocity(self, on: Active, x: Latents, t: Scalar) -> Latents:
         """dx/dt [b, h, w, c] at (x, t) with the kinds `on`."""
-        if "cfg" in on:
-            y = jnp.concatenate([self.y, jnp.full_like(self.y, self.null_class)])
-            cond, null = jnp.split(self._branch(on, jnp.concatenate([x, x]), t, y), 2)
-            v = self._extrapolate("cfg", null, cond)
-        else:
-            v = self._branch(on, x, t, self.y)
-        if "autoguidance" in on:
-            v = self._extrapolate("autoguidance", self._guide_velocity(x, t), v)
-        return v
+        return self._guided(TO_VELOCITY, on, x, t)[0]
 
     def field(self, on: Active, on_at_end: Active) -> Field:
         """All that a sampler sees while these kinds are on."""
 
-        def velocity(x: Latents, t: Scalar) -> Latents:
-            return self.velocity(on, x, t)
-
         def at_end(x: Latents, t: Scalar) -> Latents:
             return self.velocity(on_at_end, x, t)
 
-        return Field(velocity, self.process.score, None if on == on_at_end else at_end)
+        return Field(
+            velocity=partial(self.velocity, on),
+            score=self.process.score,
+            velocity_at_end=None if on == on_at_end else at_end,
+            noise_and_variance=partial(self._guided, TO_NOISE, on),
+        )
 
     def fields(self, cut: Sequence[Segment]) -> list[tuple[Field, int, int]]:
         """(field, start, stop) for every segment: what `samplers.base.sample` takes."""

@@ -21,6 +21,7 @@ from ig_jax.generation.batches import outputs
 from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidances, GuideModel
 from ig_jax.parallel.mesh import to_host
+from ig_jax.samplers import base as samplers
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import DTYPES, Codec, Labels, Latents, NetFn, Params, Process, Tokens
 
@@ -137,6 +138,7 @@ class Pipeline:
         guidances = requests.guidances(self.sampling, scales, guided=guide is not None)
         self._check_guidances(guidances, guide)
         chosen = requests.sampler(self.sampling, sampler, steps)
+        self._check_sampler(chosen)
         y = requests.labels(self.sampling, self.num_classes, labels, num, seed)
         if noise is not None and noise.shape != (len(y), *self.latent_shape):
             raise UserError(
@@ -180,6 +182,14 @@ class Pipeline:
             )
         if guide is not None:
             require_same_data(self, guide, "guide")
+
+    def _check_sampler(self, sampler: Sampler) -> None:
+        """Raises UserError for a sampler that this network cannot have."""
+        variance = self.net.family.outputs > 1
+        try:
+            samplers.check(sampler, self.process, predicts_variance=variance)
+        except ValueError as error:
+            raise UserError(f"sampler: {error}") from error
 
     def _computed_in(self, dtype: str) -> Pipeline:
         """The same network with matrix products in another dtype."""

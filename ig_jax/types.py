@@ -111,6 +111,8 @@ class Process(Protocol):
 
     def velocity(self, pred: Latents, x: Latents, t: Times) -> Latents: ...
 
+    def noise(self, pred: Latents, x: Latents, t: Times) -> Latents: ...
+
     def score(self, velocity: Latents, x: Latents, t: Times) -> Latents: ...
 
 
@@ -124,6 +126,9 @@ class Field(NamedTuple):
     score: Callable[[Latents, Latents, Scalar], Latents]  # (velocity, x, t) -> score of p_t at x
     # As `velocity`, with the guidance that is on at the end of the step; None: the same.
     velocity_at_end: Callable[[Latents, Scalar], Latents] | None = None
+    # (x, t) -> the noise in x, and where the log variance of a step lies (`NetOutput.variance`), by
+    # one evaluation; for samplers that take the steps of a process.
+    noise_and_variance: Callable[[Latents, Scalar], tuple[Latents, Latents | None]] | None = None
 
 
 @runtime_checkable

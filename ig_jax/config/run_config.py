@@ -35,9 +35,11 @@ from ig_jax.config.schema import (
     Train,
 )
 from ig_jax.diffusion import PROCESSES
+from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.errors import LONGEST_SHOWN, shown
 from ig_jax.models import MODELS
 from ig_jax.optim import OPTIMIZERS, ema
+from ig_jax.samplers import base as samplers
 from ig_jax.types import Encoded, Process
 
 MOST_CLASSES = 2**24  # each has a row in a table
@@ -132,9 +134,19 @@ def _check_model(c: Config) -> None:
     require(classes <= MOST_CLASSES, "data.source.num_classes", classes, rule)
     _, network = MODELS[c.raw["model"]["name"]]
     try:
-        network(c.model, height, channels, classes)
+        net = network(c.model, height, channels, classes)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    predicts_variance = net.family.outputs > 1
+    _check_terms(c, predicts_variance)
+    try:
+        samplers.check(c.sample.sampler, c.process, predicts_variance=predicts_variance)
+    except ValueError as error:
+        name = shown(c.raw["sample"]["sampler"]["name"])
+        raise ConfigError(f"sample.sampler.name = {name}: {error}") from error
+
+
+def _check_terms(c: Config, predicts_variance: bool) -> None:
     for name, term in c.objective.terms.items():
         try:
             term.check(c.model.readouts)
@@ -142,6 +154,18 @@ def _check_model(c: Config) -> None:
             term.check_groups(c.objective.groups)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}: {error}") from error
+        if term.needs.variance and not isinstance(c.process, DDPM):
+            raise ConfigError(
+                f"objective.terms.{name}: bounds a step of DDPM, but process.name = "
+                f"{shown(c.raw['process']['name'])} has no such steps; set it to ddpm, or remove "
+                "this term"
+            )
+        if term.needs.variance and not predicts_variance:
+            raise ConfigError(
+                f"objective.terms.{name}: trains a variance, which model.name = "
+                f"{shown(c.raw['model']['name'])} does not predict; set it to dit, or remove this "
+                "term"
+            )
 
 
 def _check_sampling(c: Config) -> None:

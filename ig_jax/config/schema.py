@@ -229,10 +229,10 @@ class Sample:
         known = set(self.files) <= set(FILES) and len(set(self.files)) == len(self.files) > 0
         require(known, "files", self.files, rule)
         require(self.time_shift > 0, "time_shift", self.time_shift, "must be above 0; 1 is none")
-        if self.time_shift != 1 and self.sampler.adaptive:
+        if self.time_shift != 1 and (self.sampler.adaptive or self.sampler.process):
             raise ConfigError(
-                f"time_shift = {self.time_shift}: moves the steps of a fixed grid, but this "
-                "sampler chooses its own; set it to 1"
+                f"time_shift = {self.time_shift}: moves the steps of an even grid, but this "
+                "sampler has its own; set it to 1"
             )
         if self.autoguidance.scale != 1 and self.guide.workdir is None:
             raise ConfigError(

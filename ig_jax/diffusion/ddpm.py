@@ -9,8 +9,9 @@ on the other paths. The network predicts the noise, and is told k = 1000 t - 1, 
 the steps.
 
 Training draws one of the steps and takes the plain squared error of the noise, DDPM's L_simple. The
-half of a DiT's output that interpolates the variance gets no gradient from that: its loss, the
-variational bound, is not built, and neither is ancestral sampling, which alone would read it.
+half of a DiT's output that interpolates the variance gets no gradient from that, but from the term
+`variational_bound`; ancestral sampling alone reads it. Both go by the steps themselves, whose
+constants are in `ddpm_steps.py`.
 
 Sources: DDPM, arXiv 2006.11239, sections 2 to 4; DiT, arXiv 2212.09748, section 4.
 """
@@ -97,3 +98,6 @@ class DDPM(process.GaussianProcess):
 
     def velocity(self, pred: Latents, x: Latents, t: Array) -> Latents:
         return process.velocity_from_noise(self.coefficients(t), pred, x)
+
+    def noise(self, pred: Latents, x: Latents, t: Array) -> Latents:
+        return pred

@@ -107,6 +107,14 @@ class GaussianProcess(ABC):
     def coefficients(self, t: Array) -> Coefficients:
         """At times [b] or one time, broadcastable against latents."""
 
+    @abstractmethod
+    def velocity(self, pred: Latents, x: Latents, t: Array) -> Latents:
+        """The velocity that follows from the network's prediction at x."""
+
+    def noise(self, pred: Latents, x: Latents, t: Array) -> Latents:
+        """The noise in x that follows from the network's prediction."""
+        return noise_from_velocity(self.coefficients(t), self.velocity(pred, x, t), x)
+
     def perturb(self, x0: Latents, noise: Latents, t: Times) -> Latents:
         c = self.coefficients(t)
         return c.alpha * x0 + c.sigma * noise

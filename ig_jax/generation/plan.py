@@ -35,7 +35,9 @@ def plan(process: Process, sampler: Sampler, guidances: Guidances, time_shift: f
     if sampler.adaptive:
         grid, segments = guidance.adaptive_segments(high, low, guidances)
     else:
-        grid = low + (high - low) * shift_times(sampler.grid(), time_shift)
+        grid = sampler.grid()
+        if sampler.process is None:
+            grid = low + (high - low) * shift_times(grid, time_shift)
         segments = guidance.segments(grid, guidances, at_end=sampler.guided_at_end)
     return Plan(sampler, tuple(grid.tolist()), segments, channels)
 

@@ -46,8 +46,8 @@ NO_NULL = (
 )
 
 DIT_NOTE = (
-    "DiT: predicts noise, kept with its learned variance. The config samples it along the ODE; the "
-    "published ancestral steps, which use the variance, are not built"
+    "DiT: predicts noise, kept with its learned variance, which the published ancestral steps of "
+    "the config read"
 )
 
 
@@ -103,7 +103,7 @@ def detect(state: _State, declared: Declared = UNDECLARED) -> Detected:
     )
     kept = dict(file.state)
     if family == "dit":
-        notes.append(DIT_NOTE)
+        notes += [DIT_NOTE] if process == "ddpm" else []
     else:
         halved = _without_sigma(file)
         notes += ["learned sigma dropped, as published samplers do"] if halved else []

@@ -7,6 +7,7 @@ from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.objectives.layersync import LayerSync
 from ig_jax.objectives.self_alignment import SelfAlignment
 from ig_jax.objectives.sra2 import Sra2
+from ig_jax.objectives.variational_bound import VariationalBound
 
 TERMS = {
     "flow": FlowMatching,
@@ -16,4 +17,5 @@ TERMS = {
     "layersync": LayerSync,
     "self_alignment": SelfAlignment,
     "sra2": Sra2,
+    "variational_bound": VariationalBound,
 }

@@ -106,10 +106,11 @@ class NoisedBatch:
 
 @dataclass(frozen=True)
 class Needs:
-    """The tokens that a term reads; what several terms need is computed once."""
+    """What a term reads beside predictions; what several terms need is computed once."""
 
     taps: tuple[int, ...] = ()  # blocks (from 1) whose tokens are in `NoisedBatch.out.features`
     teacher_taps: tuple[int, ...] = ()  # blocks whose tokens it asks `NoisedBatch.teacher` for
+    variance: bool = False  # `NetOutput.variance`, of a step of DDPM
 
     def check(self, depth: int) -> None:
         """Raises ValueError where a network of `depth` blocks has no such block."""
@@ -145,7 +146,7 @@ class Term(ABC):
 
     @property
     def needs(self) -> Needs:
-        """The tokens that `__call__` reads."""
+        """What `__call__` reads beside predictions."""
         return Needs()
 
     def check(self, readouts: tuple[int, ...]) -> None:

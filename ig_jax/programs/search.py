@@ -2,17 +2,18 @@
 
 Every setting draws the same samples (noise and labels) under the same seeds; bad ones drop out
 after few of them (`halving`). Scales are inputs of the compiled program, so settings that differ in
-scales alone share one; intervals and numbers of steps cost a compilation each.
+scales alone share one; intervals and settings of the sampler cost a compilation each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ig_jax import pytree
+from ig_jax.config.run_config import Config
 from ig_jax.config.schema import Sample
 from ig_jax.errors import UserError
 from ig_jax.evaluation import image_evaluator
@@ -38,15 +39,37 @@ def numbers(s: Sample) -> dict[str, float]:
     """Values that a search may vary, as configured: 'ig.scale', ..., 'sampler.num_steps'."""
     ends = ("scale", "low", "high")
     guidances = {kind: {e: getattr(g, e) for e in ends} for kind, g in s.guidances.items()}
-    return pytree.flatten({**guidances, "sampler": {"num_steps": s.sampler.num_steps}})
+    settings = {f.name: getattr(s.sampler, f.name) for f in fields(s.sampler)}
+    of_sampler = {name: value for name, value in settings.items() if type(value) in (int, float)}
+    return pytree.flatten({**guidances, "sampler": of_sampler})
 
 
 def apply_candidate(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler]:
-    """The config's guidances and sampler with the candidate's values."""
+    """The config's guidances and sampler with the candidate's values.
+
+    Raises:
+      ValueError: there is no such guidance or sampler.
+    """
     values = pytree.unflatten(candidate.values)
-    steps = int(values.pop("sampler", {}).get("num_steps", s.sampler.num_steps))
+    given = values.pop("sampler", {})
+    of_sampler = {name: type(getattr(s.sampler, name))(value) for name, value in given.items()}
     guidances = {kind: replace(g, **values.get(kind, {})) for kind, g in s.guidances.items()}
-    return guidances, replace(s.sampler, num_steps=steps)
+    return guidances, replace(s.sampler, **of_sampler)
+
+
+def compared(c: Config) -> list[Candidate]:
+    """The candidates of a search, the config's own setting first.
+
+    Raises:
+      UserError: the space is empty, or holds a setting that there cannot be.
+    """
+    found = space.candidates(c.search.space, c.search.first_seed, numbers(c.sample))
+    for candidate in found:
+        try:
+            apply_candidate(c.sample, candidate)
+        except ValueError as error:
+            raise UserError(f"search.space.values: {candidate}: {error}") from error
+    return found
 
 
 def _race(exp: Experiment, workdir: Path, step: int, measures: Collection[str]) -> Search:
@@ -54,10 +77,10 @@ def _race(exp: Experiment, workdir: Path, step: int, measures: Collection[str]) 
     if c.metric not in metrics_report.BETTER or c.metric not in measures:
         known = [name for name in measures if name in metrics_report.BETTER]
         raise UserError(f"search.metric = {c.metric!r}: must be one of {', '.join(known)}")
-    compared = space.candidates(c.space, c.first_seed, numbers(exp.config.sample))
     halving = Halving(c.metric, metrics_report.BETTER[c.metric], c.rounds, c.keep, c.first_seed)
     settings = {**run_record.settings(exp, step), "search": exp.config.raw["search"]}
-    return successive_halving.Search(workdir / "search.json", compared, halving, settings)
+    candidates = compared(exp.config)
+    return successive_halving.Search(workdir / "search.json", candidates, halving, settings)
 
 
 def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Samplers. A new one: a file with a frozen dataclass (see `base.Sampler`), and a row here."""
 
+from ig_jax.samplers.ancestral import DDIM, Ancestral
 from ig_jax.samplers.dopri5 import Dopri5
 from ig_jax.samplers.euler import Euler
 from ig_jax.samplers.euler_maruyama import EulerMaruyama
@@ -11,4 +12,6 @@ SAMPLERS = {
     "heun2": Heun2,
     "euler_maruyama": EulerMaruyama,
     "dopri5": Dopri5,
+    "ancestral": Ancestral,
+    "ddim": DDIM,
 }

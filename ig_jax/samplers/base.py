@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ig_jax.bounds import at_most
-from ig_jax.types import Field, Latents, Scalar
+from ig_jax.types import Field, Latents, Process, Scalar
 
 MOST_STEPS = 100_000  # a dry run lists them all, and float32 times stay apart
 
@@ -36,6 +36,10 @@ class Sampler(Protocol):
     adaptive: bool
     # Asks for the guidance at a step's end as well (`Field.velocity_at_end`).
     guided_at_end: bool
+    # The only process whose steps it takes; its grid then holds times of that process, and is
+    # neither shifted nor stretched. None: any process.
+    process: type | None
+    reads_variance: bool  # needs a network that predicts one (`Field.noise_and_variance`)
 
     def grid(self) -> np.ndarray:
         """Times from 1 (noise) to 0 (data), float64 [steps + 1]."""
@@ -46,6 +50,21 @@ class Sampler(Protocol):
     ) -> Latents: ...
 
     def last_step(self, field: Field, x: Latents, t: Scalar, t_next: Scalar) -> Latents: ...
+
+
+def check(sampler: Sampler, process: Process, *, predicts_variance: bool) -> None:
+    """Raises ValueError where a sampler is for another process, or for other networks."""
+    name = type(sampler).__name__
+    if sampler.process and not isinstance(process, sampler.process):
+        raise ValueError(
+            f"{name} takes the steps of {sampler.process.__name__}, which {type(process).__name__} "
+            "does not have; choose another sampler, such as euler_maruyama"
+        )
+    if sampler.reads_variance and not predicts_variance:
+        raise ValueError(
+            f"{name} reads a variance, which this network does not predict; choose another "
+            "sampler, such as ddim"
+        )
 
 
 def even_times(first: float, last: float, points: int) -> np.ndarray:
@@ -71,6 +90,8 @@ class FixedGrid:
 
     adaptive: ClassVar[bool] = False
     guided_at_end: ClassVar[bool] = False
+    process: ClassVar[type | None] = None
+    reads_variance: ClassVar[bool] = False
     # Evaluations of the field, for the cost shown to the user.
     calls_per_step: ClassVar[int] = 1
     calls_in_last: ClassVar[int] = 1

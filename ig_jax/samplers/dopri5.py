@@ -31,6 +31,8 @@ class Dopri5:
     order: ClassVar[int] = 5
     adaptive: ClassVar[bool] = True
     guided_at_end: ClassVar[bool] = False
+    process: ClassVar[type | None] = None
+    reads_variance: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.num_steps < 1:

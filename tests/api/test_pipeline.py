@@ -194,7 +194,7 @@ BAD_CALLS = [
     ({"labels": [1], "num": 3}, "num = 3: leave it out, 1 labels are given"),
     ({"labels": [1], "ig": (2.0, 0.9, 0.1)}, "ig: low = 0.9, high = 0.1: must satisfy"),
     ({"labels": [1], "autoguidance": 2.0}, "autoguidance = 2: name the network to extrapolate"),
-    ({"labels": [1], "sampler": "ddim"}, "sampler = 'ddim': is unknown; known: euler"),
+    ({"labels": [1], "sampler": "plms"}, "sampler = 'plms': is unknown; known: euler"),
     ({"labels": [1], "steps": 0}, "steps: num_steps = 0: must be at least 1"),
     ({"labels": [1], "dtype": "float16"}, "dtype = 'float16': must be one of float32, bfloat16"),
     (

@@ -275,7 +275,11 @@ def test_a_misspelt_field_is_told_the_nearest_one(path, near):
         ("data.codec.name", "jpeg", "known: as_stored, identity"),
         ("optim.name", "adam", "did you mean 'adamw'?"),
         ("sample.sampler.name", "huen", "did you mean 'heun'?"),
-        ("sample.sampler.name", "rk4", "known: dopri5, euler, euler_maruyama, heun, heun2"),
+        (
+            "sample.sampler.name",
+            "rk4",
+            "known: ancestral, ddim, dopri5, euler, euler_maruyama, heun, heun2",
+        ),
     ],
 )
 def test_an_unknown_name_is_told_the_known_ones(path, value, mend):

@@ -326,7 +326,7 @@ RULES = {
     "time_shift_of_dopri5": (
         {"sample.time_shift": 2.0, "sample.sampler": DOPRI5},
         "sample.time_shift = 2.0",
-        "this sampler chooses its own; set it to 1",
+        "this sampler has its own; set it to 1",
     ),
     "channels_negative": (
         {"sample.ig.channels": -1},

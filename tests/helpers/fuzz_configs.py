@@ -48,7 +48,7 @@ SECONDS = 120.0  # for one config; 30 times what one takes, because a machine ma
 GROWTH = 4 * 2**30  # bytes of resident memory, over all configs
 LONGEST = 1200  # characters of a refusal
 
-SMALL = ("digits", "digits:lightningdit", "digits:accelerated", "tree")
+SMALL = ("digits", "digits:lightningdit", "digits:accelerated", "digits:dit", "tree")
 ALL = (
     *SMALL,
     *("sit_b", "sit_l", "sit_xl", "sit_xl:no_data", "sit_xl:image_folder", "sit_xl:npy_folder"),

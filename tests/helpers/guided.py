@@ -6,8 +6,8 @@ from ig_jax.guidance import KINDS, Guidance
 from ig_jax.samplers import SAMPLERS
 
 OFF = Guidance(scale=1.0, low=0.0, high=1.0)
-# Samplers on a grid of their own; the others choose their steps.
-FIXED = {name: sampler for name, sampler in SAMPLERS.items() if not sampler.adaptive}
+# Samplers of any process on a grid of their own; the others choose their steps, or take DDPM's.
+FIXED = {n: s for n, s in SAMPLERS.items() if not s.adaptive and s.process is None}
 
 
 def random_guidances(rng: np.random.Generator, grid: np.ndarray) -> dict[str, Guidance]:

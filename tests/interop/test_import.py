@@ -130,7 +130,17 @@ def test_a_dit_keeps_its_variance(extra, told):
     assert found.model["name"] == "dit" and found.state.keys() == state.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(found.state[name], array, err_msg=name)
-    assert any("ancestral steps, which use the variance, are not built" in n for n in found.notes)
+    assert any("which the published ancestral steps of the config read" in n for n in found.notes)
+
+
+def test_a_dit_of_another_process_is_sampled_and_trained_without_ddpms_steps():
+    _, _, state = dit()
+    found = detect(state | SRA_HEAD, Declared(process="flow"))
+    assert not any("ancestral" in note for note in found.notes)
+    c = import_checkpoint.config_of(found, published.bases())
+    assert c.sample.sampler.name == "euler_maruyama"
+    assert "variational_bound" not in c.objective.terms
+    parse(c)  # refused with either of them
 
 
 def test_what_only_training_needs_is_left_out_and_told():
@@ -234,7 +244,9 @@ def test_a_dit_is_imported_sampled_and_exported_again_with_the_same_bits(tmp_pat
     )
     assert c.process.to_dict() == {"name": "ddpm"}
     assert c.sample.cfg.channels == 3 and c.sample.ig.scale == 1
-    assert c.sample.sampler.to_dict() == {"name": "heun", "num_steps": 125}
+    published_steps = {"name": "ancestral", "num_steps": 250, "spacing": "even"}
+    assert c.sample.sampler.to_dict() == {**published_steps, "clip_denoised": False}
+    assert c.objective.terms.variational_bound.weight == 1 and c.sample.cfg.scale == 1.5
     c.sample.num, c.sample.batch_size, c.sample.sampler.num_steps = 3, 4, 2
     target = modes.run(c, workdir=str(tmp_path / "a"), mode="sample")
     with np.load(target / "samples.npz") as file:

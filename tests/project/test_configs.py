@@ -15,7 +15,16 @@ from ig_jax.programs import dry_run
 FOLDER = ROOT / "configs"
 PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
 VARIANTS = {
-    "digits": ["lightningdit", "accelerated", "layersync", "sra2", "sra", "dts", "self_flow"],
+    "digits": [
+        "lightningdit",
+        "accelerated",
+        "layersync",
+        "sra2",
+        "sra",
+        "dts",
+        "self_flow",
+        "dit",
+    ],
     "lightningdit_xl": ["no_cfg"],
 }
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PARTS)
@@ -63,9 +72,10 @@ def plan(name: str, *variant: str):
     return np.array(p.grid), on, p, s
 
 
-# Config -> FID, labels, CFG and IG of the row that it says it reproduces (arXiv 2512.24176; SRA 2:
-# 2601.17830; SRA: 2505.02831; token groups: 2607.02508).
+# Config -> FID, labels, CFG and IG of the row that it says it reproduces (arXiv 2512.24176; DiT:
+# 2212.09748; SRA 2: 2601.17830; SRA: 2505.02831; token groups: 2607.02508).
 ROWS = {
+    ("dit_xl",): (2.27, "random", 1.5, 1.0),
     ("sit_b",): (16.19, "random", 1.0, 2.3),
     ("sit_xl",): (1.46, "random", 1.35, 1.4),
     ("sit_b_sra2",): (28.89, "random", 1.0, 1.0),
@@ -100,6 +110,22 @@ def test_sit_xl_is_sampled_as_published():
     np.testing.assert_allclose(grid, [*np.linspace(1, 0.04, 250), 0], rtol=1e-12)
     assert [k for k in on] == [{"ig", "cfg"} if t <= 0.7 else {"ig"} for t in grid[:-1]]
     assert (s.ig.scale, s.cfg.scale) == (1.4, 1.35)
+
+
+def test_dit_xl_is_sampled_as_published():
+    grid, on, p, s = plan("dit_xl")
+    # 250 of a thousand steps: evenly from the first to the last, rounded.
+    kept = np.round(np.arange(250) * 999 / 249)
+    np.testing.assert_allclose(grid, [*(kept[::-1] + 1) / 1000, 0], atol=1e-12)
+    assert set(map(frozenset, on)) == {frozenset({"cfg"})}
+    assert (s.cfg.scale, s.cfg.channels, s.sampler.clip_denoised) == (1.5, 3, False)
+    assert guidance.evaluations(p.segments, s.sampler.calls()).network == 500
+
+
+def test_dit_with_ig_is_sampled_without_cfg():
+    assert set(plan("dit_l_ig")[1]) == {frozenset({"ig"})}
+    grid, on, _, s = plan("dit_b_ig")
+    assert on == [{"ig"} if t >= 0.13 else set() for t in grid[:-1]] and s.ig.scale == 2.3
 
 
 def test_sit_b_is_sampled_as_in_the_ablation():

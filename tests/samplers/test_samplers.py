@@ -20,8 +20,10 @@ from ig_jax.types import Field
 
 MEAN, SPREAD = 0.7, 0.5
 STOCHASTIC = {"euler_maruyama"}
-# Samplers on a grid of their own; the others choose their steps.
-FIXED = sorted(name for name, sampler in SAMPLERS.items() if not sampler.adaptive)
+# Samplers of any process; those of DDPM alone are in test_ancestral.py.
+ANY = sorted(name for name, sampler in SAMPLERS.items() if sampler.process is None)
+# Those on a grid of their own; the others choose their steps.
+FIXED = sorted(name for name in ANY if not SAMPLERS[name].adaptive)
 DETERMINISTIC = sorted(set(FIXED) - STOCHASTIC)
 
 every_sampler = pytest.mark.parametrize("name", FIXED)
@@ -250,7 +252,7 @@ def test_a_sampler_walks_the_grid_that_it_is_given(name):
     assert end.item() == pytest.approx(-0.7, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ANY)
 def test_a_grid_too_short_to_walk_is_refused(name):
     least = 2 if name in STOCHASTIC else 1  # a noisy step and the last one
     with pytest.raises(ValueError, match=f"num_steps = {least - 1}: must be at least {least}"):
@@ -269,7 +271,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ANY)
 def test_a_step_and_the_last_step_are_those_worked_out_by_hand(name):
     field = Field(lambda x, t: x * t, lambda v, x, t: jnp.full_like(x, 3.0))
     x, t, t_next = jnp.full((1, 1, 1, 1), 2.0), jnp.float32(1.0), jnp.float32(0.5)
@@ -293,7 +295,7 @@ def test_heun2_asks_for_the_velocity_at_the_end_of_a_step_in_every_step():
     assert sampler.last_step(field, x, *times).item() == pytest.approx(-0.5 * 6)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ANY)
 def test_the_noise_of_a_step_matters_exactly_where_a_sampler_is_stochastic(name):
     x = jnp.ones((1, 1, 1, 1))
     quiet = run(name, 20, x)
@@ -378,7 +380,7 @@ def test_noise_is_asked_for_once_a_step_and_never_for_the_last(name):
     assert record(name, 5)[1] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - STOCHASTIC))
+@pytest.mark.parametrize("name", sorted(set(ANY) - STOCHASTIC))
 def test_a_straight_flow_is_walked_exactly_in_one_step(name):
     x = jnp.full((1, 1, 1, 1), 3.0)
     steps = 10 if SAMPLERS[name].adaptive else 1
