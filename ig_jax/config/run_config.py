@@ -65,7 +65,9 @@ class Config:
     prepare: Prepare = Prepare("array_record", 64, 10_000, "stop")
     mesh: MeshSettings = MeshSettings(-1, 1, 1)
     profile: ProfileSettings = ProfileSettings(0, 0)
-    visualize: Visualize = Visualize()
+    visualize: Visualize = Visualize(
+        *(None, 4, "squash", (), (0.7, 0.5, 0.3, 0.1), None, 0, "layer_norm", "cell")
+    )
     # The plain dict this was parsed from, as `parser.recorded` gives it: what is written to the
     # workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)

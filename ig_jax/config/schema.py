@@ -307,17 +307,17 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Visualize:
-    """Settings of --mode=visualize; configs of older runs lack them."""
+    """Settings of --mode=visualize, which draws tokens."""
 
-    images: Location | None = unset("", None)
-    num: int = at_most(64, 4)  # all are computed on, and drawn, together
-    resize: str = "squash"
-    blocks: tuple[int, ...] = ()
-    times: tuple[float, ...] = (0.7, 0.5, 0.3, 0.1)
-    labels: str | None = unset("", None)
-    seed: int = at_most(SEEDS - 1, 0)
-    norm: str = "layer_norm"
-    basis: str = "cell"
+    images: Location | None = unset("")
+    num: int = at_most(64)  # all are computed on, and drawn, together
+    resize: str
+    blocks: tuple[int, ...]
+    times: tuple[float, ...]
+    labels: str | None = unset("")
+    seed: int = at_most(SEEDS - 1)
+    norm: str
+    basis: str
 
     def __post_init__(self):
         require(self.num >= 1, "num", self.num, "must be at least 1")
