@@ -161,6 +161,24 @@ def get_config() -> ConfigDict:
     # stop at the first that cannot be read, or skip and list them.
     c.prepare.bad_examples = "stop"
 
+    # --mode=visualize: tokens of images in the colours of their principal components.
+    c.visualize = ConfigDict()
+    # An image file, or a folder of them; None: held-out images of data.source, where there are any.
+    c.visualize.images = placeholder(str)
+    c.visualize.num = 4  # images, spread over the folder or the data set
+    # To the size that the network was trained on: squash (both sides on their own) or crop.
+    c.visualize.resize = "squash"
+    # After which blocks, from 1; () is up to seven, spread over the depth.
+    c.visualize.blocks = ()
+    c.visualize.times = (0.7, 0.5, 0.3, 0.1)
+    # Class numbers such as 0,1,2, in turn; None is the null class.
+    c.visualize.labels = placeholder(str)
+    c.visualize.seed = 0  # of the noise, the same at all times
+    # Of tokens: layer_norm, or min_max (each channel over the tokens).
+    c.visualize.norm = "layer_norm"
+    # Each map of tokens has its own colours (cell), or all have the same (shared).
+    c.visualize.basis = "cell"
+
     c.evaluate = ConfigDict()
     c.evaluate.num = 50_000  # samples for each seed
     # Sampling seeds; results are means and spreads over them.

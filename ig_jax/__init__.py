@@ -19,6 +19,7 @@ __all__ = [
     "register_sampler",
     "register_source",
     "register_term",
+    "token_pca",
 ]
 
 

@@ -33,12 +33,16 @@ from ig_jax.programs import (
     replay,
     sample,
     search,
+    visualize,
 )
 from ig_jax.programs.dry_run import describe
 from ig_jax.training import trainer
 
-MODES = ("train", "sample", "evaluate", "search", "demo", "prepare", "reference", "replay")
-ALONE = ("search", "demo", "replay")  # in one process
+MODES = (
+    *("train", "sample", "evaluate", "search", "demo", "prepare", "reference"),
+    *("replay", "visualize"),
+)
+ALONE = ("search", "demo", "replay", "visualize")  # in one process
 CONVERSIONS = ("import", "export")  # of files; without a config
 DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 
@@ -130,6 +134,8 @@ def run(
         return search.run(exp, folder)
     if mode == "replay":
         return replay.run(exp, folder)
+    if mode == "visualize":
+        return visualize.run(exp, folder)
     return demo.run(exp, folder, import_seconds)
 
 

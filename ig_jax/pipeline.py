@@ -254,6 +254,7 @@ class Pipeline:
         labels: Sequence[int] | np.ndarray | None = None,
         *,
         seed: int = 0,
+        noise: np.ndarray | Array | None = None,
     ) -> dict[int, Tokens]:
         """Tokens of images at a noise level, by depth.
 
@@ -263,12 +264,14 @@ class Pipeline:
           depths: of the blocks, from 1, after which tokens are taken.
           labels: classes [n]; the null class by default.
           seed: of the noise.
+          noise: float32 [n, h, w, c], in place of that drawn from seed and index.
 
         Returns:
           {depth: float32 [n, tokens, width]}.
 
         Raises:
-          UserError: a depth that the network does not have; images that it cannot see.
+          UserError: a depth that the network does not have; images that it cannot see; noise of
+            another shape.
         """
         known = self.net.settings.depth
         for depth in depths:
@@ -279,15 +282,32 @@ class Pipeline:
         null = np.full(len(x0), self.num_classes)
         y = jnp.asarray(self._classes(null if labels is None else labels))
         t = self._times(t, len(x0))
-        return self._features(tuple(depths), self.params, x0, t, y, np.uint32(seed))
+        if noise is None:
+            noise = self._noise(np.uint32(seed), len(x0))
+        elif noise.shape != x0.shape:
+            raise UserError(
+                f"noise: has shape {shown(noise.shape)}, must be {x0.shape}, as the latents"
+            )
+        return self._features(tuple(depths), self.params, x0, t, y, jnp.asarray(noise))
+
+    @cached_property
+    def _noise(self) -> Callable[[Array, int], Latents]:
+        def draw(seed: Array, n: int) -> Latents:
+            keys = prng.keys(seed, "features", jnp.arange(n))
+            return prng.sample_normal(keys, self.latent_shape, 0)
+
+        return jax.jit(draw, static_argnums=1)
 
     @cached_property
     def _features(self) -> Callable[..., dict[int, Tokens]]:
         def features(
-            depths: tuple[int, ...], params: Params, x0: Latents, t: Array, y: Labels, seed: Array
+            depths: tuple[int, ...],
+            params: Params,
+            x0: Latents,
+            t: Array,
+            y: Labels,
+            noise: Latents,
         ) -> dict[int, Tokens]:
-            keys = prng.keys(seed, "features", jnp.arange(len(x0)))
-            noise = prng.sample_normal(keys, x0.shape[1:], 0)
             x = self.process.perturb(x0, noise, t)
             return self.net.tokens(params, x, self.process.condition_time(t), y, depths)
 

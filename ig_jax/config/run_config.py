@@ -33,6 +33,8 @@ from ig_jax.config.schema import (
     Sample,
     SearchSettings,
     Train,
+    Visualize,
+    class_numbers,
 )
 from ig_jax.diffusion import PROCESSES
 from ig_jax.diffusion.ddpm import DDPM
@@ -65,6 +67,9 @@ class Config:
     prepare: Prepare = Prepare("array_record", 64, 10_000, "stop")
     mesh: MeshSettings = MeshSettings(-1, 1, 1)
     profile: ProfileSettings = ProfileSettings(0, 0)
+    visualize: Visualize = Visualize(
+        *(None, 4, "squash", (), (0.7, 0.5, 0.3, 0.1), None, 0, "layer_norm", "cell")
+    )
     # The plain dict this was parsed from, as `parser.recorded` gives it: what is written to the
     # workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -214,6 +219,15 @@ def _check_teacher(c: Config) -> None:
         )
 
 
+def _check_visualize(c: Config) -> None:
+    v, depth, classes = c.visualize, c.model.depth, c.data.source.num_classes
+    rule = f"must lie in 1..{depth}, the model's depth"
+    require(max(v.blocks, default=1) <= depth, "visualize.blocks", v.blocks, rule)
+    numbers = [] if v.labels is None else class_numbers(v.labels)
+    rule = f"must lie in 0..{classes - 1}, or be {classes} for the null class"
+    require(max(numbers, default=0) <= classes, "visualize.labels", v.labels, rule)
+
+
 def check_devices(c: Config, devices: int) -> None:
     """Raises ConfigError where the mesh or a batch does not divide over `devices`."""
     data, fsdp, _ = c.mesh.shape(devices)
@@ -259,5 +273,6 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
     _check_model(parsed)
     _check_sampling(parsed)
     _check_teacher(parsed)
+    _check_visualize(parsed)
     check_devices(parsed, devices)
     return parsed

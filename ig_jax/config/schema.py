@@ -23,16 +23,18 @@ from ig_jax.metrics.inception import Inception
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
 from ig_jax.objectives.token_groups import GroupSettings
+from ig_jax.plots.token_pca import BASES, NORMS
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
 from ig_jax.search.space import Space
 from ig_jax.types import Codec, Source
 
 LABEL_MODES = ("random", "balanced")
+RESIZES = ("squash", "crop")
 FILES = ("png", "npz")
 ENOUGH = "must be at least 10 for a covariance to mean much"
 SEEDS = 2**32
-LARGEST_BATCH, MOST_SAMPLES, MOST_AVERAGES = 2**24, 10**7, 32
+LARGEST_BATCH, MOST_SAMPLES, MOST_AVERAGES, MOST_TIMES = 2**24, 10**7, 32, 16
 SEED_RULE = "must not be negative, and below 2**32"
 
 
@@ -205,6 +207,13 @@ class Guide:
         require(self.step is None or self.step > 0, "step", self.step, rule)
 
 
+def class_numbers(labels: str) -> list[int] | None:
+    """The class numbers spelt out in a text such as '0,1,2'; None where it is another."""
+    numbers = labels.split(",")
+    spelt_out = all(re.fullmatch(r"\s*[0-9]{1,9}\s*", n) for n in numbers)
+    return [int(n) for n in numbers] if spelt_out else None
+
+
 @dataclass(frozen=True)
 class Sample:
     num: int = at_most(MOST_SAMPLES)
@@ -254,12 +263,7 @@ class Sample:
     @property
     def class_numbers(self) -> list[int] | None:
         """The class numbers spelt out in `labels`, or None."""
-        numbers = self.labels.split(",")
-        return (
-            [int(n) for n in numbers]
-            if all(re.fullmatch(r"\s*[0-9]{1,9}\s*", n) for n in numbers)
-            else None
-        )
+        return class_numbers(self.labels)
 
 
 @dataclass(frozen=True)
@@ -303,6 +307,38 @@ class SearchSettings:
         require(self.rounds >= 1, "rounds", self.rounds, "must be at least 1")
         require(0 < self.keep <= 1, "keep", self.keep, "must lie in (0, 1]; a half is usual")
         require(0 <= self.first_seed < SEEDS, "first_seed", self.first_seed, SEED_RULE)
+
+
+@dataclass(frozen=True)
+class Visualize:
+    """Settings of --mode=visualize, which draws tokens."""
+
+    images: Location | None = unset("")
+    num: int = at_most(64)  # all are computed on, and drawn, together
+    resize: str
+    blocks: tuple[int, ...]
+    times: tuple[float, ...]
+    labels: str | None = unset("")
+    seed: int = at_most(SEEDS - 1)
+    norm: str
+    basis: str
+
+    def __post_init__(self):
+        require(self.num >= 1, "num", self.num, "must be at least 1")
+        require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+        for name, known in (("resize", RESIZES), ("norm", NORMS), ("basis", BASES)):
+            value = getattr(self, name)
+            require(value in known, name, value, f"must be {' or '.join(known)}")
+        rule = "must be numbers of blocks from 1, each once; () for up to seven"
+        different = len(set(self.blocks)) == len(self.blocks)
+        known = different and all(block >= 1 for block in self.blocks)
+        require(known, "blocks", self.blocks, rule)
+        rule = f"needs 1 to {MOST_TIMES} times in [0, 1]; 0 is data, 1 is noise"
+        known = 1 <= len(self.times) <= MOST_TIMES and all(0 <= t <= 1 for t in self.times)
+        require(known, "times", self.times, rule)
+        rule = "must be class numbers such as 0,1,2 (then repeated), or None for the null class"
+        known = self.labels is None or class_numbers(self.labels) is not None
+        require(known, "labels", self.labels, rule)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # of an animation, the 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 )
-_LARGEST = 2**30  # bytes of a file; `MOST_PIXELS` take less, however they are encoded
+LARGEST = 2**30  # bytes of a file; `MOST_PIXELS` take less, however they are encoded
 MOST_PIXELS = 89_478_485  # a quarter of a GiB in RGB; Pillow's own bound, from which on it warns
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
@@ -59,7 +59,7 @@ def read(path: Path) -> Image.Image:
       UserError: as `files.read_bytes`.
       BadExample: as `decode`.
     """
-    return decode(files.read_bytes(path, _LARGEST), str(path))
+    return decode(files.read_bytes(path, LARGEST), str(path))
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -88,6 +88,36 @@ def grid(
     return np.asarray(captioned)
 
 
+def table(
+    rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str], least_side: int = 96
+) -> np.ndarray:
+    """Square images under the names of their columns, beside those of their rows.
+
+    Args:
+      rows: name -> images uint8 [side, side, 1 or 3], one for each column. Every side must divide
+        the largest, to which all are enlarged by whole factors.
+      columns: their names.
+      least_side: all are enlarged to this at least.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    largest = max(len(image) for images in rows.values() for image in images)
+    side = largest * max(1, -(-least_side // largest))
+    left, head, step = 80, 22, side + 2
+    size = (head + len(rows) * step, left + len(columns) * step, 3)
+    canvas = Image.fromarray(np.full(size, BACKGROUND, np.uint8))
+    for j, name in enumerate(columns):
+        _caption(canvas, name, left + j * step + side / 2, 4, 13)
+    for i, (name, images) in enumerate(rows.items()):
+        y = head + i * step
+        _caption(canvas, name, left / 2, y + side // 2 - 16, 13)
+        for j, image in enumerate(images):
+            tile = _enlarge(to_rgb(image[None]), side)[0]
+            canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), (left + j * step, y))
+    return np.asarray(canvas)
+
+
 def panels(named: Mapping[str, np.ndarray], gap: int = 16) -> np.ndarray:
     """Images uint8 [H, W, 3] of one height side by side, each under its name."""
     height = max(p.shape[0] for p in named.values()) + 28

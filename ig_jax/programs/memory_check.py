@@ -44,6 +44,8 @@ def shortage(exp: Experiment, mode: str) -> str:
     of_files = mode == "evaluate" and exp.config.evaluate.samples  # no network is needed for those
     if mode in _SAMPLES and not of_files:
         shortages += [_of_weights(exp), _of_samples(exp)]
+    if mode == "visualize":
+        shortages.append(_of_weights(exp))
     if mode == "prepare":
         batch = exp.config.prepare.batch_size * _stored_bytes(exp)
         shortages.append(

@@ -137,6 +137,12 @@ def test_features_are_the_tokens_of_noisy_latents(pipe):
     np.testing.assert_array_equal(noisy[0], noisy[1])
     assert not np.array_equal(noisy[0], noisy[2])
     np.testing.assert_array_equal(pipe.decode(pipe.encode(images)), images)
+    noise = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
+    given = pipe.features(images, 1.0, (1,), noise=noise)[1]
+    np.testing.assert_array_equal(given, pipe.features(~images, 1.0, (1,), noise=noise)[1])
+    assert not np.allclose(given, pipe.features(images, 1.0, (1,))[1])
+    with pytest.raises(ig_jax.UserError, match=r"noise: has shape \(1, 8, 8, 1\), must be \(3, 8"):
+        pipe.features(images, 1.0, (1,), noise=noise[:1])
 
 
 def test_calls_compile_once_for_each_shape_and_setting(pipe, noise):

@@ -23,6 +23,8 @@ FIELDS = {
     "sample.readout": 1,
     "sample.guide.workdir": "runs/worse",
     "sample.guide.step": 500,
+    "visualize.images": "photos",
+    "visualize.labels": "3,7",
     "evaluate.samples": "samples.npz",
     "evaluate.reference": "reference.npz",
     "evaluate.features.weights": "inception.pth",

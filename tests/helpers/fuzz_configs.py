@@ -174,7 +174,7 @@ def dry_run(settings: ConfigDict, most: int) -> None:
 @cache
 def _plain_parts() -> dict[str, Any]:
     parsed = run_config.parse(ConfigDict(values_of("digits")))
-    names = ("checkpoint", "log", "evaluate", "search", "prepare", "profile", "raw")
+    names = ("checkpoint", "log", "evaluate", "search", "prepare", "profile", "visualize", "raw")
     return {name: getattr(parsed, name) for name in names}
 
 

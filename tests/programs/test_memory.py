@@ -20,7 +20,9 @@ def small_machine(monkeypatch):
     monkeypatch.setattr(memory_check, "of_host", lambda: 10**9)
 
 
-@pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "search", "demo", "replay"])
+@pytest.mark.parametrize(
+    "mode", ["train", "sample", "evaluate", "search", "demo", "replay", "visualize"]
+)
 def test_a_model_beyond_the_machine_is_refused_before_anything_is_written(tmp_path, mode):
     with pytest.raises(UserError) as caught:
         modes.run(tiny.settings(HUGE), workdir=str(tmp_path / "run"), mode=mode)

@@ -93,6 +93,9 @@ def plant_data(root: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(file)
     plant_tfds(root / "data" / "tfds" / "imagenet2012" / "5.1.0")
+    (root / "photos").mkdir()
+    for i, picture in enumerate(pictures[:2]):
+        Image.fromarray(picture).save(root / "photos" / f"{i}.png")
     (root / "weights").mkdir()
     narrow.save(root / "weights" / "sd-vae-ft-ema.safetensors", "sdvae_diffusers")
     torch_writer.save(root / "weights" / "vavae.pt", narrow.state("vavae_f16d32"))
@@ -229,6 +232,10 @@ def test_the_ways_of_published_checkpoints_work(imagenet, place):
     assert sum("sample it:" in text for text in said) == 6
     pictures = list((place / "runs").glob("*_official/samples/*/000000.png"))
     assert [side(picture) for picture in pictures] == [(SIDE, SIDE)] * 2
+    [tokens] = (place / "runs" / "ig_sit_xl").glob("visualizations/*/pca.npz")
+    with np.load(tokens) as arrays:
+        assert arrays["images"].shape == (2, SIDE, SIDE, 3)
+        assert arrays["rgb"].shape == (2, 4, MODEL["depth"], 2, 2, 3)
     card = (place / "ig_sit_xl.md").read_text()
     assert "# SiT + Internal Guidance" in card and "imported from a published checkpoint" in card
 
