@@ -115,7 +115,7 @@ def optimizer_part(exp: Experiment, batch: Noised) -> Callable:
             batch,
             gradients=lambda *_: (grads, {}),
             optimizer=exp.optimizer,
-            decays=exp.config.train.ema_decays,
+            teacher_decay=exp.teacher_decay,
         )
 
     placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)

@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from ig_jax.diffusion.ddpm_steps import Steps, step_of
 from ig_jax.objectives.base import Needs, NoisedBatch, Term
+from ig_jax.objectives.token_groups import GroupSettings
 from ig_jax.types import NONE, Latents, Params, PerExample
 
 BIN = 1 / 255  # half of its width
@@ -39,6 +40,13 @@ class VariationalBound(Term):
     @property
     def needs(self) -> Needs:
         return Needs(variance=True)
+
+    def check_groups(self, groups: GroupSettings) -> None:
+        if groups.dual_time:
+            raise ValueError(
+                "is of one step for each image, but objective.groups.dual_time gives it several; "
+                "turn that off, or leave the term out"
+            )
 
     def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
         step = self.steps.at(batch.t, batch.x_t.dtype)

@@ -6,7 +6,7 @@ The vectors are channels first, the code channels last; everything is compared i
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from ig_jax import pytree
 from ig_jax.interop import parameter_names
+from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.network import Network
 from ig_jax.models.sit import SiT, SiTSettings
@@ -138,6 +139,11 @@ def sit(model: Mapping[str, Any]) -> Network:
     kinds = {"mlp_ratio": model["mlp_ratio"], "qk_norm": model.get("qk_norm", False)}
     settings = SiTSettings(**_common(model), **kinds)
     return Network(SiT, settings, *_data(model))
+
+
+def dit(model: Mapping[str, Any]) -> Network:
+    """The published DiT of these constructor arguments."""
+    return replace(sit(model), family=DiT)
 
 
 def lightningdit(model: Mapping[str, Any]) -> Network:

@@ -12,6 +12,7 @@ from vectors import (
     assert_within,
     channels_first,
     channels_last,
+    dit,
     from_published,
     quick_jit,
 )
@@ -22,22 +23,12 @@ from ig_jax.diffusion.ddpm import BETAS, DDPM, STEPS
 from ig_jax.diffusion.ddpm_steps import Steps, kept_steps
 from ig_jax.generation import plan
 from ig_jax.guidance import Guidance
-from ig_jax.models.dit import DiT
 from ig_jax.models.network import Network
-from ig_jax.models.sit import SiTSettings
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Draws, Objective
 from ig_jax.samplers import SAMPLERS, base
 
 pytestmark = pytest.mark.golden
-
-
-def dit(model) -> Network:
-    """The published DiT of these constructor arguments."""
-    named = ("depth", "hidden_size", "num_heads", "patch_size", "mlp_ratio", "qk_norm")
-    kinds = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1, "readouts": ()}
-    settings = SiTSettings(**{name: model[name] for name in named}, **kinds)
-    return Network(DiT, settings, model["input_size"], model["in_channels"], model["num_classes"])
 
 
 def network_of(state):
