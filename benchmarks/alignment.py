@@ -1,6 +1,6 @@
 """Self-alignment on the digits: SiT + IG alone, with SRA, DTS_AS and Self-Flow, by training seeds.
 
-  python benchmarks/alignment.py --folder=runs/alignment [--seeds=5] [--variants=sit,sra,dts,self_flow]
+  python benchmarks/alignment.py --folder=runs/alignment [--seeds=5] [--variants=sit,sra]
 
 Every run is the demo under another seed, trained and sampled. Reports FD and precision of its
 samples without guidance and with IG, and the accuracy of a linear classifier on the mean tokens of

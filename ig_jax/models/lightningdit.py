@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from ig_jax.models import layers
 from ig_jax.models.transformer import WHOLE, Transformer, TransformerSettings
-from ig_jax.types import Gather, Labels, Latents, NetOutput
+from ig_jax.types import Gather, Latents, NetOutput, TokenGroups
 
 # Names of the published models: depth, hidden size, heads.
 SIZES = {
@@ -63,12 +63,16 @@ class LightningDiT(Transformer):
         self,
         x: Latents,
         t: Array,
-        y: Labels,
+        y: Array,
         *,
         taps: tuple[int, ...] = (),
+        groups: TokenGroups | None = None,
         gather: Gather = WHOLE,
     ) -> NetOutput:
         """As `Transformer.__call__`, in this code's direction of time."""
-        out = super().__call__(x, 1 - t, y, taps=taps, gather=gather)
+        out = super().__call__(x, t, y, taps=taps, groups=groups, gather=gather)
         pred, heads = jax.tree.map(lambda v: -v, (out.pred, out.heads))
         return out.replace(pred=pred, heads=heads)
+
+    def _condition(self, t: Array, y: Array) -> Array:
+        return super()._condition(1 - t, y)

@@ -8,6 +8,8 @@ import lively
 import numpy as np
 import pytest
 
+from ig_jax.models.dit import DiT
+from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
 from ig_jax.models.network import Network
 from ig_jax.models.sit import SIZES, SiT, SiTSettings
 from ig_jax.objectives.token_groups import of_pixels
@@ -109,3 +111,37 @@ def test_separation_costs_at_most_one_buffer_of_logits(gradient):
     """One block's [8, 16, 256, 256] is 32 MiB, where the selection is not fused."""
     plain = temporaries(1, gradient)
     assert temporaries(1, gradient, attention=True) < plain + 33
+
+
+# The trunk alone.
+
+
+def lightningdit():
+    kinds = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True}
+    sizes = {"depth": 3, "hidden_size": 16, "num_heads": 2, "patch_size": 2, "mlp_ratio": 4.0}
+    rest = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1, "qk_norm": True}
+    settings = LightningDiTSettings(**sizes, **kinds, **rest, readouts=())
+    return Network(LightningDiT, settings, 8, 4, 5)
+
+
+FAMILIES = {
+    **dict(kinds()),
+    "dit": replace(lively.make(), family=DiT),
+    "lightningdit": lightningdit(),
+}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("net", FAMILIES.values(), ids=FAMILIES)
+def test_tokens_are_those_that_a_whole_pass_taps(net, grouped):
+    """In every family's own direction of time; in any order of depths, and one twice."""
+    x, t, y = lively.inputs(net)
+    params, ids = lively.parameters(net), two_groups(net, x)
+    groups = TokenGroups(condition=ids, attention=ids) if grouped else None
+    t = jnp.stack([t, 0.3 * t], axis=1) if grouped else t
+    depths = (2, 1, 2)
+    whole = net(params, x, t, y, taps=(1, 2), groups=groups).features
+    alone = net.tokens(params, x, t, y, depths, groups)
+    assert alone.keys() == {1, 2}
+    for depth in alone:
+        np.testing.assert_allclose(alone[depth], whole[depth], rtol=1e-5, atol=1e-6)
