@@ -48,6 +48,7 @@ SMALL = {
     **{"log.every_steps": 50, "log.samples_every_steps": 0},
     **{"data.source.num_classes": CLASSES, "prepare.batch_size": 8},
 }
+ALIGNED = {"depth": 1, "teacher_depth": 2}
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}  # as published
 SAMPLES = {"sample.num": 2, "sample.batch_size": 2, "sample.sampler.num_steps": 2}
 JUDGED = {"evaluate.num": 10, "sample.batch_size": 10, "sample.sampler.num_steps": 2}
@@ -72,6 +73,9 @@ def at_toy_size(words: list[str]) -> list[str]:
     ours = next((word for word in words if word.startswith("--config=configs/")), "")
     if ours:
         changes = SMALL | changes
+        if re.search(r"/[a-z]+_(sra|dts)_", ours):
+            path = "objective.terms.self_alignment"
+            changes |= {f"{path}.{name}": value for name, value in ALIGNED.items()}
         if "image" in ours.partition(":")[2]:
             changes["data.source.size"] = SIDE
         if "no_data" in ours:
@@ -238,6 +242,14 @@ def test_the_ways_of_published_checkpoints_work(imagenet, place):
         assert arrays["rgb"].shape == (2, 4, MODEL["depth"], 2, 2, 3)
     card = (place / "ig_sit_xl.md").read_text()
     assert "# SiT + Internal Guidance" in card and "imported from a published checkpoint" in card
+
+
+def test_the_ways_of_self_alignment_work(imagenet, place):
+    said = run_page("alignment.md", place)
+    assert sum("trained: step 50 of 50" in text for text in said) == 3
+    for run in ("sit_sra_b", "sit_dts_b", "dit_sra_b"):
+        lines = (place / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        assert np.isfinite(json.loads(lines[-1])["loss/self_alignment"])
 
 
 def test_a_command_that_fails_is_told(tmp_path):
