@@ -114,8 +114,9 @@ def principal_components(
     """
     *cells, n, width = rows.shape
     centred = rows - rows.mean(-2, keepdims=True)
-    # The triangle of a QR decomposition has the same singular values and components, and is small.
-    _, sizes, directions = np.linalg.svd(np.linalg.qr(centred, mode="r"), full_matrices=False)
+    # Of many rows: the triangle of a QR decomposition has the same singular values and components.
+    small = np.linalg.qr(centred, mode="r") if n > width else centred
+    _, sizes, directions = np.linalg.svd(small, full_matrices=False)
     kept = min(COLOURS, sizes.shape[-1])
     components, spread = np.zeros((*cells, COLOURS, width)), np.zeros((*cells, COLOURS))
     components[..., :kept, :], spread[..., :kept] = directions[..., :kept, :], sizes[..., :kept]

@@ -9,7 +9,10 @@ from ig_jax.errors import UserError
 from ig_jax.plots import image_grid
 from ig_jax.plots.token_pca import normalised, principal_components
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 def orthonormal(width: int) -> np.ndarray:
@@ -20,10 +23,8 @@ def orthonormal(width: int) -> np.ndarray:
 @pytest.fixture
 def rank_3():
     """16 tokens of width 7 around a centre: centred coordinates at right angles, and their axes."""
-    scores, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(16, 4)) - 0.0)
-    ones = np.full((16, 1), 0.25)  # the direction that centring takes away
-    scores = scores - ones @ (ones.T @ scores)
-    scores, _ = np.linalg.qr(scores[:, :3])
+    scores = np.random.default_rng(2).normal(size=(16, 3))
+    scores, _ = np.linalg.qr(scores - scores.mean(0))
     coordinates, axes = scores * [5.0, 3.0, 2.0], orthonormal(7)[:3]
     return coordinates @ axes + np.arange(7.0), coordinates, axes
 
@@ -39,9 +40,9 @@ def test_components_of_tokens_of_rank_3_are_the_axes_they_were_made_of(rank_3):
 
 
 @pytest.mark.parametrize("n, width", [(16, 7), (9, 40), (400, 12)])
-def test_components_are_those_of_the_covariance(n, width):
+def test_components_are_those_of_the_covariance(rng, n, width):
     """More tokens than channels, and fewer."""
-    rows = RNG.normal(size=(2, n, width)) * np.linspace(1, 3, width)
+    rows = rng.normal(size=(2, n, width)) * np.linspace(1, 3, width)
     _, components, variance = principal_components(rows)
     for cell in range(2):
         values, vectors = np.linalg.eigh(np.cov(rows[cell].T))
@@ -50,8 +51,8 @@ def test_components_are_those_of_the_covariance(n, width):
         np.testing.assert_allclose(overlap, 1, rtol=0, atol=1e-9)
 
 
-def test_colours_are_the_projections_scaled_and_tokens_are_row_by_row():
-    pca = ig_jax.token_pca(RNG.normal(size=(2, 3, 25, 8)))
+def test_colours_are_the_projections_scaled_and_tokens_are_row_by_row(rng):
+    pca = ig_jax.token_pca(rng.normal(size=(2, 3, 25, 8)))
     assert pca.rgb.shape == (2, 3, 5, 5, 3) and pca.rgb.dtype == np.float32
     assert pca.projections.shape == (2, 3, 25, 3)
     assert pca.components.shape == (2, 3, 3, 8) and pca.explained_variance.shape == (2, 3, 3)
@@ -61,14 +62,14 @@ def test_colours_are_the_projections_scaled_and_tokens_are_row_by_row():
     assert np.all(pca.rgb.min((-3, -2)) == 0) and np.all(pca.rgb.max((-3, -2)) == 1)
 
 
-def test_the_entry_of_largest_size_is_positive():
-    components = ig_jax.token_pca(RNG.normal(size=(30, 16, 6))).components
+def test_the_entry_of_largest_size_is_positive(rng):
+    components = ig_jax.token_pca(rng.normal(size=(30, 16, 6))).components
     largest = np.take_along_axis(components, np.abs(components).argmax(-1)[..., None], -1)
     assert np.all(largest > 0)
 
 
-def test_a_rotation_of_the_channels_changes_nothing_but_signs():
-    rows, rotation = RNG.normal(size=(16, 9)), orthonormal(9)
+def test_a_rotation_of_the_channels_changes_nothing_but_signs(rng):
+    rows, rotation = rng.normal(size=(16, 9)), orthonormal(9)
     plain, turned = principal_components(rows), principal_components(rows @ rotation)
     signs = np.sign(np.sum(plain[0] * turned[0], axis=0))
     np.testing.assert_allclose(turned[0] * signs, plain[0], atol=1e-10)
@@ -77,16 +78,16 @@ def test_a_rotation_of_the_channels_changes_nothing_but_signs():
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "min_max"])
-def test_tokens_keep_their_colours_in_any_order(norm):
-    tokens, order = RNG.normal(size=(25, 8)), RNG.permutation(25)
+def test_tokens_keep_their_colours_in_any_order(rng, norm):
+    tokens, order = rng.normal(size=(25, 8)), rng.permutation(25)
     plain, moved = (ig_jax.token_pca(x, norm=norm) for x in (tokens, tokens[order]))
     colours, reordered = (p.rgb.reshape(25, 3) for p in (plain, moved))
     np.testing.assert_allclose(reordered, colours[order], atol=1e-5)
     np.testing.assert_allclose(moved.components, plain.components, atol=1e-5)
 
 
-def test_norms_are_those_of_their_names():
-    tokens = RNG.normal(2, 3, (2, 16, 8)).astype(np.float32)
+def test_norms_are_those_of_their_names(rng):
+    tokens = rng.normal(2, 3, (2, 16, 8)).astype(np.float32)
     x = normalised(tokens, "layer_norm")
     np.testing.assert_allclose(x.mean(-1), 0, atol=1e-12)
     np.testing.assert_allclose(x.var(-1), 1, atol=1e-5)
@@ -94,8 +95,8 @@ def test_norms_are_those_of_their_names():
     assert np.all(x.min(-2) == 0) and np.all((x.max(-2) < 1) & (x.max(-2) > 0.999))
 
 
-def test_the_basis_shared_by_one_cell_is_that_of_the_cell():
-    tokens = RNG.normal(size=(1, 16, 8))
+def test_the_basis_shared_by_one_cell_is_that_of_the_cell(rng):
+    tokens = rng.normal(size=(1, 16, 8))
     own, shared = (ig_jax.token_pca(tokens, basis=basis) for basis in ("cell", "shared"))
     np.testing.assert_array_equal(shared.rgb, own.rgb)
     np.testing.assert_array_equal(shared.projections, own.projections)
@@ -103,9 +104,9 @@ def test_the_basis_shared_by_one_cell_is_that_of_the_cell():
     np.testing.assert_array_equal(shared.explained_variance, own.explained_variance[0])
 
 
-def test_a_shared_basis_gives_equal_tokens_equal_colours_in_every_cell():
+def test_a_shared_basis_gives_equal_tokens_equal_colours_in_every_cell(rng):
     """A basis of each cell does not: there the rest of the cell decides."""
-    tokens = RNG.normal(size=(2, 2, 16, 8))
+    tokens = rng.normal(size=(2, 2, 16, 8))
     tokens[1, 1, 3] = tokens[0, 0, 9]
     own, shared = (ig_jax.token_pca(tokens, basis=basis).rgb for basis in ("cell", "shared"))
     np.testing.assert_allclose(shared[1, 1, 0, 3], shared[0, 0, 2, 1], atol=1e-6)
@@ -114,8 +115,8 @@ def test_a_shared_basis_gives_equal_tokens_equal_colours_in_every_cell():
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_colours_without_a_component_are_black(rank):
-    scores = RNG.normal(size=(16, rank)) * [[4.0, 2.0][:rank]]
+def test_colours_without_a_component_are_black(rng, rank):
+    scores = rng.normal(size=(16, rank)) * [[4.0, 2.0][:rank]]
     tokens = (scores @ orthonormal(8)[:rank]).astype(np.float32)
     projections, components, variance = principal_components(tokens.astype(np.float64))
     for array in (projections, components.T, variance[None]):
@@ -124,8 +125,8 @@ def test_colours_without_a_component_are_black(rank):
         assert not np.any(ig_jax.token_pca(np.ones((16, 8))).rgb)
 
 
-def test_tokens_of_two_channels_have_two_colours():
-    pca = ig_jax.token_pca(RNG.normal(size=(16, 2)), norm="min_max")
+def test_tokens_of_two_channels_have_two_colours(rng):
+    pca = ig_jax.token_pca(rng.normal(size=(16, 2)), norm="min_max")
     assert pca.components.shape == (3, 2)
     assert not np.any(pca.components[2]) and not np.any(pca.rgb[..., 2])
     assert pca.rgb[..., :2].max() == 1
@@ -149,9 +150,9 @@ def test_what_has_no_components_is_refused_in_a_sentence(tokens, options, senten
         ig_jax.token_pca(tokens, **options)
 
 
-def test_a_table_shows_every_image_in_its_place_enlarged_to_one_size(tmp_path):
-    pixels = RNG.integers(0, 256, (2, 8, 8, 1), np.uint8)
-    tokens = RNG.integers(0, 256, (2, 4, 4, 3), np.uint8)
+def test_a_table_shows_every_image_in_its_place_enlarged_to_one_size(rng, tmp_path):
+    pixels = rng.integers(0, 256, (2, 8, 8, 1), np.uint8)
+    tokens = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
     rows = {f"row {i}": [pixels[i], tokens[i]] for i in range(2)}
     canvas = image_grid.table(rows, ["image", "block 1"])
     image_grid.save(tmp_path / "table.png", canvas)

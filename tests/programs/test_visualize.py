@@ -12,6 +12,7 @@ from ig_jax import modes
 from ig_jax.data.crop import center_crop
 from ig_jax.data.sources.digits import Digits
 from ig_jax.errors import UserError
+from ig_jax.programs import visualize as visualize_mode
 
 FEW = {"visualize.num": 3, "visualize.times": (0.6, 0.1), "sample.weights": "0.8"}
 
@@ -99,10 +100,9 @@ def test_one_image_file_is_one_row_of_images(workdir, photos):
 
 
 def test_blocks_are_spread_over_a_deep_network():
-    from ig_jax.programs.visualize import _spread
-
-    assert _spread(2) == (1, 2) and _spread(7) == tuple(range(1, 8))
-    assert _spread(28) == (1, 6, 10, 14, 19, 24, 28)
+    assert visualize_mode._spread(2) == (1, 2)
+    assert visualize_mode._spread(7) == tuple(range(1, 8))
+    assert visualize_mode._spread(28) == (1, 6, 10, 14, 19, 24, 28)
 
 
 @pytest.mark.parametrize(
