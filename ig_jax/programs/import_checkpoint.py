@@ -71,7 +71,7 @@ def config_of(network: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
     if settings:
         c.data.codec.rounding = facts.rounding
     c.process = _process(facts, bases)
-    if found.model["name"] == "dit" and facts.process != "ddpm":
+    if network.model["name"] == "dit" and facts.process != "ddpm":
         # A DiT's own sampler and its loss of the variance go by DDPM's steps.
         c.sample.sampler = ConfigDict(bases["sit"].sample.sampler.to_dict())
         del c.objective.terms.variational_bound
