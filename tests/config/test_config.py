@@ -38,6 +38,10 @@ OPTIONAL = {
     "evaluate.reference": None,
     "evaluate.samples": None,
     "objective.teacher_decay": None,
+    "objective.groups.shares": (),
+    "objective.groups.dual_time": False,
+    "objective.groups.separate_attention": False,
+    "objective.groups.full_sample_prob": 0.0,
 }
 REQUIRED = [path for path in LEAVES if path not in OPTIONAL and not path.startswith(TRIED)]
 SECTIONS = sorted({p.rpartition(".")[0] for p in LEAVES if "." in p and not p.startswith(TRIED)})
