@@ -28,6 +28,11 @@ from ig_jax.types import NONE
 FLOW = {"flow": {"weight": 1.0}, "internal_guidance": {"weight": 0.5}}
 ALIGNMENT = {"weight": 0.5, "depth": 1, "teacher_depth": 2}
 HEADS = {"sra2": {"weight": 1.0, "depth": 1}, "self_alignment": ALIGNMENT}
+GROUPS = {
+    "objective.groups.shares": (0.25, 0.75),
+    "objective.groups.dual_time": True,
+    "objective.groups.separate_attention": True,
+}
 SRA2 = {"objective.terms": {**FLOW, "sra2": {"weight": 1.0, "depth": 1}}}
 
 
@@ -250,6 +255,24 @@ def test_two_devices_train_heads_as_one_does(one_device, arrangement):
     jax.tree.map(assert_tree, state_2.trained, state.trained)
 
 
+@pytest.fixture(scope="module")
+def grouped():
+    return four_steps({"objective.terms": {**FLOW, **HEADS}, **GROUPS})
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"data": 2, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 2, "tensor": 1}], ids=str
+)
+def test_devices_train_groups_of_tokens_against_a_teacher_as_one_does(grouped, mesh):
+    state, found = grouped
+    changes = {"objective.terms": {**FLOW, **HEADS}, **GROUPS, "mesh": mesh, "model.remat": "dots"}
+    state_2, found_2 = four_steps(changes, devices=2)
+    for name in ("loss", "loss/self_alignment", "by_time/flow", "by_time/examples", "grad_norm"):
+        np.testing.assert_allclose(found_2[name], found[name], rtol=1e-5, atol=1e-6)
+    assert_tree = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+    jax.tree.map(assert_tree, state_2.trained, state.trained)
+
+
 def test_every_leaf_of_a_head_is_trained(one_device):
     optimizer, (state, _) = one_device
     fresh = step.init_state(tiny.experiment({**ALL, **optimizer}))
@@ -294,9 +317,9 @@ def test_clipping_sees_the_gradient_of_network_and_heads_as_one():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of 12 steps with two heads and a teacher, and the state it ended with."""
+    """A run of 12 steps with heads, a teacher and groups of tokens, and its last state."""
     workdir = tmp_path_factory.mktemp("run")
-    changes = {"objective.terms": {**FLOW, **HEADS}, "train.steps": 12}
+    changes = {"objective.terms": {**FLOW, **HEADS}, **GROUPS, "train.steps": 12}
     return workdir, changes, trainer.run(tiny.experiment(changes), workdir).state
 
 
