@@ -46,6 +46,18 @@ COMMON = {
     "sample.batch_size": 40,
 }
 SIT = {"model.hidden_size": 64}
+ALIGNED = SIT | {
+    "objective.terms": {
+        "flow": {"weight": 1.0},
+        "self_alignment": {"weight": 0.5, "depth": 1, "teacher_depth": 2},
+    },
+    "objective.groups": {
+        "shares": (0.25, 0.75),
+        "dual_time": True,
+        "separate_attention": True,
+        "full_sample_prob": 0.2,
+    },
+}
 SHAPES = [(8 // f // t, f, t) for t in (1, 2, 4, 8) for f in (1, 2, 4, 8) if f * t <= 8]
 DOPRI5 = SAMPLERS["dopri5"](num_steps=500, rtol=1e-5, atol=1e-5)
 
@@ -212,6 +224,13 @@ def sit(folder: Path) -> dict[str, Any]:
     }
 
 
+def aligned(folder: Path) -> dict[str, Any]:
+    """SiT with a teacher, a head and groups of tokens."""
+    for shape in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)):
+        run(folder, "aligned", shape, ALIGNED)
+    return {}
+
+
 def light(folder: Path) -> dict[str, Any]:
     """Those of LightningDiT, one of SiT to even out the two jobs, and what needs no training."""
     run(folder, "light", (1, 1, 1), lightningdit())
@@ -259,5 +278,6 @@ def broad(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     job, folder = sys.argv[1], Path(sys.argv[2])
-    found = {"sit": sit, "light": light, "broad": broad}[job](folder)
+    jobs = {"sit": sit, "light": light, "broad": broad, "aligned": aligned}
+    found = jobs[job](folder)
     (folder / f"{job}.json").write_text(json.dumps(found))

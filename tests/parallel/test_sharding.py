@@ -144,6 +144,17 @@ def test_the_losses_compared_are_of_a_network_that_learns(few):
         assert found["loss"][-1] < found["loss"][0]
 
 
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    return made(tmp_path_factory, "aligned")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_eight_devices_align_groups_of_tokens_with_a_teacher_as_one_does(aligned, shape):
+    assert_same_training(case(aligned, "aligned", shape), case(aligned, "aligned", ONE))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 1, 1), (1, 2, 1), (4, 1, 1), *meshes.SHAPES])
 def test_every_mesh_trains_sit_as_one_device_does(few, broad, shape):
