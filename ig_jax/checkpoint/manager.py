@@ -165,7 +165,7 @@ class Checkpoints:
         self._settle()
         malloc_arenas.trim()  # of what the save before took
         step = int(jax.device_get(state.step))
-        meta = metadata.make(step, data, config, imported)
+        meta = metadata.new_record(step, data, config, imported)
         arrays = {name: ocp.args.StandardSave(x) for name, x in _items(state).items()}
         items = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
         self._asked, self._failure = step, ""

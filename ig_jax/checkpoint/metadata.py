@@ -16,7 +16,7 @@ from ig_jax.optim.train_state import HEADS_OF_TERMS
 LACKING = {"weights": ("opt_state", "ema", HEADS_OF_TERMS), "state": (HEADS_OF_TERMS,), "": ()}
 
 
-def make(
+def new_record(
     step: int, data: Mapping[str, Any], config: Mapping[str, Any], imported: str
 ) -> dict[str, Any]:
     """The metadata of a new checkpoint."""

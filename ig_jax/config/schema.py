@@ -23,7 +23,7 @@ from ig_jax.metrics.inception import Inception
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
 from ig_jax.objectives.token_groups import GroupSettings
-from ig_jax.plots.token_pca import BASES, NORMS
+from ig_jax.plots.token_pca import BASES, TOKEN_NORMS
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
 from ig_jax.search.space import Space
@@ -326,7 +326,7 @@ class Visualize:
     def __post_init__(self):
         require(self.num >= 1, "num", self.num, "must be at least 1")
         require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
-        for name, known in (("resize", RESIZES), ("norm", NORMS), ("basis", BASES)):
+        for name, known in (("resize", RESIZES), ("norm", TOKEN_NORMS), ("basis", BASES)):
             value = getattr(self, name)
             require(value in known, name, value, f"must be {' or '.join(known)}")
         rule = "must be numbers of blocks from 1, each once; () for up to seven"

@@ -21,11 +21,11 @@ from ig_jax.errors import BadExample
 from ig_jax.io import images
 
 CROP_NAME = "center-crop-dhariwal"  # in records of what made latents
-LARGEST = 2**16  # side of a cropped image
+LARGEST_SIDE = 2**16  # side of a cropped image
 
 # Of a source of images. Pillow leaves the interpreter to others while it decodes and scales, and
 # a few threads more than cores hide the latency of a disk or network.
-THREADS = max(8, os.cpu_count() or 1)
+_THREADS = max(8, os.cpu_count() or 1)
 
 
 def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
@@ -52,14 +52,14 @@ def decode(content: bytes, size: int, name: str) -> UInt8[np.ndarray, "{size} {s
       BadExample: it cannot be decoded, or is so thin that scaling it would take too much memory;
         calls the image `name`.
     """
-    picture = images.decode(content, name)
-    short, long = sorted(picture.size)
+    image = images.decode(content, name)
+    short, long = sorted(image.size)
     if size * size * long / short > images.MOST_PIXELS:
         raise BadExample(
-            f"{name}: has {picture.width} x {picture.height} pixels, too thin to be scaled to "
+            f"{name}: has {image.width} x {image.height} pixels, too thin to be scaled to "
             f"{size} on the shorter side; crop it or remove it"
         )
-    return center_crop(picture, size)
+    return center_crop(image, size)
 
 
 class Cropped:
@@ -81,13 +81,13 @@ class Cropped:
 
     @cached_property
     def _decoders(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(THREADS)
+        return ThreadPoolExecutor(_THREADS)
 
     def _stacked(
-        self, picture: Callable[..., np.ndarray], *arguments: Sequence[Any]
+        self, image: Callable[..., np.ndarray], *arguments: Sequence[Any]
     ) -> UInt8[np.ndarray, "n {self.size} {self.size} 3"]:
-        """`picture` of each row of the arguments."""
+        """`image` of each row of the arguments."""
         stored = np.empty((len(arguments[0]), *self.stored_shape), self.stored_dtype)
-        for row, found in enumerate(self._decoders.map(picture, *arguments)):
+        for row, found in enumerate(self._decoders.map(image, *arguments)):
             stored[row] = found
         return stored

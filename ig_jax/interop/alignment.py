@@ -13,7 +13,7 @@ BLOCKS = {
 }
 
 
-def settings(family: str, depth: int) -> dict[str, Any]:
+def term_settings(family: str, depth: int) -> dict[str, Any]:
     """The section of the term `self_alignment`, as the published code has it for this family.
 
     A depth that was not published gets blocks at a quarter and three quarters, as its authors

@@ -65,7 +65,7 @@ def _pair(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-ALIGNMENT_HEAD = f"{HEADS_OF_TERMS}.self_alignment"
+_ALIGNMENT_HEAD = f"{HEADS_OF_TERMS}.self_alignment"
 
 BLOCK_RULES = [
     *_pair(r"attn\.(qkv|proj)", r"attn.\1"),
@@ -91,7 +91,7 @@ SHELL_RULES = [
     *_pair(r"final_layer\.linear", "final_layer.linear"),
     *_pair(r"final_layer\.modulation", "final_layer.adaLN_modulation.1"),
     # The head that SRA trains beside the network.
-    *_pair(rf"{ALIGNMENT_HEAD}\.fc([12])", r"ap_head.linear\1"),
+    *_pair(rf"{_ALIGNMENT_HEAD}\.fc([12])", r"ap_head.linear\1"),
 ]
 
 

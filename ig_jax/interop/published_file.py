@@ -21,7 +21,7 @@ from ig_jax.models import embed
 LABELS = "y_embedder.embedding_table.weight"
 MODULATION, READOUT = "blocks.0.adaLN_modulation.1.bias", "final_layer_xr"
 TRAINING_ONLY = ("ap_head.", "projectors.")
-ALIGNMENT_HEAD = ("ap_head.linear1", "ap_head.linear2")  # SRA's, D -> 2D -> D
+HEAD_LAYERS = ("ap_head.linear1", "ap_head.linear2")  # SRA's, D -> 2D -> D
 _BLOCK = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 _SHOWN = 12
 
@@ -135,7 +135,7 @@ def look(state: Mapping[str, np.ndarray], declared: Declared) -> File:
 
 def _alignment_head(state: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
     """SRA's head, if all of it is there in the published shapes; otherwise empty."""
-    names = _linear(*ALIGNMENT_HEAD)
+    names = _linear(*HEAD_LAYERS)
     shapes = [(2 * width, width), (2 * width,), (width, 2 * width), (width,)]
     head = {name: state[name] for name in names if name in state}
     whole = [array.shape for array in head.values()] == shapes

@@ -25,7 +25,7 @@ from ig_jax.metrics.checked_rows import BLOCK_ROWS, row_blocks
 from ig_jax.metrics.moments import Gaussian
 
 POOL, SPATIAL = (("mu", "sigma"), ("ref_mu", "ref_sigma")), (("mu_s", "sigma_s"),)
-_ROWS, IMAGES, SPACE, _COUNT = "pool", "arr_0", "space", "count"
+_ROWS, _IMAGES, SPACE, _COUNT = "pool", "arr_0", "space", "count"
 # Covariances are symmetric to the rounding of float32 at worst.
 ASYMMETRY = 1e-5
 MOST_FEATURES = 8192  # of Inception's there are 2048
@@ -181,13 +181,13 @@ class _Arrays(NamedTuple):
         return array
 
     def images(self) -> np.ndarray | None:
-        if IMAGES not in self.names:
+        if _IMAGES not in self.names:
             return None
-        array = self.array(IMAGES)
+        array = self.array(_IMAGES)
         right = array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 3
         if not right or len(array) < _FEWEST:
             raise UserError(
-                f"{self.path}: {IMAGES!r} is {array.dtype} {array.shape}, but must be uint8 "
+                f"{self.path}: {_IMAGES!r} is {array.dtype} {array.shape}, but must be uint8 "
                 f"[n, h, w, 3], n at least {_FEWEST}; {_FIX}"
             )
         return array

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from ig_jax.models import layers
-from ig_jax.models.transformer import WHOLE, Transformer, TransformerSettings
+from ig_jax.models.transformer import UNSHARDED, Transformer, TransformerSettings
 from ig_jax.types import Gather, Latents, NetOutput, TokenGroups
 
 # Names of the published models: depth, hidden size, heads.
@@ -67,7 +67,7 @@ class LightningDiT(Transformer):
         *,
         taps: tuple[int, ...] = (),
         groups: TokenGroups | None = None,
-        gather: Gather = WHOLE,
+        gather: Gather = UNSHARDED,
     ) -> NetOutput:
         """As `Transformer.__call__`, in this code's direction of time."""
         out = super().__call__(x, t, y, taps=taps, groups=groups, gather=gather)

@@ -30,7 +30,7 @@ from ig_jax.types import DTYPES, Gather, Key, Latents, NetOutput, Params, TokenG
 
 # Beyond these, tracing a network or its position table takes minutes, and no machine trains it.
 WIDEST, MOST_READOUTS, POSITIONS = 2**20, 64, 2**27
-WHOLE = Whole()
+UNSHARDED = Whole()
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Transformer(nnx.Module):
         *,
         taps: tuple[int, ...] = (),
         groups: TokenGroups | None = None,
-        gather: Gather = WHOLE,
+        gather: Gather = UNSHARDED,
     ) -> NetOutput:
         """Prediction at (x, t) for labels y, with the early predictions and the tapped tokens.
 
@@ -250,7 +250,7 @@ class Transformer(nnx.Module):
         depths: tuple[int, ...],
         *,
         groups: TokenGroups | None = None,
-        gather: Gather = WHOLE,
+        gather: Gather = UNSHARDED,
     ) -> dict[int, Tokens]:
         """The tokens after the blocks `depths` (from 1), float32; no later block is computed.
 

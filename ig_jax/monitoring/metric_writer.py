@@ -111,9 +111,9 @@ class Events:
             b"".join(self._record(step=step, summary=scalar(n, v)) for n, v in values.items())
         )
 
-    def image(self, step: int, name: str, picture: Any) -> None:
+    def image(self, step: int, name: str, image: Any) -> None:
         """One uint8 image [h, w, c]."""
-        summary = self._summary.image(name, picture, dataformats="HWC")
+        summary = self._summary.image(name, image, dataformats="HWC")
         self._file.add(self._record(step=step, summary=summary))
 
     def close(self) -> None:
@@ -140,10 +140,10 @@ class MetricWriter:
             self._lines.add((json.dumps({"step": step, **values}) + "\n").encode())
             self._events.scalars(step, values)
 
-    def images(self, step: int, name: str, picture: Any) -> None:
+    def images(self, step: int, name: str, image: Any) -> None:
         """One uint8 image [h, w, c]."""
         if self._active:
-            self._events.image(step, name, picture)
+            self._events.image(step, name, image)
 
     def close(self) -> None:
         if self._active:

@@ -13,7 +13,7 @@ from ig_jax.models import layers
 from ig_jax.types import Key, Params, Tokens
 
 
-def mlp(key: Key, widths: Sequence[int]) -> Params:
+def init_mlp(key: Key, widths: Sequence[int]) -> Params:
     """Xavier-uniform kernels and zero biases, as a network's blocks begin; float32.
 
     Args:

@@ -97,7 +97,7 @@ class SelfAlignment(Term):
 
     def init(self, key: Key, net: Network) -> Params:
         width = net.settings.hidden_size
-        return heads.mlp(key, (width, 2 * width, width))
+        return heads.init_mlp(key, (width, 2 * width, width))
 
     def check_groups(self, groups: GroupSettings) -> None:
         if groups.count == 1:

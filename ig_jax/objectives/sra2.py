@@ -45,7 +45,7 @@ class Sra2(Term):
         """Xavier-uniform kernels and zero biases, as the network's blocks begin."""
         width = net.settings.hidden_size
         features = net.settings.patch_size**2 * net.channels
-        return heads.mlp(key, (width, *[2 * width] * (_LAYERS - 1), features))
+        return heads.init_mlp(key, (width, *[2 * width] * (_LAYERS - 1), features))
 
     def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
         tokens = batch.out.features[self.depth]

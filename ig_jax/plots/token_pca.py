@@ -16,12 +16,12 @@ from jaxtyping import Float, Float64
 
 from ig_jax.errors import UserError, shown
 
-COLOURS = 3  # components
+_COLOURS = 3  # components
 EPSILON = 1e-6  # of both norms, as published
-NORMS = ("layer_norm", "min_max")
+TOKEN_NORMS = ("layer_norm", "min_max")
 BASES = ("cell", "shared")
 
-Rows = Float64[np.ndarray, "*cells n width"]
+_Rows = Float64[np.ndarray, "*cells n width"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def token_pca(tokens: Any, *, norm: str = "layer_norm", basis: str = "cell") -> 
       UserError: an option is unknown; the tokens are not finite, or no square grid of more than
         one.
     """
-    for name, value, known in (("norm", norm, NORMS), ("basis", basis, BASES)):
+    for name, value, known in (("norm", norm, TOKEN_NORMS), ("basis", basis, BASES)):
         if value not in known:
             raise UserError(f"{name} = {shown(value)}: must be {' or '.join(known)}")
     x = np.asarray(tokens, np.float32)
@@ -71,8 +71,8 @@ def token_pca(tokens: Any, *, norm: str = "layer_norm", basis: str = "cell") -> 
     projections, components, variance = principal_components(rows)
     colours = _scaled(projections)
     return TokenPca(
-        rgb=colours.reshape(*cells, side, side, COLOURS).astype(np.float32),
-        projections=projections.reshape(*cells, n, COLOURS).astype(np.float32),
+        rgb=colours.reshape(*cells, side, side, _COLOURS).astype(np.float32),
+        projections=projections.reshape(*cells, n, _COLOURS).astype(np.float32),
         components=components.astype(np.float32),
         explained_variance=variance.astype(np.float32),
     )
@@ -91,8 +91,8 @@ def _side(tokens: np.ndarray) -> int:
     return side
 
 
-def normalised(tokens: Float[np.ndarray, "*cells n width"], norm: str) -> Rows:
-    """Tokens after `norm`, a name of `NORMS`; see `token_pca`."""
+def normalised(tokens: Float[np.ndarray, "*cells n width"], norm: str) -> _Rows:
+    """Tokens after `norm`, a name of `TOKEN_NORMS`; see `token_pca`."""
     x = tokens.astype(np.float64)
     if norm == "layer_norm":
         x -= x.mean(-1, keepdims=True)
@@ -102,7 +102,7 @@ def normalised(tokens: Float[np.ndarray, "*cells n width"], norm: str) -> Rows:
 
 
 def principal_components(
-    rows: Rows,
+    rows: _Rows,
 ) -> tuple[
     Float64[np.ndarray, "*cells n 3"],
     Float64[np.ndarray, "*cells 3 width"],
@@ -117,8 +117,8 @@ def principal_components(
     # Of many rows: the triangle of a QR decomposition has the same singular values and components.
     small = np.linalg.qr(centred, mode="r") if n > width else centred
     _, sizes, directions = np.linalg.svd(small, full_matrices=False)
-    kept = min(COLOURS, sizes.shape[-1])
-    components, spread = np.zeros((*cells, COLOURS, width)), np.zeros((*cells, COLOURS))
+    kept = min(_COLOURS, sizes.shape[-1])
+    components, spread = np.zeros((*cells, _COLOURS, width)), np.zeros((*cells, _COLOURS))
     components[..., :kept, :], spread[..., :kept] = directions[..., :kept, :], sizes[..., :kept]
     # No larger than what rounding the rows to float32 leaves.
     nothing = np.finfo(np.float32).eps * np.linalg.norm(rows, axis=(-2, -1))

@@ -24,7 +24,7 @@ from ig_jax.experiment import Experiment
 from ig_jax.interop import alignment, declared, optimizer_state, original, parameter_names
 from ig_jax.interop.declared import Declared
 from ig_jax.interop.detect import Detected, detect
-from ig_jax.interop.published_file import ALIGNMENT_HEAD, TRAINING_ONLY
+from ig_jax.interop.published_file import HEAD_LAYERS, TRAINING_ONLY
 from ig_jax.io import files, state_dict
 from ig_jax.io.state_dict import Found, TrainingFile
 from ig_jax.monitoring import console
@@ -85,7 +85,7 @@ def config_of(network: Detected, bases: Mapping[str, ConfigDict]) -> ConfigDict:
         if "internal_guidance" in c.objective.terms:
             del c.objective.terms.internal_guidance
     if network.alignment_head:
-        term = alignment.settings(network.model["name"], network.model["depth"])
+        term = alignment.term_settings(network.model["name"], network.model["depth"])
         c.objective.terms.self_alignment = ConfigDict(term)
     return c
 
@@ -308,7 +308,7 @@ def _whole_state(
     """All that the file holds, as the state from which our training goes on."""
     raw = {n: a for n, a in training.model.items() if not n.startswith(TRAINING_ONLY)}
     params = lay_out("model", raw, exp.abstract_params)
-    head = {n: a for n, a in training.model.items() if n.startswith(ALIGNMENT_HEAD)}
+    head = {n: a for n, a in training.model.items() if n.startswith(HEAD_LAYERS)}
     terms = _terms("model", head, exp, lay_out)
     like = jax.eval_shape(exp.optimizer.init, trained(exp.abstract_params, exp.abstract_terms))
     opt_state = optimizer_state.fill(optimizer, like, lay_out)

@@ -49,7 +49,7 @@ class Encoder:
 
         def encode(batch: dict[str, jax.Array], weights: Params) -> jax.Array:
             keys = prng.keys(exp.config.seed, "prepare", batch["index"])
-            return exp.config.data.codec.to_store(batch["picture"], weights, keys)
+            return exp.config.data.codec.to_store(batch["image"], weights, keys)
 
         self._program = jax.jit(encode, in_shardings=(rows, whole), out_shardings=rows)
 
@@ -57,7 +57,7 @@ class Encoder:
         """Sets the devices to work."""
         # Padded, so that one program does them all.
         filled = examples + examples[-1:] * (self._size - len(examples))
-        batch = {"picture": np.stack([x.row for x in filled])}
+        batch = {"image": np.stack([x.row for x in filled])}
         batch["index"] = np.array([x.index for x in filled], np.int32)
         return self._program(to_global(batch, self._mesh, self._size), self._weights)
 

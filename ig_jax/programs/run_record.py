@@ -53,7 +53,7 @@ def settings(exp: Experiment, step: int) -> dict[str, Any]:
     return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **rest, **model}
 
 
-def digest(record: Mapping[str, Any]) -> str:
+def settings_digest(record: Mapping[str, Any]) -> str:
     """Eight characters of a record, for the name of a folder."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -61,11 +61,11 @@ def digest(record: Mapping[str, Any]) -> str:
 def folder(parent: Path, record: Mapping[str, Any]) -> Path:
     """A folder in `parent` whose name holds the main settings, and differs whenever any differs."""
     if "sampler" not in record:  # samples of other programs
-        return parent / f"files-{digest(record)}"
+        return parent / f"files-{settings_digest(record)}"
     sampler = record["sampler"]
     name = (
         f"step{record['checkpoint_step']}-{record['weights']}-{sampler['name']}"
         f"{sampler['num_steps']}-ig{record['ig']['scale']:g}-cfg{record['cfg']['scale']:g}"
     )
     seed = f"-seed{record['seed']}" if "seed" in record else ""
-    return parent / f"{name}{seed}-{digest(record)}"
+    return parent / f"{name}{seed}-{settings_digest(record)}"

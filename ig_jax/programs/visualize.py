@@ -32,7 +32,7 @@ from ig_jax.plots import image_grid
 from ig_jax.plots.token_pca import TokenPca, token_pca
 from ig_jax.programs import run_record
 
-GRID, ARRAYS, SETTINGS = "grid.png", "pca.npz", "settings.json"
+_GRID, _ARRAYS, _SETTINGS = "grid.png", "pca.npz", "settings.json"
 MOST_BLOCKS = 7  # where none are named; the published tool draws as many
 NamedImages = tuple[list[str], np.ndarray]  # uint8 [n, side, side, c]
 
@@ -56,14 +56,14 @@ def run(exp: Experiment, workdir: Path) -> Path:
         tokens = _tokens(pipeline, v, blocks, images, labels)
         pca = token_pca(tokens, norm=v.norm, basis=v.basis)
         name = f"step{step}-{record['weights']}-{v.basis}-seed{v.seed}"
-        target = workdir / "visualizations" / f"{name}-{run_record.digest(record)}"
+        target = workdir / "visualizations" / f"{name}-{run_record.settings_digest(record)}"
         with lock.held(target), disk_errors.reported(target):
-            image_grid.save(target / GRID, _grid(images, pca, v.times, blocks))
-            _write_arrays(target / ARRAYS, images, pca, v.times, blocks)
-            files.write_json(target / SETTINGS, record)
+            image_grid.save(target / _GRID, _grid(images, pca, v.times, blocks))
+            _write_arrays(target / _ARRAYS, images, pca, v.times, blocks)
+            files.write_json(target / _SETTINGS, record)
     console.say(
         f"tokens of step {step} ({len(images)} images, {len(v.times)} times, {len(blocks)} blocks) "
-        f"are in {target} ({GRID}, {ARRAYS})"
+        f"are in {target} ({_GRID}, {_ARRAYS})"
     )
     return target
 

@@ -56,7 +56,7 @@ class ImageFolder(Cropped):
     """
 
     path: Location
-    size: int = at_most(crop.LARGEST)  # side of the cropped images
+    size: int = at_most(crop.LARGEST_SIDE)  # side of the cropped images
     num_classes: int
     fewer_classes: bool = False  # whether there may be fewer folders than `num_classes`
 

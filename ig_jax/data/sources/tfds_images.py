@@ -40,7 +40,7 @@ class TfdsImages(OfSplit, Cropped):
 
     path: Location
     split: str  # as in dataset_info.json, or a part such as train[:10%]
-    size: int = at_most(crop.LARGEST)  # side of the cropped images
+    size: int = at_most(crop.LARGEST_SIDE)  # side of the cropped images
     num_classes: int
 
     def __post_init__(self):
