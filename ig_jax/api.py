@@ -17,20 +17,9 @@ from ig_jax.io import paths
 from ig_jax.metrics import FEATURES
 from ig_jax.objectives import TERMS
 from ig_jax.pipeline import Pipeline
-from ig_jax.plots.token_pca import token_pca
+from ig_jax.plots.token_pca import token_pca as token_pca
 from ig_jax.programs.import_checkpoint import open_published
 from ig_jax.samplers import SAMPLERS
-
-__all__ = [
-    "Pipeline",
-    "UserError",
-    "load",
-    "register_feature_space",
-    "register_sampler",
-    "register_source",
-    "register_term",
-    "token_pca",
-]
 
 
 def load(

@@ -36,3 +36,15 @@ def listed(values: Iterable[Any]) -> str:
     """ "'a', 'b'" for a message, cut after `LONGEST` characters; 'nothing' where there are none."""
     text = ", ".join(map(shown, values)) or "nothing"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def require_all(settings: object, rules: Iterable[tuple[str, bool, str]]) -> None:
+    """Raises ValueError for the first of `rules` that does not hold.
+
+    Args:
+      settings: whose fields they are of.
+      rules: (field, whether it holds, the rule in words).
+    """
+    for field, holds, rule in rules:
+        if not holds:
+            raise ValueError(f"{field} = {shown(getattr(settings, field))}: {rule}")

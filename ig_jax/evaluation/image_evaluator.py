@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jax.sharding import Mesh
 
 from ig_jax import pytree
+from ig_jax.config.run_config import Config
 from ig_jax.errors import UserError
 from ig_jax.evaluation.base import Evaluator, HeldOut
 from ig_jax.evaluation.density_evaluator import DensityEvaluator
 from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows
-from ig_jax.experiment import Experiment
 from ig_jax.io.row_store import Row
 from ig_jax.metrics import reference_statistics as statistics
 from ig_jax.metrics.frechet import frechet_distance
 from ig_jax.metrics.inception_score import inception_score, inception_score_torch_fidelity
 from ig_jax.metrics.moments import Gaussian, Moments
 from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
+from ig_jax.parallel.mesh import local_mesh
 from ig_jax.plots import image_grid
 from ig_jax.types import Encoded, Source
 
@@ -176,7 +178,7 @@ def holds_images(source: Source) -> bool:
     return not isinstance(source, Encoded) and source.stored_dtype == np.uint8
 
 
-def make_feature_extractor(exp: Experiment) -> tuple[FeatureExtractor, str]:
+def make_feature_extractor(config: Config, mesh: Mesh) -> tuple[FeatureExtractor, str]:
     """The feature space that `evaluate.features` asks for, and the hash of its weights.
 
     A space that is fitted is fitted on the data set; `sample.batch_size` images of all processes
@@ -185,15 +187,15 @@ def make_feature_extractor(exp: Experiment) -> tuple[FeatureExtractor, str]:
     Raises:
       UserError: its file is missing, or it cannot be fitted on the data set.
     """
-    space, source = exp.config.evaluate.features, exp.config.data.source
+    space, source = config.evaluate.features, config.data.source
     if space.reads_labels and not holds_images(source):
         raise UserError(
             "evaluate.features.name = 'classifier': is fitted on the images of data.source, "
             "which holds latents; use inception"
         )
     weights = space.load(partial(all_of, source))
-    own = exp.local_mesh
-    here = exp.config.sample.batch_size * own.size // exp.mesh.size
+    own = local_mesh(mesh)
+    here = config.sample.batch_size * own.size // mesh.size
     return FeatureExtractor(space, weights, own, here), pytree.digest(weights)
 
 
@@ -223,18 +225,18 @@ def _from_file(path: Path, look: FeatureExtractor, weights_digest: str) -> Real:
     return Real(pool, spatial, rows, record)
 
 
-def make_evaluator(exp: Experiment) -> tuple[Evaluator, HeldOut | None]:
+def make_evaluator(config: Config, mesh: Mesh) -> tuple[Evaluator, HeldOut | None]:
     """The evaluator of a run's data set, and what it keeps of held-out examples, if there are any.
 
     Raises:
       UserError: a file of the feature space or of the real images is missing or does not fit.
     """
-    source = exp.config.data.source
+    source = config.data.source
     held_out = source.held_out()
     if hasattr(source, "log_density"):
         evaluator = DensityEvaluator(source, held_out)
     else:
-        evaluator = _by_features(exp)
+        evaluator = _by_features(config, mesh)
     if held_out is None or (isinstance(evaluator, ImageEvaluator) and not holds_images(held_out)):
         return evaluator, None
     images, labels = all_of(held_out)
@@ -242,17 +244,17 @@ def make_evaluator(exp: Experiment) -> tuple[Evaluator, HeldOut | None]:
     return evaluator, (evaluator.extract(images), labels)
 
 
-def _by_features(exp: Experiment) -> ImageEvaluator:
-    look, digest = make_feature_extractor(exp)
-    reference = exp.config.evaluate.reference
+def _by_features(config: Config, mesh: Mesh) -> ImageEvaluator:
+    look, digest = make_feature_extractor(config, mesh)
+    reference = config.evaluate.reference
     fitted = look.space.reads_labels
-    training = all_of(exp.config.data.source)[0] if fitted else None
+    training = all_of(config.data.source)[0] if fitted else None
     if reference is not None:
         real = _from_file(Path(reference), look, digest)
     elif fitted:
         seen = look(training)
         # As above: "pictures" is the name in all records.
-        record = {"source": exp.config.raw["data"]["source"], "pictures": len(training)}
+        record = {"source": config.raw["data"]["source"], "pictures": len(training)}
         real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
     else:
         raise UserError(f"evaluate.reference = None: name statistics of real images: {_PUBLISHED}")

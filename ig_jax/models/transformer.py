@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from ig_jax.bounds import at_most
-from ig_jax.errors import shown
+from ig_jax.errors import require_all, shown
 from ig_jax.models import axes, embed, layers, trunk
 from ig_jax.types import DTYPES, Gather, Key, Latents, NetOutput, Params, TokenGroups, Tokens, Whole
 
@@ -78,9 +78,7 @@ class TransformerSettings(ABC):
             ("remat", self.remat in trunk.REMAT, f"must be one of {', '.join(trunk.REMAT)}"),
             ("unroll", self.unroll >= 1, "must be at least 1 (1 compiles a single block)"),
         ]
-        for field, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{field} = {shown(getattr(self, field))}: {rule}")
+        require_all(self, rules)
         self._check_heads()
         self._check_readouts()
 

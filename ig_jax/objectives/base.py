@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ig_jax import prng
+from ig_jax.errors import require_all
 from ig_jax.models import embed
 from ig_jax.objectives.metrics import BY_TIME, sum_by_time
 from ig_jax.objectives.token_groups import GroupSettings, by_group, of_each_token
@@ -140,9 +141,7 @@ class Term(ABC):
             ("weight_factor", 0 < self.weight_factor <= 1, "must lie in (0, 1]; 1 is constant"),
             ("constant_epochs", self.constant_epochs >= 0, "must not be negative"),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{name} = {getattr(self, name)}: {rule}")
+        require_all(self, rules)
 
     @property
     def needs(self) -> Needs:
@@ -241,9 +240,7 @@ class Objective:
         """The network's prediction in the scale of the process's `target`, and tokens at `taps`."""
         # A network that knows neither taps nor groups stays usable where none are needed.
         asked = {"taps": taps} if taps else {}
-        if ids is not None:
-            asked["groups"] = self.groups.of_network(ids)
-        out = self.net(params, x, self.process.condition_time(t), y, **asked)
+        out = self.net(params, x, self.process.condition_time(t), y, **asked, **self._asked(ids))
 
         def comparable(pred: Latents) -> Latents:
             return by_group(lambda t: self.process.comparable(pred, t), t, ids)
@@ -283,14 +280,18 @@ class Objective:
             dtype=self.dtype,
         )
 
+    def _asked(self, ids: Ids) -> dict[str, Any]:
+        """What a network is asked of groups of tokens: nothing where there are none."""
+        return {} if ids is None else {"groups": self.groups.of_network(ids)}
+
     def _teacher(self, params: Params) -> Teacher:
         frozen = jax.lax.stop_gradient(params)
 
         def tokens(
             x: Latents, t: GroupTimes, y: Labels, ids: Ids, depths: tuple[int, ...]
         ) -> Mapping[int, Tokens]:
-            asked = {} if ids is None else {"groups": self.groups.of_network(ids)}
-            return self.net.tokens(frozen, x, self.process.condition_time(t), y, depths, **asked)
+            t = self.process.condition_time(t)
+            return self.net.tokens(frozen, x, t, y, depths, **self._asked(ids))
 
         return Teacher(partial(self.predict, frozen), tokens)
 

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ig_jax.errors import shown
+from ig_jax.errors import require_all
 from ig_jax.models.network import Network
 from ig_jax.objectives import heads
 from ig_jax.objectives.base import Needs, NoisedBatch, Term
@@ -87,9 +87,7 @@ class SelfAlignment(Term):
             ),
             ("beta", self.beta > 0, "must be above 0; published: 0.05"),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{name} = {shown(getattr(self, name))}: {rule}")
+        require_all(self, rules)
 
     @property
     def needs(self) -> Needs:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ig_jax.errors import shown
+from ig_jax.errors import require_all
 from ig_jax.types import GroupTimes, Key, Latents, TokenGroups
 
 MOST_GROUPS = 8
@@ -53,9 +53,7 @@ class GroupSettings:
                 "needs at least two shares",
             ),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{name} = {shown(getattr(self, name))}: {rule}")
+        require_all(self, rules)
 
     @property
     def count(self) -> int:
@@ -129,10 +127,6 @@ def of_pixels(ids: Int[Array, "b n"], side: int) -> Int[Array, "b h w 1"]:
     return jnp.repeat(jnp.repeat(grid, patch, axis=1), patch, axis=2)[..., None]
 
 
-def of_each_token(t: GroupTimes, ids: Int[Array, "b n"]) -> Float[Array, "b n"]:
-    """The time of each token."""
-    return (
-        jnp.take_along_axis(t, ids, axis=1)
-        if t.ndim == 2
-        else jnp.broadcast_to(t[:, None], ids.shape)
-    )
+def of_each_token(t: Float[Array, "b g"], ids: Int[Array, "b n"]) -> Float[Array, "b n"]:
+    """The time of each token, that of its group."""
+    return jnp.take_along_axis(t, ids, axis=1)

@@ -37,7 +37,7 @@ def _evaluate(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str,
     step, params = run_record.load_weights(exp, workdir)
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
-    evaluator, held_out = image_evaluator.make_evaluator(exp)
+    evaluator, held_out = image_evaluator.make_evaluator(exp.config, exp.mesh)
     generator = exp.pipeline.generator(
         guide=guide_model.load(exp.pipeline), decode=evaluator.decode
     )

@@ -295,7 +295,7 @@ def run(exp: Experiment, workdir: Path) -> dict[str, Any] | None:
       UserError: a checkpoint, the samples, or what evaluating needs is missing; the disk is full.
     """
     with disk_errors.reported(workdir):
-        evaluator, held_out = make_evaluator(exp)
+        evaluator, held_out = make_evaluator(exp.config, exp.mesh)
         if exp.config.evaluate.samples:
             return _of_files(exp, workdir, evaluator)
         return _of_checkpoint(exp, workdir, evaluator, held_out)

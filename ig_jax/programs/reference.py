@@ -29,7 +29,6 @@ from ig_jax.metrics.moments import Moments
 from ig_jax.monitoring import console
 from ig_jax.parallel import lock, resumable
 from ig_jax.parallel.processes import from_process_0
-from ig_jax.programs import run_record
 from ig_jax.types import Source
 
 PART = 50_000  # images; what a kill can cost
@@ -99,7 +98,7 @@ class _Statistics(resumable.Parts):
 
     def __init__(self, target: Path, exp: Experiment, source: Source):
         super().__init__(target.parent / PARTS, len(source), PART)
-        self._look, self._space = run_record.feature_extractor(exp)
+        self._look, self._space = image_evaluator.make_feature_extractor(exp.config, exp.mesh)
         self._target, self._source, self._size = target, source, exp.config.sample.batch_size
         # For precision and recall always the same ones.
         self._chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:CHOSEN])

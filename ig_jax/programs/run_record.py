@@ -10,18 +10,11 @@ from typing import Any
 
 from ig_jax.checkpoint import compatibility
 from ig_jax.checkpoint import manager as checkpoint_manager
-from ig_jax.evaluation.feature_extractor import FeatureExtractor
-from ig_jax.evaluation.image_evaluator import make_feature_extractor
 from ig_jax.experiment import Experiment
 from ig_jax.guidance import KINDS
 from ig_jax.parallel.mesh import replicate_locally
 from ig_jax.programs import guide_model
 from ig_jax.types import Params
-
-
-def feature_extractor(exp: Experiment) -> tuple[FeatureExtractor, str]:
-    """See `make_feature_extractor`."""
-    return make_feature_extractor(exp)
 
 
 def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:

@@ -101,7 +101,7 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
 def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     c = exp.config.search
     step, params = run_record.load_weights(exp, workdir)
-    evaluator, _ = image_evaluator.make_evaluator(exp)
+    evaluator, _ = image_evaluator.make_evaluator(exp.config, exp.mesh)
     search = _race(exp, workdir, step, evaluator.metrics)
     generator = exp.pipeline.generator(guide=_guide(exp), decode=evaluator.decode)
     evaluator.rows(generator.shape)  # raises now what does not fit

@@ -114,7 +114,7 @@ class Outcome:
 
 def _evaluation(exp: Experiment) -> during_training.DuringTraining:
     settings = exp.config.evaluate
-    evaluator, _ = make_evaluator(exp)
+    evaluator, _ = make_evaluator(exp.config, exp.mesh)
     return during_training.DuringTraining(
         exp.pipeline, evaluator, num=settings.while_training.num, seed=settings.seeds[0]
     )

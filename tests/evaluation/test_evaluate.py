@@ -33,7 +33,7 @@ def exp():
 @pytest.fixture(scope="module")
 def judged(exp):
     """The evaluator, and its verdict on the held-out images."""
-    evaluator, held_out = image_evaluator.make_evaluator(exp)
+    evaluator, held_out = image_evaluator.make_evaluator(exp.config, exp.mesh)
     return evaluator, evaluator.compute(*held_out)
 
 
@@ -158,7 +158,9 @@ def test_what_is_kept_of_a_picture_does_not_depend_on_the_batch(judged):
 
 def test_one_device_gives_the_verdict_of_two(judged):
     images, labels = real("held_out")
-    alone = image_evaluator.make_evaluator(tiny.experiment(devices=jax.devices()[:1]))
+    alone = tiny.made_for(
+        image_evaluator.make_evaluator, tiny.experiment(devices=jax.devices()[:1])
+    )
     assert len(jax.devices()) == 2
     several, one = judged[0].extract(images), alone[0].extract(images)
     for name in several:
@@ -168,7 +170,9 @@ def test_one_device_gives_the_verdict_of_two(judged):
 
 
 def test_a_source_without_held_out_images_has_no_floor():
-    _, floor = image_evaluator.make_evaluator(tiny.experiment({"data.source.split": "held_out"}))
+    _, floor = tiny.made_for(
+        image_evaluator.make_evaluator, tiny.experiment({"data.source.split": "held_out"})
+    )
     assert floor is None
 
 
@@ -186,7 +190,7 @@ def test_what_judging_needs_is_named_where_it_is_missing():
         ({"evaluate.reference": "no.npz"}, "evaluate.reference = no.npz: cannot be read"),
     ):
         with pytest.raises(UserError, match=sentence):
-            image_evaluator.make_evaluator(tiny.experiment(changes))
+            tiny.made_for(image_evaluator.make_evaluator, tiny.experiment(changes))
 
 
 OFF = {"ig": {"sample.ig.scale": 1.0}, "cfg": {"sample.cfg.scale": 1.0}}
@@ -307,7 +311,7 @@ def test_more_samples_than_were_held_out_are_also_judged_in_runs_of_as_many(tmp_
     changes = {"evaluate.num": 360, "evaluate.seeds": (0,), "sample.batch_size": 120}
     exp, trained = tiny.experiment(changes), tiny.trained()
     record = evaluate.run(exp, trained.copy(tmp_path))
-    evaluator, _ = image_evaluator.make_evaluator(exp)
+    evaluator, _ = image_evaluator.make_evaluator(exp.config, exp.mesh)
     drawn = variants.draw_samples(exp.pipeline.generator(), trained.weights("0.9"), 360, 0, Bar())
     found = base.compute_in_runs(evaluator, evaluator.extract(drawn[0]), drawn[1], 355)
     in_runs = {name: stats["mean"] for name, stats in record["in_runs_of_the_floor"].items()}

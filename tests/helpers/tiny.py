@@ -7,19 +7,21 @@ the very same run in a process of its own.
 import atexit
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import digits
 from ig_jax import experiment as build
 from ig_jax import modes
 from ig_jax.config import run_config
+from ig_jax.config.run_config import Config
 from ig_jax.experiment import Experiment
 from ig_jax.parallel.mesh import replicate_locally
 from ig_jax.training import trainer
@@ -95,3 +97,8 @@ def trained() -> Trained:
     workdir = Path(tempfile.mkdtemp(prefix="ig_jax_trained_"))
     atexit.register(shutil.rmtree, workdir, ignore_errors=True)
     return Trained(experiment(), workdir, modes.run(settings(), workdir=str(workdir)))
+
+
+def made_for(make: Callable[[Config, Mesh], Any], exp: Experiment) -> Any:
+    """What `make` makes of a run's config and devices."""
+    return make(exp.config, exp.mesh)

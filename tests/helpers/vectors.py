@@ -18,7 +18,7 @@ import pytest
 from places import GOLDEN
 from safetensors.numpy import load_file
 
-from ig_jax import pytree
+from ig_jax import optim, pytree
 from ig_jax.interop import parameter_names
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
@@ -30,6 +30,8 @@ from ig_jax.objectives.self_alignment import SelfAlignment
 from ig_jax.optim.train_state import trained
 from ig_jax.types import NetFn, Params, Process
 
+# SRA's names of distances -> ours.
+DISTANCE_OF = {"sml1": "smooth_l1", "l2": "l2", "l1": "l1", "cos": "cosine_tokens"}
 EPSILON = float(np.finfo(np.float32).eps)
 # A port rounds in another order than the reference does: allow it this many times what float32
 # rounding moves the reference itself (the largest met is 6), and never less than this many last
@@ -204,6 +206,21 @@ def objective(
     )
 
 
+def adamw_settings(config: Mapping[str, Any]) -> optim.AdamWSettings:
+    """The optimizer of a published run."""
+    o = config["optimizer"]
+    return optim.AdamWSettings(
+        learning_rate=o["lr"],
+        b1=o["betas"][0],
+        b2=o["betas"][1],
+        eps=o["eps"],
+        weight_decay=o["weight_decay"],
+        clip_norm=config["max_grad_norm"],
+        warmup_steps=0,
+        schedule="constant",
+    )
+
+
 def quick_jit(function: Callable) -> Callable:
     """Compiled in half the time: the programs of the tests run for a moment only."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
@@ -214,3 +231,11 @@ def assert_trees_within(what: str, ours: Params, reference: Params, bound: float
     leaves = pytree.flatten(ours)
     for name, leaf in pytree.flatten(reference).items():
         assert_within(f"{what} {name}", leaves[name], leaf, bound)
+
+
+def assert_gradients_close(v: Vectors, net: Network, case: str, ours: Params) -> None:
+    """Every gradient of a case; of its fixed table the reference keeps none."""
+    table = np.zeros(ours["pos_embed"].shape, np.float32)
+    reference = from_published(net, v.weights(f"_grads_{case}") | {"pos_embed": table})
+    compared = {**ours, "pos_embed": reference["pos_embed"]}
+    assert_trees_within(f"{case} gradient of", compared, reference, v.bound(f"grads_{case}"))

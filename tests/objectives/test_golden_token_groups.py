@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from vectors import (
+    DISTANCE_OF,
     Vectors,
-    assert_trees_within,
+    assert_gradients_close,
     channels_first,
     channels_last,
     from_published,
@@ -29,13 +30,13 @@ from ig_jax.types import TokenGroups
 
 pytestmark = pytest.mark.golden
 
-DISTANCE_OF = {"sml1": "smooth_l1", "l2": "l2", "l1": "l1", "cos": "cosine_tokens"}
 TERM = "self_alignment"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        cases = parameters_of(metafunc, "dts_as", lambda v: v.config["cases"])
+        name = "with_gradients" if "gradient" in metafunc.function.__name__ else "cases"
+        cases = parameters_of(metafunc, "dts_as", lambda v: v.config[name])
         metafunc.parametrize("case", cases, scope="module")
     if "number" in metafunc.fixturenames:
         masks = parameters_of(
@@ -185,6 +186,11 @@ def objective(golden, case: str) -> tuple[Objective, Draws]:
     return loss, draws
 
 
+def times_of_tokens(t, ids) -> jax.Array:
+    """Of groups, or the one time of all tokens."""
+    return of_each_token(t, ids) if t.ndim == 2 else jnp.broadcast_to(t[:, None], ids.shape)
+
+
 @pytest.fixture(scope="module")
 def outcome(golden, case):
     v = golden.vectors
@@ -199,7 +205,7 @@ def outcome(golden, case):
         grads, metrics = gradients(student, Noised(x0, labels, draws), teacher, objective=loss)
         flow = loss.terms["flow"](batch)
         found = {
-            "t": of_each_token(batch.t, ids),
+            "t": times_of_tokens(batch.t, ids),
             "labels_after_drop": batch.y,
             "pred_tokens": embed.patchify(batch.out.pred, golden.patch),
             "target_tokens": embed.patchify(batch.target, golden.patch),
@@ -214,7 +220,7 @@ def outcome(golden, case):
             taught = batch.teacher.tokens(x, t, labels, seen, (golden.tap,))[golden.tap]
             features = heads.apply_mlp(head[TERM], batch.out.features[term.depth], jnp.float32)
             found |= {
-                "t_teacher": of_each_token(t, ids),
+                "t_teacher": times_of_tokens(t, ids),
                 "student_features": features,
                 "teacher_features": taught,
                 "align_loss_mean": metrics[f"loss/{TERM}"],
@@ -232,10 +238,4 @@ def test_losses_and_what_is_compared_are_the_published_ones(golden, case, outcom
 
 
 def test_every_gradient_is_the_published_one(golden, case, outcome):
-    v = golden.vectors
-    if case not in v.config["with_gradients"]:
-        pytest.skip(f"no gradients of {case}")
-    table = np.zeros(golden.student["pos_embed"].shape, np.float32)
-    reference = from_published(golden.net, v.weights(f"_grads_{case}") | {"pos_embed": table})
-    ours = {**outcome[1], "pos_embed": reference["pos_embed"]}
-    assert_trees_within(f"{case} gradient of", ours, reference, v.bound(f"grads_{case}"))
+    assert_gradients_close(golden.vectors, golden.net, case, outcome[1])

@@ -17,7 +17,7 @@ from ig_jax.evaluation.feature_extractor import FeatureExtractor
 from ig_jax.metrics import FEATURES
 from ig_jax.metrics import reference_statistics as statistics
 from ig_jax.metrics.moments import Moments
-from ig_jax.programs import evaluate, reference, run_record
+from ig_jax.programs import evaluate, reference
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def made(tmp_path_factory):
 
 def test_it_holds_moments_and_features_of_every_digit(made):
     found = statistics.read(made / "reference.npz", "evaluate.reference")
-    look, digest = run_record.feature_extractor(tiny.experiment())
+    look, digest = tiny.made_for(image_evaluator.make_feature_extractor, tiny.experiment())
     images, _ = image_evaluator.all_of(tiny.experiment().config.data.source)
     rows = look(images)["pool"].astype(np.float64)
     np.testing.assert_allclose(found.pool.mean, rows.mean(axis=0), rtol=1e-12)
@@ -90,7 +90,7 @@ def test_statistics_of_another_feature_space_are_refused(made, tmp_path):
     """Held-out digits fit another classifier."""
     changes = {"evaluate.reference": str(made / "reference.npz"), "data.source.split": "held_out"}
     with pytest.raises(UserError, match="made with other weights of the feature space"):
-        image_evaluator.make_evaluator(tiny.experiment(changes))
+        tiny.made_for(image_evaluator.make_evaluator, tiny.experiment(changes))
 
 
 def test_statistics_of_other_features_are_refused_before_anything_is_drawn(tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_real_pictures_are_looked_at_once_and_not_before_it_is_needed(monkeypatc
     file = statistics.Reference(gaussian, None, None, images, "", "digest")
     monkeypatch.setattr(statistics, "read", lambda path, field: file)
     exp = tiny.experiment({"evaluate.reference": "adm.npz"})
-    look, digest = run_record.feature_extractor(exp)
+    look, digest = image_evaluator.make_feature_extractor(exp.config, exp.mesh)
     seen, whole = [], FeatureExtractor.__call__
     monkeypatch.setattr(
         FeatureExtractor, "__call__", lambda s, x: (seen.append(len(x)), whole(s, x))[1]
@@ -165,6 +165,8 @@ def test_statistics_need_no_classes(monkeypatch, tmp_path, capsys, labelled):
     changes = {"data.source": source, "evaluate.features": {"name": "thumbnails", "side": 2}}
     target = reference.run(tiny.experiment(changes), tmp_path)
     rows = statistics.read(target, "").rows
-    found = run_record.feature_extractor(tiny.experiment(changes))[0](pixels)["pool"]
+    found = tiny.made_for(image_evaluator.make_feature_extractor, tiny.experiment(changes))[0](
+        pixels
+    )["pool"]
     np.testing.assert_array_equal(rows, found)
     assert f"data: 12 images, no classes, in {folder}\n" in capsys.readouterr().out

@@ -46,7 +46,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
     exp = experiment.experiment(run_config.parse(settings(), jax.device_count()))
     c = exp.config
     _, params = run_record.load_weights(exp, workdir)
-    evaluator, _ = image_evaluator.make_evaluator(exp)
+    evaluator, _ = image_evaluator.make_evaluator(exp.config, exp.mesh)
     [row] = [row for row in rows if row["candidate"] == {"ig.scale": 3.0}]
     guidances, sampler = search.apply_candidate(c.sample, Candidate.of(row["candidate"]))
 

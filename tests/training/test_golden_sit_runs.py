@@ -10,6 +10,7 @@ import pytest
 from vectors import (
     EPSILON,
     Vectors,
+    adamw_settings,
     assert_trees_within,
     assert_within,
     channels_first,
@@ -49,20 +50,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 ROBUST = 1e-6
 
 
-def optimizer_settings(config) -> optim.AdamWSettings:
-    o = config["optimizer"]
-    return optim.AdamWSettings(
-        learning_rate=o["lr"],
-        b1=o["betas"][0],
-        b2=o["betas"][1],
-        eps=o["eps"],
-        weight_decay=o["weight_decay"],
-        clip_norm=config["max_grad_norm"],
-        warmup_steps=0,
-        schedule="constant",
-    )
-
-
 @pytest.fixture(scope="module")
 def training(golden_dir):
     """All steps of sit_train: vectors, initial parameters, last state, metrics of every step."""
@@ -72,7 +59,7 @@ def training(golden_dir):
     # However the times were weighted: they are given, and a uniform draw is the time itself.
     process = Flow(config["path_type"], "uniform")
     loss = objective(net, process, model, aux_weight=0.5)
-    optimizer = optim.adamw(optimizer_settings(config), config["steps"])
+    optimizer = optim.adamw(adamw_settings(config), config["steps"])
     decays = (config["ema_decay"], config["ema_fast_decay"])
     step = quick_jit(
         partial(
