@@ -6,7 +6,6 @@ import math
 import resource
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from ig_jax.errors import UserError
 from ig_jax.monitoring import peak_flops
-from ig_jax.objectives.metrics import BY_TIME, mean_by_time
+from ig_jax.objectives.metrics import Mean, add_steps, logged
 
 GIB = 2**30
 SKIPPED = "skipped_updates"  # 1 for a step whose update was not made
@@ -86,7 +85,8 @@ class Window:
 
     def __init__(self):
         self._since = time.perf_counter()
-        self._values: dict[str, list[Any]] = defaultdict(list)
+        self._steps = 0
+        self._sums: dict[str, Mean] = {}
         self._seconds = {"data": 0.0, "checkpoint": 0.0, "left_out": 0.0}
 
     def leave_out(self, seconds: float) -> None:
@@ -100,17 +100,18 @@ class Window:
         yield
         self._seconds[what] += time.perf_counter() - started
 
-    def add(self, first_step: int, metrics: Mapping[str, np.ndarray]) -> None:
+    def add(self, first_step: int, metrics: Mapping[str, Mean]) -> None:
         """Metrics [k] of steps first_step + 1, ...; raises at the first loss that is not finite."""
-        for offset, loss in enumerate(metrics["loss"].tolist()):
+        for offset, loss in enumerate(metrics["loss"].value.tolist()):
             if not math.isfinite(loss):
                 raise NonFiniteLoss(loss, first_step + offset + 1)
-        for name, values in metrics.items():
-            self._values[name].extend(values.tolist())
+        sums = add_steps(metrics)
+        self._sums = jax.tree.map(np.add, self._sums, sums) if self._sums else sums
+        self._steps += len(metrics["loss"].total)
 
     def summary(self, batch_size: int, rates: Rates) -> dict[str, Any]:
         """Means over the steps, and how fast they went, here and in every process."""
-        steps = len(self._values["loss"])
+        steps = self._steps
         passed = time.perf_counter() - self._since - self._seconds["left_out"]
         training = passed - self._seconds["checkpoint"]
         speed = {
@@ -124,8 +125,7 @@ class Window:
             "seconds/checkpoint": self._seconds["checkpoint"],
             "memory_gib": memory_gib(),
         }
-        sums = {n: np.sum(v, axis=0) for n, v in self._values.items() if n.startswith(BY_TIME)}
-        means = {n: float(np.mean(v)) for n, v in self._values.items() if n not in sums}
+        means = logged(self._sums)
         if SKIPPED in means:
-            means[SKIPPED] = int(np.sum(self._values[SKIPPED]))
-        return means | speed | here | of_every_process(here) | mean_by_time(sums)
+            means[SKIPPED] = int(self._sums[SKIPPED].total)
+        return means | speed | here | of_every_process(here)

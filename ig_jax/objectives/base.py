@@ -22,7 +22,7 @@ from jaxtyping import Array, Int
 from ig_jax import prng
 from ig_jax.errors import require_all
 from ig_jax.models import embed
-from ig_jax.objectives.metrics import BY_TIME, sum_by_time
+from ig_jax.objectives.metrics import BY_TIME, Mean, mean_by_time, mean_of, once
 from ig_jax.objectives.token_groups import GroupSettings, by_group, of_each_token
 from ig_jax.optim.train_state import parted
 from ig_jax.types import (
@@ -303,7 +303,7 @@ class Objective:
         draws: Draws,
         teacher: Params | None = None,
         step: Array | int = 0,
-    ) -> tuple[Scalar, Mapping[str, Array]]:
+    ) -> tuple[Scalar, Mapping[str, Mean]]:
         """The loss to differentiate, and what to log.
 
         Args:
@@ -315,9 +315,9 @@ class Objective:
           step: updates done before this one.
 
         Returns:
-          The weighted sum; and metrics: scalars 'loss' and 'loss/<term>' (unweighted), and sums
-          'by_time/<term>' [TIME_BUCKETS] over the examples, or tokens where they have times of
-          their own, in each bucket of times, whose numbers are 'by_time/examples'.
+          The weighted sum; and metrics: 'loss', 'loss/<term>' (unweighted), and
+          'loss_by_time/<term>' [TIME_BUCKETS] over the examples, or tokens where they have times of
+          their own, in each bucket of times.
         """
         net, heads = parted(params)
         p, heads = self.forward(net, x0, labels, draws, teacher, step), self.gather.once(heads)
@@ -328,10 +328,10 @@ class Objective:
         losses = {name: jnp.mean(loss) for name, loss in each.items()}
         epoch = step // self.steps_per_epoch
         total = sum(self.terms[name].weight_at(epoch) * loss for name, loss in losses.items())
-        metrics = {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
         t = p.t if p.t.ndim == 1 else of_each_token(p.t, p.ids)
-        by_time = {"examples": jnp.ones_like(t), **each}
-        return total, metrics | {f"{BY_TIME}{n}": sum_by_time(v, t) for n, v in by_time.items()}
+        metrics = {"loss": once(total)}
+        metrics |= {f"loss/{name}": mean_of(loss) for name, loss in each.items()}
+        return total, metrics | {f"{BY_TIME}{n}": mean_by_time(v, t) for n, v in each.items()}
 
 
 def squared_error(prediction: Latents, target: Latents) -> PerExample:

@@ -111,16 +111,14 @@ def over_devices(
     gradients: Callable[..., tuple[Params, Mapping[str, Any]]],
     mesh: Mesh,
     axes: Axes,
-    *,
-    sums: Callable[[str], bool],
 ) -> Callable[..., tuple[Params, Mapping[str, Any]]]:
     """`gradients(params, batch, teacher, step)` of a mean over rows, on each device's own rows.
 
     Args:
-      gradients: what it returns for a part of the rows: gradients of the mean, and metrics.
+      gradients: what it returns for a part of the rows: gradients of the mean, and metrics, which
+        add up.
       mesh: over which the batch is split, and parameters are placed.
       axes: names of the parameters' axes.
-      sums: whether the metric of a name is a sum over rows; others are means.
 
     Returns:
       A function of global arrays, for use inside `jit`; its gradients are placed as parameters are.
@@ -142,11 +140,7 @@ def over_devices(
 
         def each(*local: Any) -> tuple[Params, Mapping[str, Any]]:
             grads, metrics = gradients(*local)
-            reduced = {
-                name: lax.psum(value, devices) / (1 if sums(name) else parts)
-                for name, value in metrics.items()
-            }
-            return pytree.map_named(reduce, grads), reduced
+            return pytree.map_named(reduce, grads), lax.psum(metrics, devices)
 
         def specs(tree: Params) -> Any:
             return pytree.map_named(lambda p, x: placed[p].spec(x.ndim, tensor=False), tree)

@@ -10,6 +10,7 @@ from ig_jax.experiment import Experiment
 from ig_jax.generation.cost import cost
 from ig_jax.generation.generator import Generator
 from ig_jax.monitoring import flops
+from ig_jax.objectives.metrics import BY_TIME
 from ig_jax.optim.train_state import HEADS_OF_TERMS, trained
 from ig_jax.parallel import partitioning
 from ig_jax.parallel.mesh import bytes_each
@@ -55,7 +56,7 @@ def _training(exp: Experiment) -> list[str]:
     lines = [
         f"training: {exp.total_steps:,} steps of {n} images; parameters, optimizer and averages "
         f"take {size:,.1f} MiB",
-        f"metrics: {', '.join(name for name in metrics if not step.is_sum(name))}",
+        f"metrics: {', '.join(name for name in metrics if not name.startswith(BY_TIME))}",
         f"mesh: {mesh}; of the state, each device holds {each:,.1f} MiB",
     ]
     if hasattr(c.data.source, "summary"):

@@ -85,7 +85,7 @@ def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray]) -> s
             _, metrics = gradients(state.trained, noised, teacher, state.step)
         except FloatingPointError as error:
             return _where(error)
-    loss = float(metrics["loss"])
+    loss = float(metrics["loss"].value)
     if np.isinf(loss):
         return (
             "no operation gives nan, but the loss overflows: outputs of the network are too large"

@@ -10,23 +10,20 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ig_jax import optim, prng, pytree
 from ig_jax.experiment import Experiment
 from ig_jax.monitoring import throughput
 from ig_jax.objectives.base import Draws, Objective
-from ig_jax.objectives.metrics import BY_TIME
+from ig_jax.objectives.metrics import Mean, once
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import TrainState, parted
 from ig_jax.parallel import collectives
 from ig_jax.parallel.mesh import over_batch, replicated
 from ig_jax.types import NONE, Abstract, Batch, Labels, Latents, Params
 
-Metrics = Mapping[str, Array]
-
-
-History = Mapping[str, Float[Array, "k ..."]]  # of k steps
+Metrics = Mapping[str, Mean]  # those of k steps have a first axis [k]
 
 
 class Noised(NamedTuple):
@@ -76,7 +73,8 @@ def gradients(
     shapes = jax.eval_shape(grad, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = lax.scan(add, zeros, pieces)
-    return jax.tree.map(lambda x: x / parts, total)
+    grads, metrics = total
+    return jax.tree.map(lambda x: x / parts, grads), metrics
 
 
 def update_state(
@@ -97,11 +95,11 @@ def update_state(
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     params, terms = parted(optax.apply_updates(trained, updates))
     averages = ema.update(state.ema, params)
-    metrics = {**metrics, "grad_norm": optim.gradient_norm(grads)}
+    metrics = {**metrics, "grad_norm": once(optim.gradient_norm(grads))}
     if isinstance(opt_state, optim.SpikeState):
         made = opt_state.skipped == state.opt_state.skipped
         averages = jax.tree.map(lambda new, old: jnp.where(made, new, old), averages, state.ema)
-        metrics[throughput.SKIPPED] = (~made).astype(jnp.int32)
+        metrics[throughput.SKIPPED] = once((~made).astype(jnp.float32))
     return TrainState(state.step + 1, params, opt_state, averages, terms), metrics
 
 
@@ -119,23 +117,18 @@ def train_step(
     return update_state(
         state,
         Noised(x0, batch["label"], draws),
-        gradients=collectives.over_devices(of_rows, exp.mesh, exp.axes, sums=is_sum),
+        gradients=collectives.over_devices(of_rows, exp.mesh, exp.axes),
         optimizer=exp.optimizer,
         teacher_decay=exp.teacher_decay,
     )
 
 
-def is_sum(metric: str) -> bool:
-    """Returns whether a metric is a sum over examples; the others are means."""
-    return metric.startswith(BY_TIME)
-
-
 def make_dispatch(
     exp: Experiment,
-) -> Callable[[TrainState, Batch, Params], tuple[TrainState, History]]:
+) -> Callable[[TrainState, Batch, Params], tuple[TrainState, Metrics]]:
     """The compiled program: batches [k, b, ...] -> the state k steps later, metrics [k] each."""
 
-    def dispatch(state: TrainState, batches: Batch, encoder: Params) -> tuple[TrainState, History]:
+    def dispatch(state: TrainState, batches: Batch, encoder: Params) -> tuple[TrainState, Metrics]:
         return lax.scan(lambda s, b: train_step(s, b, encoder, exp=exp), state, batches)
 
     whole = replicated(exp.mesh)

@@ -35,7 +35,7 @@ from ig_jax.parallel import lock
 from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
 from ig_jax.training import preview, resume_changes
-from ig_jax.training.step import History, init_state, make_dispatch
+from ig_jax.training.step import Metrics, init_state, make_dispatch
 
 FAILURE = "not_finite.json"  # the step at which a loss was no number
 
@@ -171,7 +171,7 @@ class Trainer:
         self.profile = profiler.Profile(
             workdir / "profile", start=self.step + c.profile.start, steps=c.profile.steps
         )
-        self.pending: tuple[int, History] | None = None
+        self.pending: tuple[int, Metrics] | None = None
         self.seconds = {"compile": 0.0, "train": 0.0}
         self._compiled: set[int] = set()
 
@@ -228,7 +228,7 @@ class Trainer:
         if self.pending is not None:
             first, metrics = self.pending
             self.pending = None
-            self.window.add(first, {n: to_host(v) for n, v in metrics.items()})
+            self.window.add(first, jax.tree.map(to_host, metrics))
 
     def _save(self) -> None:
         self._settle()  # a state with a loss that is not finite is never saved

@@ -113,7 +113,7 @@ class Programs:
 
     def train(self, state: TrainState, start: int = 0) -> tuple[TrainState, Any]:
         state, metrics = self.advance(state, self.batches(start)[0], {})
-        return state, jax.tree.map(np.asarray, metrics)
+        return state, {name: np.asarray(mean.value) for name, mean in metrics.items()}
 
 
 def name_of(kind: str, shape: Shape) -> str:

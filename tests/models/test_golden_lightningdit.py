@@ -208,7 +208,7 @@ def test_every_term_of_the_loss_is_the_published_one(outcome):
     each, check = outcome.each, outcome.vectors.assert_close
     check(f"{outcome.times}__loss", each["flow"] + 0.5 * each["internal_guidance"])
     check(f"{outcome.times}__cos_loss", each["cosine"])
-    check(f"{outcome.times}__total", outcome.metrics["loss"])
+    check(f"{outcome.times}__total", outcome.metrics["loss"].value)
 
 
 def test_every_gradient_is_the_published_one(loss, outcome):

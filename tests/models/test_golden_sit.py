@@ -192,7 +192,7 @@ def test_batch_is_noised_as_published(loss, combo, outcome):
 def test_losses_are_the_published_ones(loss, combo, outcome):
     loss.vectors.assert_close(f"{combo}__denoising_loss", outcome.each["flow"])
     loss.vectors.assert_close(f"{combo}__aux_loss", outcome.each["internal_guidance"])
-    loss.vectors.assert_close(f"{combo}__total", outcome.metrics["loss"])
+    loss.vectors.assert_close(f"{combo}__total", outcome.metrics["loss"].value)
 
 
 def test_every_gradient_is_the_published_one(loss, combo, outcome):

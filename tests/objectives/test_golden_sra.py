@@ -122,8 +122,8 @@ def outcome(golden, case):
             "t_teacher": t,
             "labels_after_drop": batch.y,
             "denoising_loss": loss.terms["flow"](batch),
-            "align_loss_mean": metrics[f"loss/{TERM}"],
-            "total_epoch0_res256": metrics["loss"],
+            "align_loss_mean": metrics[f"loss/{TERM}"].value,
+            "total_epoch0_res256": metrics["loss"].value,
             "student_features": features,
             "teacher_features": batch.teacher.tokens(x_t, t, batch.y, None, (block,))[block],
         }, grads
@@ -262,7 +262,7 @@ def training(golden_dir, request):
         average=state.ema[ema.name(decay)],
         latents=latents,
         weights=[float(loss.terms[TERM].weight_at(jnp.int32(e))) for e in epochs],
-        metrics={name: np.array([m[name] for m in metrics]) for name in metrics[0]},
+        metrics={name: np.array([m[name].value for m in metrics]) for name in metrics[0]},
     )
 
 

@@ -210,7 +210,7 @@ def outcome(golden, case):
             "pred_tokens": embed.patchify(batch.out.pred, golden.patch),
             "target_tokens": embed.patchify(batch.target, golden.patch),
             "denoising_loss": flow if flow.ndim == 1 else flow.mean(axis=1),
-            "total": metrics["loss"],
+            "total": metrics["loss"].value,
         }
         if batch.ids is not None:
             found["group_ids"] = ids
@@ -223,7 +223,7 @@ def outcome(golden, case):
                 "t_teacher": times_of_tokens(t, ids),
                 "student_features": features,
                 "teacher_features": taught,
-                "align_loss_mean": metrics[f"loss/{TERM}"],
+                "align_loss_mean": metrics[f"loss/{TERM}"].value,
             }
         return found, grads
 

@@ -16,7 +16,7 @@ from ig_jax.diffusion.flow import Flow
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.acceleration import AcceleratedFlow
 from ig_jax.objectives.base import Draws, NoisedBatch, Objective
-from ig_jax.objectives.metrics import mean_by_time, sum_by_time
+from ig_jax.objectives.metrics import Mean, add_steps, logged, mean_by_time
 from ig_jax.training.step import Noised, gradients
 from ig_jax.types import NetOutput
 
@@ -106,7 +106,7 @@ def test_the_loss_is_the_squared_distance_to_the_target_moved_by_omega_times_the
     moved = v + 0.7 * inside(biased) * (biased["final"] - biased["early"])
     expected = np.mean((inside(params) * params["final"] - moved) ** 2)
     found = loss_and_gradient(accelerated(0.7, bias), params, teacher)[2]
-    assert found["loss/accelerated_flow"] == pytest.approx(float(expected), rel=1e-12)
+    assert found["loss/accelerated_flow"].value == pytest.approx(float(expected), rel=1e-12)
 
 
 def held_constant(params, omega: float):
@@ -289,7 +289,7 @@ def test_the_gradient_of_the_direction_is_finite_at_a_prediction_of_zero():
 def test_the_direction_is_a_term_of_the_final_output_alone():
     terms = {"cosine": TERMS["cosine"](weight=2.0)}
     loss, gradient, metrics = loss_and_gradient(objective(**terms), parameters(2))
-    assert loss == 2 * metrics["loss/cosine"] and np.all(gradient["early"] == 0)
+    assert loss == 2 * metrics["loss/cosine"].value and np.all(gradient["early"] == 0)
 
 
 # Losses by time.
@@ -300,33 +300,38 @@ TWO_TERMS = {"flow": TERMS["flow"](1.0), "internal_guidance": TERMS["internal_gu
 def test_every_example_is_in_the_bucket_of_its_time_and_time_1_in_the_last():
     times = jnp.array([0.0, 0.0999, 0.1, 0.55, 0.9, 1.0, 0.95])
     values = jnp.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
-    found = sum_by_time(values, times)
-    np.testing.assert_array_equal(found, [3, 4, 0, 0, 0, 8, 0, 0, 0, 112])
+    found = mean_by_time(values, times)
+    np.testing.assert_array_equal(found.total, [3, 4, 0, 0, 0, 8, 0, 0, 0, 112])
+    np.testing.assert_array_equal(found.count, [2, 1, 0, 0, 0, 1, 0, 0, 0, 3])
 
 
 def test_every_tenth_starts_a_bucket_in_float32():
     tenths = jnp.arange(10, dtype=jnp.float32) / 10
-    np.testing.assert_array_equal(sum_by_time(jnp.ones(10, jnp.float32), tenths), np.ones(10))
+    found = mean_by_time(jnp.full(10, 3, jnp.float32), tenths)
+    np.testing.assert_array_equal(found.value, np.full(10, 3))
 
 
 def test_sums_by_time_add_up_to_the_mean_losses():
     _, _, metrics = loss_and_gradient(objective(**TWO_TERMS), parameters(2))
-    np.testing.assert_array_equal(metrics["by_time/examples"], [1, 0, 0, 2, 0, 0, 0, 0, 0, 1])
     for name in TWO_TERMS:
-        total = metrics[f"by_time/{name}"].sum() / B
-        assert total == pytest.approx(float(metrics[f"loss/{name}"]), rel=1e-12)
-    assert metrics["loss"] == metrics["loss/flow"] + 0.5 * metrics["loss/internal_guidance"]
+        by_time = metrics[f"loss_by_time/{name}"]
+        np.testing.assert_array_equal(by_time.count, [1, 0, 0, 2, 0, 0, 0, 0, 0, 1])
+        total = by_time.total.sum() / B
+        assert total == pytest.approx(float(metrics[f"loss/{name}"].value), rel=1e-12)
+    flow, guidance = (metrics[f"loss/{name}"].value for name in TWO_TERMS)
+    assert metrics["loss"].value == pytest.approx(float(flow + 0.5 * guidance), rel=1e-12)
 
 
-def test_means_by_time_weigh_every_example_alike_and_leave_out_empty_buckets():
-    sums = {"by_time/examples": np.zeros(10), "by_time/flow": np.zeros(10)}
-    for examples, total in ((1, 5.0), (3, 1.0)):  # two steps
-        sums["by_time/examples"][3] += examples
-        sums["by_time/flow"][3] += total
-    assert mean_by_time(sums) == {"loss_by_time/flow/0.3": 1.5}
+def test_means_over_steps_weigh_every_example_alike_and_leave_out_empty_buckets():
+    totals, counts = np.zeros((2, 10), np.float32), np.zeros((2, 10), np.float32)
+    totals[:, 3], counts[:, 3] = (5, 1), (1, 3)
+    history = {"loss/flow": Mean(totals[:, 3], counts[:, 3])}
+    history["loss_by_time/flow"] = Mean(totals, counts)
+    expected = {"loss/flow": 1.5, "loss_by_time/flow/0.3": 1.5}
+    assert logged(add_steps(history)) == expected
 
 
-def test_a_batch_in_parts_has_the_same_sums_by_time_up_to_the_number_of_parts():
+def test_a_batch_in_parts_has_the_same_means():
     params = parameters(2)
     whole, halves = (
         gradients(params, Noised(*batch()), objective=objective(**TWO_TERMS), parts=parts)[1]
@@ -334,10 +339,9 @@ def test_a_batch_in_parts_has_the_same_sums_by_time_up_to_the_number_of_parts():
     )
     assert set(whole) == set(halves)
     for name in whole:
-        parts = 2 if name.startswith("by_time/") else 1
-        np.testing.assert_allclose(parts * halves[name], whole[name], rtol=1e-12)
-    by_time = [{n: v for n, v in m.items() if "by_time" in n} for m in (whole, halves)]
-    assert mean_by_time(by_time[0]) == pytest.approx(mean_by_time(by_time[1]), rel=1e-12)
+        np.testing.assert_allclose(halves[name].value, whole[name].value, rtol=1e-12)
+        if name != "loss":  # which each part has one of
+            np.testing.assert_array_equal(halves[name].count, whole[name].count)
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
@@ -353,7 +357,7 @@ def test_predictions_of_other_kinds_are_compared_with_the_noise(path, prediction
     _, gradient, metrics = loss_and_gradient(objective(process, **TWO_TERMS), params)
     for name, pred in (("flow", raw.pred), ("internal_guidance", raw.heads[1])):
         expected = np.mean((scale * pred - draws.noise) ** 2)
-        assert metrics[f"loss/{name}"] == pytest.approx(float(expected), rel=1e-9)
+        assert metrics[f"loss/{name}"].value == pytest.approx(float(expected), rel=1e-9)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
 
 
@@ -366,4 +370,4 @@ def test_the_loss_is_finite_at_both_ends_of_time(path, prediction):
     inputs = single((parameters(2), x0)), labels, single(draws)
     loss, metrics = objective(process, **TWO_TERMS)(*inputs[0], *inputs[1:])
     assert np.isfinite(loss) and loss.dtype == jnp.float32
-    assert metrics["by_time/examples"].sum() == B
+    assert metrics["loss_by_time/flow"].count.sum() == B

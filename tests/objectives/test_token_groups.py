@@ -14,7 +14,7 @@ from ig_jax.diffusion.ddpm import DDPM, STEPS
 from ig_jax.diffusion.flow import Flow
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Objective
-from ig_jax.objectives.metrics import BY_TIME, TIME_BUCKETS
+from ig_jax.objectives.metrics import TIME_BUCKETS
 from ig_jax.objectives.self_alignment import SelfAlignment
 from ig_jax.objectives.token_groups import GroupSettings, by_group, of_each_token, of_pixels
 
@@ -82,11 +82,11 @@ def test_losses_by_time_count_tokens_at_their_own_times():
     each, times = batch.squared_error(batch.out.pred), of_each_token(batch.t, batch.ids)
     total, metrics = loss(params, x, y, draws)
     np.testing.assert_allclose(total, np.mean((batch.out.pred - batch.target) ** 2), rtol=1e-5)
-    counted, sums = metrics[f"{BY_TIME}examples"], metrics[f"{BY_TIME}flow"]
+    found = metrics["loss_by_time/flow"]
     bucket = np.minimum((np.asarray(times) * TIME_BUCKETS).astype(int), TIME_BUCKETS - 1)
     for i in range(TIME_BUCKETS):
-        assert counted[i] == np.sum(bucket == i)
-        np.testing.assert_allclose(sums[i], np.sum(np.asarray(each)[bucket == i]), rtol=1e-5)
+        assert found.count[i] == np.sum(bucket == i)
+        np.testing.assert_allclose(found.total[i], np.sum(np.asarray(each)[bucket == i]), rtol=1e-5)
 
 
 def test_steps_of_the_teacher_are_those_of_ddpm_from_1_on():

@@ -137,7 +137,7 @@ def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
     update = partial(update_state, gradients=gradients, **settings)
     after, metrics = quick_jit(update)(state, none)
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.ema), before)
-    assert int(metrics["skipped_updates"]) == 1 and int(after.step) == 1
+    assert int(metrics["skipped_updates"].value) == 1 and int(after.step) == 1
 
 
 def test_asked_for_a_profile_a_run_traces_some_steps(tmp_path):

@@ -87,7 +87,7 @@ def training(golden_dir):
         net=net,
         initial=params,
         state=state,
-        metrics={name: np.array([m[name] for m in metrics]) for name in metrics[0]},
+        metrics={name: np.array([m[name].value for m in metrics]) for name in metrics[0]},
     )
 
 

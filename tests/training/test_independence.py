@@ -19,6 +19,7 @@ from ig_jax import prng
 from ig_jax.codecs import va_vae
 from ig_jax.codecs.autoencoders import SdVae, VaVae
 from ig_jax.io.torch import writer as torch_writer
+from ig_jax.objectives import metrics
 from ig_jax.optim.train_state import TrainState
 from ig_jax.training import step as training_step
 from ig_jax.training.step import train_step
@@ -91,7 +92,8 @@ def drawn(codec, stored: np.ndarray, monkeypatch) -> Drawn:
     def update(state, batch, **_):
         draws = batch.draws
         found = {"time": draws.time, "noise": draws.noise, "label drop": draws.drop}
-        return state, {"latents": batch.x0, **found}
+        found["latents"] = batch.x0
+        return state, {name: metrics.once(value) for name, value in found.items()}
 
     monkeypatch.setattr(training_step, "update_state", update)
     monkeypatch.setattr(training_step.collectives, "over_devices", lambda *_, **__: None)
@@ -103,7 +105,8 @@ def drawn(codec, stored: np.ndarray, monkeypatch) -> Drawn:
         step = quick_jit(partial(train_step, exp=exp))
         batch = {"stored": jnp.asarray(stored), "label": jnp.zeros(N, jnp.int32)}
         for number in STEPS:
-            found[seed, number] = step(TrainState(jnp.int32(number), {}, {}, {}), batch)[1]
+            _, values = step(TrainState(jnp.int32(number), {}, {}, {}), batch)
+            found[seed, number] = {name: np.asarray(once.total) for name, once in values.items()}
     return found
 
 

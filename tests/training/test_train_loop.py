@@ -89,9 +89,9 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_is_never_saved(trainer, 
     def poisoned(state, batches, encoder):
         first = trainer.step + 1
         state, metrics = dispatch(state, batches, encoder)
-        loss = np.array(metrics["loss"])
+        loss = np.array(metrics["loss"].total)
         loss[np.arange(first, first + len(loss)) == bad_step] = value
-        return state, {**metrics, "loss": jax.device_put(loss)}
+        return state, {**metrics, "loss": metrics["loss"].replace(total=jax.device_put(loss))}
 
     trainer.dispatch = poisoned
     with pytest.raises(NonFiniteLoss, match=rf"the loss is {value} at step {bad_step}: .*lower"):
