@@ -9,7 +9,6 @@ is left out, and a save that a full disk refuses stops nothing before `wait`.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
@@ -23,14 +22,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ig_jax.checkpoint import compatibility, integrity, malloc_arenas, metadata, orbax_leak
+from ig_jax.checkpoint import (
+    compatibility,
+    integrity,
+    malloc_arenas,
+    metadata,
+    orbax_leak,
+    unreadable,
+)
 from ig_jax.checkpoint.integrity import Damaged
 from ig_jax.errors import UserError, shown
 from ig_jax.io import disk_errors
 from ig_jax.monitoring import console, library_logs
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState
-from ig_jax.parallel.processes import barrier, from_process_0
+from ig_jax.parallel.processes import barrier
 from ig_jax.types import Params
 
 # The items that hold arrays: all of them (`TERMS` where there are heads), and those that sampling
@@ -233,7 +239,7 @@ class Checkpoints:
         """The newest checkpoint that can be read: its step, and what `read` makes of it.
 
         Newer ones are named with what is wrong with them; unless `reading`, they are put aside, so
-        that their steps can be saved again. Process 0 looks, and all go by what it finds.
+        that their steps can be saved again.
 
         Args:
           read: from a step.
@@ -244,7 +250,7 @@ class Checkpoints:
         """
         faults: dict[int, str] = {}
         for step in reversed(self.all_steps()):
-            fault = self._damage(step, arrays)
+            fault = unreadable.damage(self.directory / str(step), arrays)
             if not fault:
                 try:
                     result = read(step)
@@ -253,53 +259,15 @@ class Checkpoints:
                         raise
                     fault = "an array is garbled"
             if not fault:
-                self._leave_out(faults, step)
+                unreadable.leave_out(self.directory, faults, step, move=not self._reading)
+                if faults and not self._reading:
+                    self._manager.reload()
                 return step, result
             faults[step] = fault
         faulty = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
         raise CheckpointError(
             f"{self.directory}: holds no checkpoint that can be read ({faulty}); put back copies "
             "of its files, or train anew in another --workdir"
-        )
-
-    def _damage(self, step: int, arrays: tuple[str, ...]) -> str:
-        """Describes what is wrong with a checkpoint's files; '': nothing."""
-        fault = self._look(step, arrays) if jax.process_index() == 0 else ""
-        if from_process_0(bool(fault)):
-            return fault or "process 0 cannot read it"
-        return ""
-
-    def _look(self, step: int, arrays: tuple[str, ...]) -> str:
-        folder = self.directory / str(step)
-        try:
-            lacking = metadata.LACKING[metadata.read(folder)["imported"]]
-            items = [name for name in arrays if name not in lacking]
-            integrity.require_whole(folder, items, nested=["opt_state"])
-        except Damaged as error:
-            return f"{error.file.relative_to(folder)} {error.fault}"
-        return ""
-
-    def _leave_out(self, faults: Mapping[int, str], used: int) -> None:
-        """Says which checkpoints cannot be read, and makes way for new ones of the same steps."""
-        for step, fault in faults.items():
-            folder, where = self.directory / str(step), "left out"
-            if not self._reading:
-                aside = self._aside(step)
-                where = f"put aside as {aside}"
-                if jax.process_index() == 0:
-                    aside.parent.mkdir(exist_ok=True)
-                    folder.rename(aside)
-            console.say(f"{folder} cannot be read ({fault}): {where}; step {used} is used")
-        if faults and not self._reading:
-            barrier("unreadable checkpoints are put aside")
-            self._manager.reload()
-
-    def _aside(self, step: int) -> Path:
-        names = itertools.chain([f"{step}"], (f"{step}-{n}" for n in itertools.count(2)))
-        return next(
-            path
-            for name in names
-            if not (path := self.directory.parent / "unreadable" / name).exists()
         )
 
     def meta(self, step: int) -> dict[str, Any]:
