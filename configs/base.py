@@ -141,6 +141,9 @@ def get_config() -> ConfigDict:
     c.sample.time_shift = 1.0
     # Depth that Internal Guidance extrapolates from; None is the first readout.
     c.sample.readout = placeholder(int)
+    # Share of each image's tokens that do not see the others, nor they them, drawn once or for each
+    # step; 0 is full attention. For networks trained with objective.groups.separate_attention.
+    c.sample.token_groups = ConfigDict({"share": 0.0, "each_step": False})
     # Each guidance is on for t in [low, high] (0 is data, 1 is noise), on the first so many
     # channels (0: all); scale 1 is off.
     c.sample.ig = guidance(1.4)  # Internal Guidance

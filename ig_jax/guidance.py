@@ -29,10 +29,22 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from ig_jax.types import Field, Labels, Latents, NetFn, Params, Process, Scalar, Times
+from ig_jax.types import (
+    Field,
+    Labels,
+    Latents,
+    NetFn,
+    Params,
+    Process,
+    Scalar,
+    Times,
+    TokenGroups,
+)
 
 KINDS = ("ig", "cfg", "autoguidance")
 EDGE = 1e-9  # far above the rounding of a grid in float64, far below any step
@@ -181,6 +193,9 @@ class Guided:
       channels: kind -> how many of the first channels are guided; 0, or no entry, is all.
       readout: depth of the early head that IG extrapolates from; None where there is none.
       guide: the network that autoguidance extrapolates from; None where there is none.
+      groups: of each sample's tokens, in both of its branches; the guide has none. None: all tokens
+        see each other.
+      groups_of_step: step -> `groups`, where they change from step to step.
     """
 
     net: NetFn
@@ -192,6 +207,8 @@ class Guided:
     channels: Mapping[str, int]
     readout: int | None = None
     guide: GuideModel | None = None
+    groups: TokenGroups | None = None
+    groups_of_step: Callable[[Array], TokenGroups] | None = None
 
     def _extrapolate(self, kind: str, worse: Latents, v: Latents) -> Latents:
         return extrapolate(worse, v, self.scales[kind], self.channels.get(kind, 0))
@@ -200,7 +217,11 @@ class Guided:
         self, convert: Conversion, on: Active, x: Latents, t: Scalar, y: Labels
     ) -> tuple[Latents, Latents | None]:
         times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
-        out = self.net(self.params, x, self.process.condition_time(times), y)
+        asked = {}
+        if self.groups is not None:
+            branches = len(x) // len(self.y)
+            asked["groups"] = jax.tree.map(lambda ids: jnp.tile(ids, (branches, 1)), self.groups)
+        out = self.net(self.params, x, self.process.condition_time(times), y, **asked)
         pred = out.pred
         if "ig" in on:
             pred = self._extrapolate("ig", out.heads[self.readout], pred)
@@ -239,11 +260,16 @@ class Guided:
         def at_end(x: Latents, t: Scalar) -> Latents:
             return self.velocity(on_at_end, x, t)
 
+        def of_step(i: Array) -> Field:
+            here = replace(self, groups=self.groups_of_step(i), groups_of_step=None)
+            return here.field(on, on_at_end)
+
         return Field(
             velocity=partial(self.velocity, on),
             score=self.process.score,
             velocity_at_end=None if on == on_at_end else at_end,
             noise_and_variance=partial(self._guided, TO_NOISE, on),
+            of_step=None if self.groups_of_step is None else of_step,
         )
 
     def fields(self, cut: Sequence[Segment]) -> list[tuple[Field, int, int]]:

@@ -129,6 +129,8 @@ class Field(NamedTuple):
     # (x, t) -> the noise in x, and where the log variance of a step lies (`NetOutput.variance`), by
     # one evaluation; for samplers that take the steps of a process.
     noise_and_variance: Callable[[Latents, Scalar], tuple[Latents, Latents | None]] | None = None
+    # Step of the grid -> the field of that step; None: this one serves all steps.
+    of_step: Callable[[Array], Field] | None = None
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from ig_jax.metrics.feature_space import FeatureSpace
 from ig_jax.metrics.inception import Inception
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
-from ig_jax.objectives.token_groups import GroupSettings
+from ig_jax.objectives.token_groups import GroupSettings, SamplingGroups
 from ig_jax.plots.token_pca import BASES, TOKEN_NORMS
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
@@ -228,7 +228,9 @@ class Sample:
     autoguidance: Guidance
     guide: Guide
     sampler: Sampler = named(SAMPLERS)
-    files: tuple[str, ...] = FILES  # configs of older runs lack it
+    # Configs of older runs lack the rest.
+    files: tuple[str, ...] = FILES
+    token_groups: SamplingGroups = SamplingGroups()
 
     def __post_init__(self):
         require(self.num >= 1, "num", self.num, "must be at least 1")
@@ -242,6 +244,11 @@ class Sample:
             raise ConfigError(
                 f"time_shift = {self.time_shift}: moves the steps of an even grid, but this "
                 "sampler has its own; set it to 1"
+            )
+        if self.token_groups.each_step and self.sampler.adaptive:
+            raise ConfigError(
+                "token_groups.each_step = True: this sampler chooses its own steps; set it to "
+                "False, or use another sampler"
             )
         if self.autoguidance.scale != 1 and self.guide.workdir is None:
             raise ConfigError(

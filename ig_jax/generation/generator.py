@@ -21,7 +21,7 @@ from ig_jax.parallel import collectives
 from ig_jax.parallel.mesh import BATCH, local_mesh, over_batch, replicated
 from ig_jax.samplers import base
 from ig_jax.samplers.base import Sampler
-from ig_jax.types import DTYPES, Codec, Labels, Latents, NetFn, Params, Process, Scalar
+from ig_jax.types import DTYPES, Codec, Labels, Latents, NetFn, Params, Process, Scalar, TokenGroups
 
 
 class Output(NamedTuple):
@@ -167,6 +167,7 @@ class Generator:
                 channels=dict(plan.channels),
                 readout=self.readout,
                 guide=self.guide and replace(self.guide, params=guide),
+                **self._groups(seed, indices),
             )
             shape = self.net.latent_shape
             return from_noise(guided, plan, shape, seed, indices, *noise, trajectory=trajectory)
@@ -176,6 +177,19 @@ class Generator:
         finite = jnp.all(jnp.isfinite(latents), axis=(1, 2, 3))
         states = None if states is None else states.swapaxes(0, 1)
         return Output(self._decode(latents, codec), finite, states)
+
+    def _groups(self, seed: jax.Array, indices: jax.Array) -> dict[str, Any]:
+        """The groups of tokens of samples `indices`, as `Guided` takes them; {} for none."""
+        groups = self.sampling.token_groups
+        if not groups.share:
+            return {}
+        keys = prng.keys(seed, "token groups", indices)
+        tokens = (self.net.latent_shape[0] // self.net.settings.patch_size) ** 2
+
+        def of_step(i: Array | int) -> TokenGroups:
+            return groups.of_network(prng.sample_normal(keys, (tokens,), i))
+
+        return {"groups_of_step": of_step} if groups.each_step else {"groups": of_step(0)}
 
     def __call__(
         self,

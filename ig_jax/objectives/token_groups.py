@@ -100,6 +100,32 @@ class GroupSettings:
         return TokenGroups(condition=ids, attention=ids if self.separate_attention else None)
 
 
+@dataclass(frozen=True)
+class SamplingGroups:
+    """Two groups of tokens that do not see each other while sampling, at the same time t.
+
+    For networks trained with separated attention; they sample with full attention, too, which is
+    how they are evaluated. The published code cannot do this together with CFG; here both branches
+    of a sample have its groups.
+    """
+
+    share: float = 0.0  # of the tokens in the first group, rounded down; 0: all see each other
+    each_step: bool = False  # drawn for every step of the sampler, not once for a sample
+
+    def __post_init__(self):
+        rules = [
+            ("share", 0 <= self.share < 1, "must lie in [0, 1); 0 is full attention"),
+            ("each_step", not self.each_step or self.share > 0, "needs a share above 0"),
+        ]
+        require_all(self, rules)
+
+    def of_network(self, ranked: Float[Array, "b n"]) -> TokenGroups:
+        """The groups that independent draws rank: the tokens of the lowest are the first."""
+        rank = jnp.argsort(jnp.argsort(ranked, axis=1), axis=1)
+        first = math.floor(self.share * ranked.shape[1])
+        return TokenGroups(attention=(rank >= first).astype(jnp.int32))
+
+
 def by_group(
     of_time: Callable[[Float[Array, "b"]], Latents], t: GroupTimes, ids: Int[Array, "b n"] | None
 ) -> Latents:

@@ -200,6 +200,10 @@ def _how(exp: Experiment, step: int, cost: Mapping[str, int] | None) -> str:
         for name, g in s.guidances.items()
         if g.scale != 1
     ]
+    groups = s.token_groups
+    if groups.share:
+        redrawn = " at each step" if groups.each_step else ""
+        on.append(f"{groups.share:g} of the tokens apart{redrawn}")
     seeds = f" for each of {len(c.evaluate.seeds)} seeds" if len(c.evaluate.seeds) > 1 else ""
     calls = f"{cost['evaluations']} evaluations an image" if cost else "adaptive steps"
     return (

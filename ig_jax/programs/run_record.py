@@ -43,6 +43,8 @@ def settings(exp: Experiment, step: int) -> dict[str, Any]:
     model = {name: exp.config.raw[name] for name in ("model", "process")}
     guide = guide_model.record(exp.config.sample)
     rest = {"guide": guide, "codec": exp.config.raw["data"]["codec"]}
+    if exp.config.sample.token_groups.share:  # records of older versions lack it
+        rest["token_groups"] = s["token_groups"]
     return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **rest, **model}
 
 

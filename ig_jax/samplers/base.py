@@ -142,16 +142,21 @@ def integrate(
     for field, start, stop in fields:
 
         def body(x: Latents, i: Array, field: Field = field):
-            x = sampler.step(field, x, times[i], times[i + 1], noise(i))
+            x = sampler.step(_of_step(field, i), x, times[i], times[i + 1], noise(i))
             return x, x if trajectory else None
 
         if start < min(stop, last):
             x, steps = lax.scan(body, x, jnp.arange(start, min(stop, last)))
             states.append(steps)
         if stop > last:
-            x = sampler.last_step(field, x, times[last], times[last + 1])
+            here = _of_step(field, jnp.int32(last))
+            x = sampler.last_step(here, x, times[last], times[last + 1])
             states.append(x[None])
     return x, jnp.concatenate(states) if trajectory else None
+
+
+def _of_step(field: Field, i: Array) -> Field:
+    return field if field.of_step is None else field.of_step(i)
 
 
 def sample(

@@ -502,6 +502,7 @@ DECISIVE = {
     "sample.cfg.channels": 1,
     "sample.autoguidance.low": 0.5,
     "sample.time_shift": 2.0,
+    "sample.token_groups.share": 0.25,
     "process.path": "cosine",
     "process.prediction": "noise",
 }
@@ -546,6 +547,44 @@ def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
     off = latents(ig=1.0, cfg=1.0)
     np.testing.assert_allclose(off, latents(ig=1.0 + 1e-4, cfg=1.0 + 1e-4), atol=1e-3)
     assert np.abs(off - latents(ig=2.0, cfg=1.2)).max() > 1e-2
+
+
+@pytest.mark.parametrize("each_step", [False, True])
+def test_tokens_are_parted_by_seed_and_index_alone_and_once_or_at_each_step(
+    trained, latents_before, each_step
+):
+    """With Internal Guidance and CFG on: both branches of a sample have its groups."""
+    groups = {"share": 0.3, "each_step": each_step}
+    exp = tiny.experiment({"sample.token_groups": groups})
+    generator = exp.pipeline.generator(decode=lambda x: x)
+    parted = images_of(trained, range(NUM), generator)
+    np.testing.assert_array_equal(images_of(trained, [7, 3], generator), parted[[7, 3]])
+    full = np.abs(parted - latents_before[None]).reshape(NUM, -1).max(axis=1)
+    assert np.all(full > 1e-3) and np.all(np.isfinite(parted))
+    other = {"share": 0.3, "each_step": not each_step}
+    generator = tiny.experiment({"sample.token_groups": other}).pipeline.generator(
+        decode=lambda x: x
+    )
+    assert np.all(images_of(trained, range(3), generator) != parted[:3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"share": 1.0}, r"sample.token_groups.share = 1.0: must lie in \[0, 1\)"),
+        ({"each_step": True}, "each_step = True: needs a share above 0"),
+    ],
+)
+def test_groups_of_tokens_that_cannot_be_are_refused(changes, rule):
+    with pytest.raises(ConfigError, match=rule):
+        tiny.experiment({"sample.token_groups": {"share": 0.0, "each_step": False, **changes}})
+
+
+def test_a_sampler_of_its_own_steps_has_one_parting_of_the_tokens():
+    sampler = {"name": "dopri5", "num_steps": 50, "rtol": 1e-3, "atol": 1e-6}
+    changes = {"sample.token_groups": {"share": 0.5, "each_step": True}, "sample.sampler": sampler}
+    with pytest.raises(ConfigError, match="token_groups.each_step = True: this sampler chooses"):
+        tiny.experiment(changes)
 
 
 def test_weights_of_a_checkpoint_need_no_matching_optimizer_or_data(trained):

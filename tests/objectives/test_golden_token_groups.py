@@ -10,6 +10,7 @@ from vectors import (
     DISTANCE_OF,
     Vectors,
     assert_gradients_close,
+    assert_within,
     channels_first,
     channels_last,
     from_published,
@@ -18,13 +19,16 @@ from vectors import (
     sit,
 )
 
+from ig_jax import guidance
 from ig_jax.diffusion.flow import Flow
+from ig_jax.guidance import Guidance, Guided
 from ig_jax.models import embed
 from ig_jax.objectives import TERMS, heads
 from ig_jax.objectives.base import Draws, Objective
 from ig_jax.objectives.self_alignment import SelfAlignment
-from ig_jax.objectives.token_groups import GroupSettings, by_group, of_each_token
+from ig_jax.objectives.token_groups import GroupSettings, SamplingGroups, by_group, of_each_token
 from ig_jax.optim.train_state import parted
+from ig_jax.samplers import SAMPLERS, base
 from ig_jax.training.step import Noised, gradients
 from ig_jax.types import TokenGroups
 
@@ -43,6 +47,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc, "dts_as", lambda v: range(len(v.config["mask_ratio_cases"]))
         )
         metafunc.parametrize("number", masks)
+    if "sampled_case" in metafunc.fixturenames:
+        cases = parameters_of(metafunc, "dts_as_sampling", lambda v: range(len(v["case_method"])))
+        metafunc.parametrize("sampled_case", cases)
 
 
 def shares_of(ratio) -> tuple[float, ...]:
@@ -239,3 +246,58 @@ def test_losses_and_what_is_compared_are_the_published_ones(golden, case, outcom
 
 def test_every_gradient_is_the_published_one(golden, case, outcome):
     assert_gradients_close(golden.vectors, golden.net, case, outcome[1])
+
+
+# Sampling.
+
+
+@pytest.fixture(scope="module")
+def sampling(golden_dir):
+    v = Vectors(golden_dir, "dts_as_sampling")
+    net = sit(v.config["model"])
+    return SimpleNamespace(vectors=v, net=net, params=from_published(net, v.weights()))
+
+
+def sampled(sampling, number: int) -> np.ndarray:
+    """The final latents of a case, through the functions that the program samples with."""
+    v, net = sampling.vectors, sampling.net
+    config, method = v.config, str(v["case_method"][number])
+    scale = float(v["case_cfg_scale"][number])
+    sampler = SAMPLERS[method](config["num_steps"])
+    cfg = {"cfg": Guidance(scale, config["guidance_low"], config["guidance_high"])}
+    groups = SamplingGroups(
+        float(v["case_mask_ratio"][number]),
+        each_step=bool(v["case_mask_ratio"][number])
+        and str(v["case_mask_type"][number]) == "random",
+    )
+    ranks = jnp.asarray(v["mask_u"])
+
+    def of_step(i):
+        return groups.of_network(ranks[i])
+
+    given = {"groups_of_step": of_step} if groups.each_step else {"groups": of_step(0)}
+
+    def run(params, z, y, noise):
+        guided = Guided(
+            net,
+            params,
+            Flow("linear", "uniform"),
+            y,
+            null_class=config["null_label"],
+            scales={"cfg": scale},
+            channels={},
+            **(given if groups.share else {}),
+        )
+        cut = guidance.segments(sampler.grid(), cfg)
+        return base.sample(sampler, sampler.grid(), guided.fields(cut), z, lambda i: noise[i])
+
+    inputs = (channels_last(v["z"]), jnp.asarray(v["y"]), channels_last(v["sde_noise"]))
+    return channels_first(quick_jit(run)(sampling.params, *inputs))
+
+
+def test_samples_of_separated_tokens_are_the_published_ones(sampling, sampled_case):
+    v = sampling.vectors
+    expected = v["result"][sampled_case]
+    assert_within(
+        f"case {sampled_case}", sampled(sampling, sampled_case), expected, v.bound("result")
+    )
