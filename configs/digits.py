@@ -5,6 +5,7 @@
   python main.py --config=configs/digits.py:accelerated --mode=demo     # SiT, guided while training
   python main.py --config=configs/digits.py:layersync --mode=demo       # SiT, block 2 learns from 4
   python main.py --config=configs/digits.py:sra2 --mode=demo            # SiT, block 2 learns x_0
+  python main.py --config=configs/digits.py:dispersive --mode=demo      # SiT, images driven apart
   python main.py --config=configs/digits.py:sra --mode=demo             # SiT, 2 learns from EMA's 4
   python main.py --config=configs/digits.py:dts --mode=demo             # and tokens in two groups
   python main.py --config=configs/digits.py:self_flow --mode=demo       # at two times each image
@@ -19,7 +20,7 @@ from configs import base, lightningdit_xl, sit_dts_xl
 
 VARIANTS = (
     *("sit", "lightningdit", "accelerated", "layersync", "sra2"),
-    *("sra", "dts", "self_flow", "dit"),
+    *("dispersive", "sra", "dts", "self_flow", "dit"),
 )
 
 
@@ -38,6 +39,10 @@ def get_config(variant: str = "sit") -> ConfigDict:
         c.objective.terms.layersync = ConfigDict({"weight": 0.2, "depth": 2, "target_depth": 4})
     if variant == "sra2":
         c.objective.terms.sra2 = ConfigDict({"weight": 1.0, "depth": 2})
+    if variant == "dispersive":
+        c.objective.terms.dispersive = ConfigDict(
+            {"weight": 0.5, "depth": 2, "tau": 0.5, "group_size": 16}
+        )
     if variant in ("sra", "dts", "self_flow"):
         c.objective.terms.self_alignment = ConfigDict(
             {

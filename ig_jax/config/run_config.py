@@ -243,6 +243,11 @@ def check_devices(c: Config, devices: int) -> None:
             f"{c.train.accumulation} accumulation steps = {parts}; the next that does: "
             f"{-(-c.train.batch_size // parts) * parts}"
         )
+    for name, term in c.objective.terms.items():
+        try:
+            term.check_rows(c.train.batch_size // parts)
+        except ValueError as error:
+            raise ConfigError(f"objective.terms.{name}: {error}") from error
     if c.sample.batch_size % devices:
         raise ConfigError(
             f"sample.batch_size = {c.sample.batch_size}: must divide over {devices} devices; the "

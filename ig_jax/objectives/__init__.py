@@ -2,6 +2,7 @@
 
 from ig_jax.objectives.acceleration import AcceleratedFlow
 from ig_jax.objectives.cosine import Cosine
+from ig_jax.objectives.dispersive import Dispersive
 from ig_jax.objectives.flow import FlowMatching
 from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.objectives.layersync import LayerSync
@@ -14,6 +15,7 @@ TERMS = {
     "accelerated_flow": AcceleratedFlow,
     "internal_guidance": InternalGuidance,
     "cosine": Cosine,
+    "dispersive": Dispersive,
     "layersync": LayerSync,
     "self_alignment": SelfAlignment,
     "sra2": Sra2,

@@ -168,6 +168,10 @@ class Term(ABC):
         """Raises ValueError where the term cannot be had with these groups of tokens."""
         del groups  # most terms see no more of them than the batch
 
+    def check_rows(self, rows: int) -> None:
+        """Raises ValueError where the term cannot be had of `rows` images on a device at a time."""
+        del rows  # most terms see each image alone
+
     @abstractmethod
     def __call__(
         self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()
