@@ -1,12 +1,13 @@
-"""Self-alignment on the digits: SiT + IG alone, with SRA, DTS_AS and Self-Flow, by training seeds.
+"""Self-alignment on the digits: SiT + IG, the SiT alone, and with SRA, DTS_AS, Self-Flow; by seeds.
 
   python benchmarks/alignment.py --folder=runs/alignment [--seeds=5] [--variants=sit,sra]
 
 Every run is the demo under another seed, trained and sampled. Reports FD and precision of its
-samples without guidance and with IG, and the accuracy of a linear classifier on the mean tokens of
-blocks 2 and 4 at t = 0.1 without labels, fitted to the training images and tested on those held
-out. Rows are means with 95 % t intervals over training seeds; behind each stands the difference
-from the first variant, paired by seed. Runs that are done are not run again.
+samples without guidance and, where the network has a readout, with IG, and the accuracy of a linear
+classifier on the mean tokens of blocks 2 and 4 at t = 0.1 without labels, fitted to the training
+images and tested on those held out. Rows are means with 95 % t intervals over training seeds;
+behind each stands the difference from the first variant, paired by seed. Runs that are done are not
+run again.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def measure(workdir: Path) -> dict[str, float]:
     found = {
         f"{metric}, {way}": results[way][metric]["mean"]
         for way in ("plain", "ig")
+        if way in results
         for metric in ("fd", "precision")
     }
     return found | probe(workdir)
@@ -89,6 +91,9 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
     for variant, runs in rows.items():
         cells = []
         for name in names:
+            if name not in runs[0]:
+                cells.append("–")
+                continue
             values = [run[name] for run in runs]
             change = [a - b[name] for a, b in zip(values, first, strict=True)]
             cells.append(interval(values) + (f" ({interval(change)})" if runs is not first else ""))
@@ -100,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="of the runs and the record")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--variants", default="sit,sra,dts,self_flow")
+    parser.add_argument("--variants", default="sit,no_readout,sra,dts,self_flow")
     args = parser.parse_args()
     rows: dict[str, list[dict[str, float]]] = {v: [] for v in args.variants.split(",")}
     for seed in range(args.seeds):

@@ -1,6 +1,7 @@
 """The demo: a tiny SiT, or LightningDiT, with Internal Guidance on scikit-learn's 8x8 digits.
 
   python main.py --config=configs/digits.py --mode=demo
+  python main.py --config=configs/digits.py:no_readout --mode=demo      # SiT alone, without IG
   python main.py --config=configs/digits.py:lightningdit --mode=demo    # trained with Muon
   python main.py --config=configs/digits.py:accelerated --mode=demo     # SiT, guided while training
   python main.py --config=configs/digits.py:layersync --mode=demo       # SiT, block 2 learns from 4
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from configs import base, lightningdit_xl, sit_dts_xl
 
 VARIANTS = (
-    *("sit", "lightningdit", "accelerated", "layersync", "sra2"),
+    *("sit", "no_readout", "lightningdit", "accelerated", "layersync", "sra2"),
     *("dispersive", "sra", "dts", "self_flow", "dit"),
 )
 
@@ -28,6 +29,10 @@ def get_config(variant: str = "sit") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f":{variant} is no variant of this config; known: {', '.join(VARIANTS)}")
     c = sit()
+    if variant == "no_readout":
+        c.model.readouts = ()
+        del c.objective.terms.internal_guidance
+        c.sample.ig = base.guidance(1.0)
     if variant == "accelerated":
         del c.objective.terms.flow
         c.objective.terms.accelerated_flow = ConfigDict(

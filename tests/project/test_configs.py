@@ -16,6 +16,7 @@ FOLDER = ROOT / "configs"
 PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
 VARIANTS = {
     "digits": [
+        "no_readout",
         "lightningdit",
         "accelerated",
         "layersync",
