@@ -97,7 +97,7 @@ def gradients(exp: Experiment) -> Callable[[Params, Noised, Params], tuple[Param
     """Those of `train.train_step`."""
     parts = exp.config.train.accumulation
     of_rows = partial(training_step.gradients, objective=exp.split_objective, parts=parts)
-    return collectives.over_devices(of_rows, exp.mesh, exp.axes, sums=training_step.is_sum)
+    return collectives.over_devices(of_rows, exp.mesh, exp.axes)
 
 
 def forward(exp: Experiment) -> Callable[[Params, Noised, Params], Any]:

@@ -35,6 +35,8 @@ OPTIONAL = {
     "sample.cfg.channels": 0,
     "sample.autoguidance.channels": 0,
     "sample.files": ("png", "npz"),
+    "sample.token_groups.share": 0.0,
+    "sample.token_groups.each_step": False,
     "evaluate.reference": None,
     "evaluate.samples": None,
     "objective.teacher_decay": None,
