@@ -190,6 +190,10 @@ class Pipeline:
             samplers.check(sampler, self.process, predicts_variance=variance)
         except ValueError as error:
             raise UserError(f"sampler: {error}") from error
+        try:
+            self.sampling.token_groups.check(sampler, self.net.settings.num_tokens(self.net.side))
+        except ValueError as error:
+            raise UserError(f"sample.{error}") from error
 
     def _computed_in(self, dtype: str) -> Pipeline:
         """The same network with matrix products in another dtype."""

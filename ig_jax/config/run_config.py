@@ -149,6 +149,10 @@ def _check_model(c: Config) -> None:
     except ValueError as error:
         name = shown(c.raw["sample"]["sampler"]["name"])
         raise ConfigError(f"sample.sampler.name = {name}: {error}") from error
+    try:
+        c.sample.token_groups.check(c.sample.sampler, c.model.num_tokens(height))
+    except ValueError as error:
+        raise ConfigError(f"sample.{error}") from error
 
 
 def _check_terms(c: Config, predicts_variance: bool) -> None:

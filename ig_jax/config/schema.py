@@ -245,11 +245,6 @@ class Sample:
                 f"time_shift = {self.time_shift}: moves the steps of an even grid, but this "
                 "sampler has its own; set it to 1"
             )
-        if self.token_groups.each_step and self.sampler.adaptive:
-            raise ConfigError(
-                "token_groups.each_step = True: this sampler chooses its own steps; set it to "
-                "False, or use another sampler"
-            )
         if self.autoguidance.scale != 1 and self.guide.workdir is None:
             raise ConfigError(
                 f"autoguidance.scale = {self.autoguidance.scale}: needs a worse network; name its "

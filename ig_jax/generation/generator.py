@@ -184,7 +184,7 @@ class Generator:
         if not groups.share:
             return {}
         keys = prng.keys(seed, "token groups", indices)
-        tokens = (self.net.latent_shape[0] // self.net.settings.patch_size) ** 2
+        tokens = self.net.settings.num_tokens(self.net.side)
 
         def of_step(i: Array | int) -> TokenGroups:
             return groups.of_network(prng.sample_normal(keys, (tokens,), i))

@@ -53,6 +53,11 @@ def position_table(grid_side: int, dim: int) -> np.ndarray:
     return np.concatenate([columns, rows], axis=1)[None]
 
 
+def patch_side(side: int, tokens: int) -> int:
+    """Side of a patch of latents [side, side, c] that are so many tokens."""
+    return side // math.isqrt(tokens)
+
+
 class PatchEmbed(nnx.Module):
     """Latents [b, h, w, c] -> tokens [b, (h/p)(w/p), hidden_size]."""
 

@@ -82,13 +82,17 @@ class TransformerSettings(ABC):
         self._check_heads()
         self._check_readouts()
 
+    def num_tokens(self, side: int) -> int:
+        """Tokens of latents of this side."""
+        return (side // self.patch_size) ** 2
+
     def check_side(self, side: int) -> None:
         """Raises ValueError where a network of these settings cannot be one for such latents."""
         if side % self.patch_size:
             raise ValueError(
                 f"patch_size = {self.patch_size}: must divide the side of the latents, {side}"
             )
-        tokens = (side // self.patch_size) ** 2
+        tokens = self.num_tokens(side)
         if tokens * self.hidden_size > POSITIONS:
             raise ValueError(
                 f"patch_size = {self.patch_size}: makes {tokens:,} tokens of latents of side "

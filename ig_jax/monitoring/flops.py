@@ -45,7 +45,7 @@ def to_block(net: Network, params: Params, depth: int) -> int:
 def _products(net: Network, params: Params, depth: int) -> int:
     """FLOPs of one image's products with these parameters, in the first `depth` blocks."""
     s = net.settings
-    tokens = (net.side // s.patch_size) ** 2
+    tokens = s.num_tokens(net.side)
     total = 4 * depth * tokens**2 * s.hidden_size  # q k^T and attention times v
     for path, leaf in pytree.flatten(params).items():
         names = net.axes[path]
@@ -72,7 +72,7 @@ def of_train_step(
       terms: parameters of the heads of loss terms; each counts as one of all tokens.
       teacher: the last block of each pass through the averaged network.
     """
-    tokens = (net.side // net.settings.patch_size) ** 2
+    tokens = net.settings.num_tokens(net.side)
     kernels = [leaf for leaf in pytree.flatten(terms).values() if len(leaf.shape) > 1]
     heads = 2 * tokens * sum(map(pytree.count, kernels))
     once = sum(to_block(net, params, depth) for depth in teacher)

@@ -101,7 +101,7 @@ class NoisedBatch:
         """Mean squared error against the target; of each token where tokens differ in time."""
         if self.t.ndim == 1:
             return squared_error(prediction, self.target)
-        patch = self.target.shape[1] // math.isqrt(self.ids.shape[1])
+        patch = embed.patch_side(self.target.shape[1], self.ids.shape[1])
         return jnp.mean(embed.patchify((prediction - self.target) ** 2, patch), axis=-1)
 
 
@@ -222,7 +222,7 @@ class Objective:
         time_key, noise_key, drop_key = jax.random.split(key, 3)
         n, times = x0.shape[0], self.groups.times
         time = self.process.draw_time(time_key, n * times)
-        tokens = (x0.shape[1] // self.net.settings.patch_size) ** 2 if self.groups.count > 1 else 1
+        tokens = self.net.settings.num_tokens(x0.shape[1]) if self.groups.count > 1 else 1
         return Draws(
             time=time.reshape(n, times) if times > 1 else time,
             noise=jax.random.normal(noise_key, x0.shape, jnp.float32),

@@ -14,7 +14,6 @@ are reported to make training collapse.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +48,6 @@ class Sra2(Term):
 
     def __call__(self, batch: NoisedBatch, head: Params = NONE, draws: Any = ()) -> PerExample:
         tokens = batch.out.features[self.depth]
-        patch = batch.x0.shape[1] // math.isqrt(tokens.shape[1])
+        patch = embed.patch_side(batch.x0.shape[1], tokens.shape[1])
         error = heads.apply_mlp(head, tokens, batch.dtype) - embed.patchify(batch.x0, patch)
         return jnp.mean(smooth_l1(error, BETA), axis=(1, 2))

@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ig_jax.errors import require_all
+from ig_jax.models import embed
+from ig_jax.samplers.base import Sampler
 from ig_jax.types import GroupTimes, Key, Latents, TokenGroups
 
 MOST_GROUPS = 8
@@ -119,11 +121,30 @@ class SamplingGroups:
         ]
         require_all(self, rules)
 
+    def check(self, sampler: Sampler, tokens: int) -> None:
+        """Raises ValueError where this sampler, or an image of so many tokens, cannot have them."""
+        if self.each_step and not sampler.stochastic:
+            raise ValueError(
+                f"token_groups.each_step = True: {type(sampler).__name__} adds no noise at its "
+                "steps, and draws no groups for them; set it to False, or use a sampler that "
+                "does, such as euler_maruyama"
+            )
+        if self.share and not self._first(tokens):
+            raise ValueError(
+                f"token_groups.share = {self.share}: is less than one of the {tokens} tokens of "
+                f"an image; set it to 0 (full attention), or to at least "
+                f"{math.ceil(1e4 / tokens) / 1e4}"
+            )
+
+    def _first(self, tokens: int) -> int:
+        """Tokens in the first group."""
+        return math.floor(self.share * tokens)
+
     def of_network(self, ranked: Float[Array, "b n"]) -> TokenGroups:
         """The groups that independent draws rank: the tokens of the lowest are the first."""
         rank = jnp.argsort(jnp.argsort(ranked, axis=1), axis=1)
-        first = math.floor(self.share * ranked.shape[1])
-        return TokenGroups(attention=(rank >= first).astype(jnp.int32))
+        second = rank >= self._first(ranked.shape[1])
+        return TokenGroups(attention=second.astype(jnp.int32))
 
 
 def by_group(
@@ -147,9 +168,8 @@ def by_group(
 
 def of_pixels(ids: Int[Array, "b n"], side: int) -> Int[Array, "b h w 1"]:
     """The group of each pixel of latents [b, side, side, c]."""
-    rows = math.isqrt(ids.shape[1])
-    grid = ids.reshape(-1, rows, rows)
-    patch = side // rows
+    patch = embed.patch_side(side, ids.shape[1])
+    grid = ids.reshape(-1, side // patch, side // patch)
     return jnp.repeat(jnp.repeat(grid, patch, axis=1), patch, axis=2)[..., None]
 
 

@@ -94,7 +94,7 @@ def _of_weights(exp: Experiment) -> str:
 def _token_bytes(exp: Experiment) -> int:
     """Of one image between two blocks, float32."""
     s = exp.config.model
-    return (exp.net.side // s.patch_size) ** 2 * s.hidden_size * 4
+    return s.num_tokens(exp.net.side) * s.hidden_size * 4
 
 
 def _of_batch(exp: Experiment) -> str:

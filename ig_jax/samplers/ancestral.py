@@ -73,6 +73,7 @@ class Ancestral(StepsOfDDPM):
     """DDPM's own sampler, with the variance that the network has learned."""
 
     reads_variance: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
 
     def _next(self, field: Field, x: Latents, t: Scalar) -> tuple[Latents, Latents | Scalar]:
         step = self.steps.at(t, x.dtype)
@@ -91,6 +92,10 @@ class DDIM(StepsOfDDPM):
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta = {self.eta}: must lie in [0, 1]; 0 adds no noise")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
 
     def _next(self, field: Field, x: Latents, t: Scalar) -> tuple[Latents, Latents | Scalar]:
         step = self.steps.at(t, x.dtype)

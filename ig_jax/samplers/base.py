@@ -34,6 +34,7 @@ class Sampler(Protocol):
     # Chooses its own steps between the grid's times, for each sample apart: it is then called with
     # a batch of one, and guidance intervals become times of its grid.
     adaptive: bool
+    stochastic: bool  # adds noise at its steps
     # Asks for the guidance at a step's end as well (`Field.velocity_at_end`).
     guided_at_end: bool
     # The only process whose steps it takes; its grid then holds times of that process, and is
@@ -89,6 +90,7 @@ class FixedGrid:
     num_steps: int = at_most(MOST_STEPS)
 
     adaptive: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
     guided_at_end: ClassVar[bool] = False
     process: ClassVar[type | None] = None
     reads_variance: ClassVar[bool] = False

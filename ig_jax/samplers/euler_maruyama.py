@@ -26,6 +26,7 @@ class EulerMaruyama(FixedGrid):
     """Stochastic; one evaluation a step."""
 
     order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
     fewest_steps: ClassVar[int] = 2  # one noisy step and the last one
 
     def grid(self) -> np.ndarray:

@@ -550,22 +550,24 @@ def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
 
 
 @pytest.mark.parametrize("each_step", [False, True])
-def test_tokens_are_parted_by_seed_and_index_alone_and_once_or_at_each_step(
-    trained, latents_before, each_step
-):
+def test_tokens_are_parted_by_seed_and_index_alone_and_once_or_at_each_step(trained, each_step):
     """With Internal Guidance and CFG on: both branches of a sample have its groups."""
-    groups = {"share": 0.3, "each_step": each_step}
-    exp = tiny.experiment({"sample.token_groups": groups})
-    generator = exp.pipeline.generator(decode=lambda x: x)
-    parted = images_of(trained, range(NUM), generator)
-    np.testing.assert_array_equal(images_of(trained, [7, 3], generator), parted[[7, 3]])
-    full = np.abs(parted - latents_before[None]).reshape(NUM, -1).max(axis=1)
+
+    def generator(share: float, each_step: bool):
+        changes = {
+            "sample.sampler": {"name": "euler_maruyama", "num_steps": 3},
+            "sample.token_groups": {"share": share, "each_step": each_step},
+        }
+        return tiny.experiment(changes).pipeline.generator(decode=lambda x: x)
+
+    groups = generator(0.3, each_step)
+    parted = images_of(trained, range(NUM), groups)
+    np.testing.assert_array_equal(images_of(trained, [7, 3], groups), parted[[7, 3]])
+    together = images_of(trained, range(NUM), generator(0.0, False))
+    full = np.abs(parted - together).reshape(NUM, -1).max(axis=1)
     assert np.all(full > 1e-3) and np.all(np.isfinite(parted))
-    other = {"share": 0.3, "each_step": not each_step}
-    generator = tiny.experiment({"sample.token_groups": other}).pipeline.generator(
-        decode=lambda x: x
-    )
-    assert np.all(images_of(trained, range(3), generator) != parted[:3])
+    other = generator(0.3, not each_step)
+    assert np.all(images_of(trained, range(3), other) != parted[:3])
 
 
 @pytest.mark.parametrize(
@@ -580,11 +582,48 @@ def test_groups_of_tokens_that_cannot_be_are_refused(changes, rule):
         tiny.experiment({"sample.token_groups": {"share": 0.0, "each_step": False, **changes}})
 
 
-def test_a_sampler_of_its_own_steps_has_one_parting_of_the_tokens():
-    sampler = {"name": "dopri5", "num_steps": 50, "rtol": 1e-3, "atol": 1e-6}
+@pytest.mark.parametrize(
+    ("sampler", "noisy"),
+    [
+        ({"name": "euler_maruyama", "num_steps": 4}, True),
+        ({"name": "euler", "num_steps": 4}, False),
+        ({"name": "heun2", "num_steps": 4}, False),
+        ({"name": "dopri5", "num_steps": 50}, False),
+        ({"name": "ddim", "num_steps": 4, "eta": 0.2}, True),
+        ({"name": "ddim", "num_steps": 4}, False),
+    ],
+)
+def test_groups_for_each_step_need_a_sampler_that_adds_noise(sampler, noisy):
     changes = {"sample.token_groups": {"share": 0.5, "each_step": True}, "sample.sampler": sampler}
-    with pytest.raises(ConfigError, match="token_groups.each_step = True: this sampler chooses"):
-        tiny.experiment(changes)
+    if sampler["name"] == "ddim":
+        changes["process"] = {"name": "ddpm"}
+    if noisy:
+        assert tiny.experiment(changes).config.sample.sampler.stochastic
+    else:
+        with pytest.raises(ConfigError, match="sample.token_groups.each_step = True: .* no noise"):
+            tiny.experiment(changes)
+
+
+def test_a_sampler_named_in_a_call_is_held_to_the_groups(trained):
+    changes = {
+        "sample.token_groups": {"share": 0.5, "each_step": True},
+        "sample.sampler": {"name": "euler_maruyama", "num_steps": 3},
+    }
+    pipe = replace(tiny.experiment(changes).pipeline, params=trained.weights())
+    with pytest.raises(UserError, match="sample.token_groups.each_step = True: Euler adds no"):
+        pipe.sample([1], sampler="euler")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.0624])
+def test_a_share_of_less_than_a_token_is_refused_and_the_advice_is_taken(share):
+    """The tiny network has 16 tokens."""
+
+    def opened(share: float):
+        return tiny.experiment({"sample.token_groups": {"share": share, "each_step": False}})
+
+    with pytest.raises(ConfigError, match=r"share = .*: is less than one .* at least 0.0625$"):
+        opened(share)
+    assert opened(0.0625).config.sample.token_groups.share == 0.0625
 
 
 def test_weights_of_a_checkpoint_need_no_matching_optimizer_or_data(trained):

@@ -20,7 +20,7 @@ MIB = 2**20
 
 def two_groups(net, x) -> jax.Array:
     """Uneven groups, no sample's like another's."""
-    tokens = (net.side // net.settings.patch_size) ** 2
+    tokens = net.settings.num_tokens(net.side)
     return jax.random.bernoulli(jax.random.key(5), 0.3, (len(x), tokens)).astype(jnp.int32)
 
 
