@@ -105,6 +105,8 @@ def get_config() -> ConfigDict:
     c.train.ema_decays = (0.9999,)
     # Skips updates whose gradient norm is so many times the running median; 0 skips none.
     c.train.spike_factor = 0.0
+    # readouts: trains the readouts alone, of a network that is trained already (--init_from).
+    c.train.only = placeholder(str)
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 10_000

@@ -2,7 +2,7 @@
 
   python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
                  [--mode=train|sample|evaluate|reference|search|prepare|visualize|demo]
-                 [--config.train.steps=1000 ...]
+                 [--config.train.steps=1000 ...] [--init_from=WORKDIR[@STEP]]
                  [--coordinator=host:port --num_processes=N --process_id=i]
 
   python main.py --mode=import --checkpoint=FILE --workdir=DIR [--readout_depth=8] [--family=sit]
@@ -51,6 +51,11 @@ flags.DEFINE_string("part", "", "import: which of several networks in the file."
 flags.DEFINE_bool("training_state", False, "import: also what its training goes on from.")
 flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
 flags.DEFINE_string("weights", "ema", "export: ema (the first decay), raw, or a decay.")
+flags.DEFINE_string(
+    "init_from",
+    None,
+    "train, demo: start from the weights of another run, WORKDIR or WORKDIR@STEP.",
+)
 flags.DEFINE_bool("dry_run", False, "Only parse, build and describe; nothing is computed.")
 flags.DEFINE_string("coordinator", None, "Several processes: host:port on which process 0 listens.")
 flags.DEFINE_integer("num_processes", None, "Several processes: how many, on all hosts together.")
@@ -136,6 +141,7 @@ def main(argv: list[str], started: float | None = None) -> None:
             workdir=modes.default_workdir(location) if FLAGS.workdir is None else FLAGS.workdir,
             mode=FLAGS.mode,
             dry_run=FLAGS.dry_run,
+            init_from=FLAGS.init_from,
             import_seconds=import_seconds,
         )
     except UserError as error:

@@ -134,7 +134,12 @@ class Experiment:
         """FLOPs of the gradient of the objective on so many images, on paper."""
         passes = self.objective.teacher_passes
         return flops.of_train_step(
-            self.net, self.abstract_params, images, self.abstract_terms, passes
+            self.net,
+            self.abstract_params,
+            images,
+            self.abstract_terms,
+            passes,
+            trunk=self.config.train.only is None,
         )
 
     def fresh_state(self) -> TrainState:
@@ -142,8 +147,9 @@ class Experiment:
         key = prng.key(self.config.seed, "init")
         params, terms = self.net.init(key), self.objective.init(key)
         averages = ema.init(params, self.config.train.ema_decays)
-        opt_state = self.optimizer.init(trained(params, terms))
-        return TrainState(jnp.int32(0), params, opt_state, averages, terms)
+        only = self.config.train.only
+        opt_state = self.optimizer.init(trained(params, terms, only))
+        return TrainState(jnp.int32(0), params, opt_state, averages, terms, only)
 
     @cached_property
     def abstract_state(self) -> TrainState:

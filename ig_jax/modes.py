@@ -43,6 +43,7 @@ MODES = (
     *("replay", "visualize"),
 )
 ALONE = ("search", "demo", "replay", "visualize")  # in one process
+TRAINING = ("train", "demo")
 CONVERSIONS = ("import", "export")  # of files; without a config
 DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 
@@ -99,6 +100,7 @@ def run(
     workdir: str | os.PathLike[str],
     mode: str = "train",
     dry_run: bool = False,
+    init_from: str | None = None,
     import_seconds: float = 0.0,
 ) -> Any:
     """Runs one mode on all devices; what it returns is in the `run` of the mode's module.
@@ -114,6 +116,8 @@ def run(
     distributed.require_devices()
     if mode in ALONE and jax.process_count() > 1:
         raise UserError(f"--mode={mode}: runs in one process, on all devices of its machine")
+    if init_from is not None and mode not in TRAINING:
+        raise UserError(f"--init_from: is for {' and '.join(TRAINING)}, not for --mode={mode}")
     exp = experiment.experiment(run_config.parse(settings, devices=jax.device_count()))
     if dry_run:
         return console.say(describe(exp))
@@ -121,7 +125,7 @@ def run(
     if shortage:
         raise UserError(shortage)
     if mode == "train":
-        return _train(exp, folder)
+        return _train(exp, folder, init_from)
     if mode == "sample":
         return sample.run(exp, folder)
     if mode == "evaluate":
@@ -136,12 +140,12 @@ def run(
         return replay.run(exp, folder)
     if mode == "visualize":
         return visualize.run(exp, folder)
-    return demo.run(exp, folder, import_seconds)
+    return demo.run(exp, folder, import_seconds, init_from)
 
 
-def _train(exp: Experiment, workdir: Path) -> trainer.Outcome:
+def _train(exp: Experiment, workdir: Path, init_from: str | None) -> trainer.Outcome:
     """Raises Stopped where `train.run` leaves it to the caller to look."""
-    outcome = trainer.run(exp, workdir)
+    outcome = trainer.run(exp, workdir, init_from)
     if outcome.stopped_by:
         raise Stopped(outcome.stopped_by)
     return outcome

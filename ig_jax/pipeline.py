@@ -102,6 +102,7 @@ class Pipeline:
           noise: initial noise float32 [n, h, w, c], in place of that drawn from seed and index.
           ig, cfg, autoguidance: a scale (1 is off), or (scale, low, high) with the interval of
             times in which the guidance is on; the run's where none is given.
+          readout: depth of the readout that IG extrapolates from; the run's where none is given.
           guide: the pipeline that autoguidance extrapolates from.
           sampler: a name of `SAMPLERS`, or a sampler; the run's where none is given.
           steps: of the sampler.
@@ -128,6 +129,7 @@ class Pipeline:
         ig: requests.GuidanceRequest = None,
         cfg: requests.GuidanceRequest = None,
         autoguidance: requests.GuidanceRequest = None,
+        readout: int | None = None,
         guide: Pipeline | None = None,
         sampler: str | Sampler | None = None,
         steps: int | None = None,
@@ -137,6 +139,10 @@ class Pipeline:
         scales = {"ig": ig, "cfg": cfg, "autoguidance": autoguidance}
         guidances = requests.guidances(self.sampling, scales, guided=guide is not None)
         self._check_guidances(guidances, guide)
+        readouts = self.net.settings.readouts
+        if readout is not None and readout not in readouts:
+            has = f"be one of {', '.join(map(str, readouts))}" if readouts else "be left out"
+            raise UserError(f"readout = {shown(readout)}: must {has}, by this network's readouts")
         chosen = requests.sampler(self.sampling, sampler, steps)
         self._check_sampler(chosen)
         y = requests.labels(self.sampling, self.num_classes, labels, num, seed)
@@ -162,6 +168,7 @@ class Pipeline:
                 size=size,
                 guidances=guidances,
                 sampler=chosen,
+                readout=readout,
                 trajectory=trajectory,
             )
         ]

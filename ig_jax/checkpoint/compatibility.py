@@ -54,6 +54,7 @@ FREE_OF_STATE = (
 # Fields that configs of older runs lack -> what those runs had.
 SINCE = {
     "optim.vector_weight_decay": 0.0,
+    "train.only": "",
     "objective.teacher_decay": 0.0,
     "objective.groups.shares": [],
     "objective.groups.dual_time": False,

@@ -40,6 +40,7 @@ from ig_jax.diffusion import PROCESSES
 from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.errors import LONGEST_SHOWN, shown
 from ig_jax.models import MODELS
+from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.optim import OPTIMIZERS, ema
 from ig_jax.samplers import base as samplers
 from ig_jax.types import Encoded, Process
@@ -214,6 +215,19 @@ def _check_sampling(c: Config) -> None:
         )
 
 
+def _check_only(c: Config) -> None:
+    if c.train.only is None:
+        return
+    trains = any(isinstance(term, InternalGuidance) for term in c.objective.terms.values())
+    if not c.model.readouts or not trains:
+        missing = "objective.terms" if c.model.readouts else "model.readouts"
+        has = "has no internal_guidance" if c.model.readouts else "names no depth"
+        raise ConfigError(
+            f"train.only = {c.train.only!r}: {missing} {has}, so that nothing would be trained; "
+            "add it there, or set train.only to None"
+        )
+
+
 def _check_teacher(c: Config) -> None:
     decay, averages = c.objective.teacher_decay, c.train.ema_decays
     if decay is not None and ema.name(decay) not in map(ema.name, averages):
@@ -282,6 +296,7 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
     _check_model(parsed)
     _check_sampling(parsed)
     _check_teacher(parsed)
+    _check_only(parsed)
     _check_visualize(parsed)
     check_devices(parsed, devices)
     return parsed

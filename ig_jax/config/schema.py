@@ -23,6 +23,7 @@ from ig_jax.metrics.inception import Inception
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
 from ig_jax.objectives.token_groups import GroupSettings, SamplingGroups
+from ig_jax.optim.train_state import PARTS
 from ig_jax.plots.token_pca import BASES, TOKEN_NORMS
 from ig_jax.samplers import SAMPLERS
 from ig_jax.samplers.base import Sampler
@@ -105,8 +106,11 @@ class Train:
     steps_per_dispatch: int
     ema_decays: tuple[float, ...]
     spike_factor: float
+    only: str | None = unset("", None)
 
     def __post_init__(self):
+        rule = f"must be {', '.join(PARTS)}, or None to train everything"
+        require(self.only is None or self.only in PARTS, "only", self.only, rule)
         for name in ("batch_size", "accumulation", "steps_per_dispatch"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         factor = self.spike_factor

@@ -66,7 +66,7 @@ def outputs(
       indices, labels: int [n], which samples and their labels.
       noise: initial noise [n, h, w, c], or None.
       size: samples of one call.
-      chosen: as for `Generator`: guidances, sampler, trajectory.
+      chosen: as for `Generator`: guidances, sampler, readout, trajectory.
 
     Yields:
       Places [b] of the batch within `indices`, and its output as numpy arrays [b, ...].

@@ -25,7 +25,7 @@ def cost(
     count = guidance.evaluations(chosen.segments, calls)
     # Where Internal Guidance is off the early heads are never computed.
     guided = guidance.evaluations(chosen.segments, calls, kind="ig").network
-    head = () if generator.readout is None else (generator.readout,)
+    head = () if chosen.readout is None else (chosen.readout,)
     net, guide = generator.net, generator.guide
     params = jax.eval_shape(net.init, jax.random.key(0))
     with_head = flops.forward(net, params, heads=head)

@@ -122,11 +122,17 @@ class Generator:
         readouts = self.net.settings.readouts
         return self.sampling.readout or (readouts[0] if readouts else None)
 
-    def plan(self, guidances: Guidances | None = None, sampler: Sampler | None = None) -> Plan:
-        """The plan of these guidances and this sampler, by default those of `sampling`."""
+    def plan(
+        self,
+        guidances: Guidances | None = None,
+        sampler: Sampler | None = None,
+        readout: int | None = None,
+    ) -> Plan:
+        """The plan of guidances, sampler and readout, by default those of `sampling`."""
         s = self.sampling
         guidances = s.guidances if guidances is None else guidances
-        return plan(self.process, sampler or s.sampler, guidances, s.time_shift)
+        chosen = self.readout if readout is None else readout
+        return plan(self.process, sampler or s.sampler, guidances, s.time_shift, chosen)
 
     def _generate(self, plan: Plan, trajectory: bool, *arguments: Any) -> Output:
         """Every device samples its own rows, and none waits for another."""
@@ -165,7 +171,7 @@ class Generator:
                 null_class=self.num_classes,
                 scales=scales,
                 channels=dict(plan.channels),
-                readout=self.readout,
+                readout=plan.readout,
                 guide=self.guide and replace(self.guide, params=guide),
                 **self._groups(seed, indices),
             )
@@ -201,6 +207,7 @@ class Generator:
         *,
         guidances: Guidances | None = None,
         sampler: Sampler | None = None,
+        readout: int | None = None,
         trajectory: bool = False,
     ) -> Output:
         """Samples `indices` [b] with labels y [b].
@@ -210,11 +217,11 @@ class Generator:
           seed: uint32; sample i depends on it and on i alone.
           indices, y: which samples, and their labels.
           noise: initial noise [b, h, w, c] in place of that drawn from seed and index.
-          guidances, sampler: others than those of `sampling`.
+          guidances, sampler, readout: others than those of `sampling`.
           trajectory: whether to return the latents after each step, too.
         """
         guidances = self.sampling.guidances if guidances is None else guidances
         scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
-        chosen, guide = self.plan(guidances, sampler), self.guide and self.guide.params
+        chosen, guide = self.plan(guidances, sampler, readout), self.guide and self.guide.params
         whole = (params, guide, self._codec_weights, scales, seed)
         return self._program(chosen, trajectory, *whole, indices, y, noise)

@@ -19,9 +19,16 @@ class Plan(NamedTuple):
     grid: tuple[float, ...]  # times, from noise to data
     segments: tuple[Segment, ...]
     channels: tuple[tuple[str, int], ...]  # kind of guidance -> its channels
+    readout: int | None  # depth that Internal Guidance extrapolates from; None where that is off
 
 
-def plan(process: Process, sampler: Sampler, guidances: Guidances, time_shift: float = 1.0) -> Plan:
+def plan(
+    process: Process,
+    sampler: Sampler,
+    guidances: Guidances,
+    time_shift: float = 1.0,
+    readout: int | None = None,
+) -> Plan:
     """Cuts the times that `sampler` visits where a guidance switches on or off.
 
     Args:
@@ -29,6 +36,7 @@ def plan(process: Process, sampler: Sampler, guidances: Guidances, time_shift: f
       sampler: gives the grid.
       guidances: kind -> settings.
       time_shift: see `shift_times`.
+      readout: depth that Internal Guidance extrapolates from; None where the network has none.
     """
     low, high = process.interval(sampling=True)
     channels = tuple((kind, g.channels) for kind, g in guidances.items())
@@ -39,7 +47,8 @@ def plan(process: Process, sampler: Sampler, guidances: Guidances, time_shift: f
         if sampler.process is None:
             grid = low + (high - low) * shift_times(grid, time_shift)
         segments = guidance.segments(grid, guidances, at_end=sampler.guided_at_end)
-    return Plan(sampler, tuple(grid.tolist()), segments, channels)
+    used = readout if any("ig" in (*s.on, *s.on_at_end) for s in segments) else None
+    return Plan(sampler, tuple(grid.tolist()), segments, channels, used)
 
 
 def shift_times(grid: np.ndarray, shift: float) -> np.ndarray:

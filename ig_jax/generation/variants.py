@@ -37,7 +37,7 @@ def draw_samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(decoded samples, labels) of the first `num` samples under `seed`.
 
-    `chosen` may name guidances and a sampler, as for `Generator`.
+    `chosen` may name guidances, a sampler and a readout, as for `Generator`.
     """
     own, parts = np.array(process_slice(num)), []
     for part in sample_batches(generator, params, seed, own, **chosen):

@@ -62,8 +62,12 @@ def of_train_step(
     batch_size: int,
     terms: Params = NONE,
     teacher: Iterable[int] = (),
+    *,
+    trunk: bool = True,
 ) -> int:
     """FLOPs of the gradient on `batch_size` images: three forward passes each, one of a teacher.
+
+    Of what is not trained there is one.
 
     Nothing is added for the optimizer, whose cost does not depend on the batch: that of Muon is
     `optim.muon.newton_schulz_flops`. Nor for predictions of a teacher that a loss may ask for.
@@ -71,12 +75,15 @@ def of_train_step(
     Args:
       terms: parameters of the heads of loss terms; each counts as one of all tokens.
       teacher: the last block of each pass through the averaged network.
+      trunk: whether all is trained, and not readouts and the heads of terms alone.
     """
     tokens = net.settings.num_tokens(net.side)
     kernels = [leaf for leaf in pytree.flatten(terms).values() if len(leaf.shape) > 1]
     heads = 2 * tokens * sum(map(pytree.count, kernels))
     once = sum(to_block(net, params, depth) for depth in teacher)
-    return batch_size * (3 * (forward(net, params) + heads) + once)
+    whole = forward(net, params)
+    differentiated = whole if trunk else _products(net, {"heads": params["heads"]}, 0)
+    return batch_size * (whole + 2 * differentiated + 3 * heads + once)
 
 
 def in_words(count: int) -> str:

@@ -307,6 +307,7 @@ class Objective:
         draws: Draws,
         teacher: Params | None = None,
         step: Array | int = 0,
+        frozen: Params = NONE,
     ) -> tuple[Scalar, Mapping[str, Mean]]:
         """The loss to differentiate, and what to log.
 
@@ -317,6 +318,7 @@ class Objective:
           draws: the randomness of this batch.
           teacher: averaged parameters, for terms that compare with the averaged network.
           step: updates done before this one.
+          frozen: the parts of the network that `params` lacks, where only some are trained.
 
         Returns:
           The weighted sum; and metrics: 'loss', 'loss/<term>' (unweighted), and
@@ -324,6 +326,7 @@ class Objective:
           their own, in each bucket of times.
         """
         net, heads = parted(params)
+        net = {**frozen, **net}
         p, heads = self.forward(net, x0, labels, draws, teacher, step), self.gather.once(heads)
         each = {
             name: term(p, heads.get(name, {}), draws.terms.get(name, ()))

@@ -36,8 +36,13 @@ def init(params: Params, decays: Decays) -> Averages:
 
 
 def update(averages: Averages, params: Params) -> Averages:
-    """e <- d e + (1 - d) p, for every leaf, fixed tables included (as the reference does)."""
-    return {
-        decay: jax.tree.map(lambda e, p, d=float(decay): d * e + (1 - d) * p, average, params)
-        for decay, average in averages.items()
-    }
+    """e <- d e + (1 - d) p, for every leaf, fixed tables included (as the reference does).
+
+    Parts of the network that `params` lacks stay as they are, to the bit.
+    """
+
+    def moved(decay: float, average: Params) -> Params:
+        present = {name: average[name] for name in params}
+        return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, present, params)
+
+    return {d: {**average, **moved(float(d), average)} for d, average in averages.items()}

@@ -26,7 +26,7 @@ from ig_jax.models.axes import Axes
 from ig_jax.optim.train_state import HEADS_OF_TERMS
 from ig_jax.parallel.mesh import BATCH, FSDP, parts_of_batch
 from ig_jax.parallel.partitioning import Placed, place, placements
-from ig_jax.types import Params
+from ig_jax.types import NONE, Params
 
 
 def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax.Array:
@@ -112,7 +112,7 @@ def over_devices(
     mesh: Mesh,
     axes: Axes,
 ) -> Callable[..., tuple[Params, Mapping[str, Any]]]:
-    """`gradients(params, batch, teacher, step)` of a mean over rows, on each device's own rows.
+    """`gradients(params, batch, teacher, step, frozen)` of a mean over rows, on own rows each.
 
     Args:
       gradients: what it returns for a part of the rows: gradients of the mean, and metrics, which
@@ -129,9 +129,13 @@ def over_devices(
         return gradients
 
     def run(
-        params: Params, batch: Any, teacher: Params, step: jax.Array | int = 0
+        params: Params,
+        batch: Any,
+        teacher: Params,
+        step: jax.Array | int = 0,
+        frozen: Params = NONE,
     ) -> tuple[Params, Mapping[str, Any]]:
-        placed = placements(mesh, axes, params)
+        placed = placements(mesh, axes, {**frozen, **params})
 
         def reduce(path: str, grad: jax.Array) -> jax.Array:
             """Sums the gradients that gathering has not summed yet."""
@@ -149,12 +153,12 @@ def over_devices(
         mapped = jax.shard_map(
             each,
             mesh=mesh,
-            in_specs=(split, PartitionSpec(devices), specs(teacher), whole),
+            in_specs=(split, PartitionSpec(devices), specs(teacher), whole, specs(frozen)),
             out_specs=(split, whole),
             axis_names=set(devices),
             check_vma=False,  # the sums over devices are ours
         )
-        return mapped(params, batch, teacher, jnp.asarray(step))
+        return mapped(params, batch, teacher, jnp.asarray(step), frozen)
 
     return run
 

@@ -72,7 +72,9 @@ def _evaluate(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str,
     return results, seconds, titles
 
 
-def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]:
+def run(
+    exp: Experiment, workdir: Path, import_seconds: float, init_from: str | None = None
+) -> dict[str, Any]:
     """Trains (or goes on training), then evaluates; writes results.json, samples.png and loss.png.
 
     Returns:
@@ -83,7 +85,7 @@ def run(exp: Experiment, workdir: Path, import_seconds: float) -> dict[str, Any]
       UserError: as `train.run`.
     """
     with lock.held(workdir) as held, disk_errors.reported(workdir):
-        outcome = trainer.train(exp, workdir, held)
+        outcome = trainer.train(exp, workdir, held, init_from)
         if outcome.stopped_by:
             raise Stopped(outcome.stopped_by)
         plot_losses(metric_writer.read_metrics(workdir), workdir / "loss.png")

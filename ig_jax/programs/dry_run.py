@@ -83,16 +83,18 @@ def _sampling(exp: Experiment) -> list[str]:
         *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
     )
     short = memory_check.shortage(exp, "sample")
-    _, grid, segments, _ = generator.plan()
+    plan = generator.plan()
     lines = [
         f"sampling: {type(s.sampler).__name__}, {_cost(generator)}; t = 1 is noise",
         *[f"sampling does not fit here: {short}"] * bool(short),
         f"{'step':>6}{'t':>10}{'t_next':>10}   guidance",
     ]
-    for segment in segments:
+    for segment in plan.segments:
         on = [f"{kind} {g.scale:g}" for kind, g in s.guidances.items() if kind in segment.on]
         for i in range(segment.start, segment.stop):
-            lines.append(f"{i:>6}{grid[i]:>10.4f}{grid[i + 1]:>10.4f}   {', '.join(on) or 'off'}")
+            lines.append(
+                f"{i:>6}{plan.grid[i]:>10.4f}{plan.grid[i + 1]:>10.4f}   {', '.join(on) or 'off'}"
+            )
     return lines
 
 

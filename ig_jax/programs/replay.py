@@ -23,7 +23,7 @@ from ig_jax.experiment import Experiment
 from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import TrainState
+from ig_jax.optim.train_state import TrainState, trained
 from ig_jax.parallel.mesh import replicate_locally, replicated, to_global
 from ig_jax.training import step as training_step
 from ig_jax.training import trainer
@@ -82,7 +82,7 @@ def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray]) -> s
             noised = training_step.Noised(x0, jax.numpy.asarray(batch["label"]), draws)
             gradients = partial(training_step.gradients, objective=exp.objective)
             teacher = state.ema[ema.name(exp.teacher_decay)]
-            _, metrics = gradients(state.trained, noised, teacher, state.step)
+            _, metrics = gradients(state.trained, noised, teacher, state.step, state.frozen)
         except FloatingPointError as error:
             return _where(error)
     loss = float(metrics["loss"].value)
@@ -116,7 +116,7 @@ def _replay(exp: Experiment, workdir: Path, failure: Mapping[str, Any]) -> str:
     console.say(f"step {step}, loss {failure['loss']}: going there from step {done}")
     state = _advance(exp, state, data, step - 1 - done)
     state = jax.tree.map(lambda x: x.addressable_data(0), replicate_locally(exp.mesh, state))
-    broken = _not_finite(state.trained)
+    broken = _not_finite(trained(state.params, state.terms))
     if broken:
         found = (
             f"{len(broken)} parameters are not finite before it, {broken[0]} among them: the "

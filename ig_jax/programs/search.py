@@ -15,7 +15,7 @@ from typing import Any
 from ig_jax import pytree
 from ig_jax.config.run_config import Config
 from ig_jax.config.schema import Sample
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, shown
 from ig_jax.evaluation import image_evaluator
 from ig_jax.evaluation import report as metrics_report
 from ig_jax.experiment import Experiment
@@ -35,26 +35,37 @@ LOCK = ".search.lock"
 _SHOWN = 10  # best settings in the table
 
 
-def numbers(s: Sample) -> dict[str, float]:
-    """Values that a search may vary, as configured: 'ig.scale', ..., 'sampler.num_steps'."""
+def numbers(s: Sample, readout: int | None) -> dict[str, float]:
+    """Values that a search may vary: 'ig.scale', ..., 'sampler.num_steps', and 'readout'.
+
+    Args:
+      s: has their configured values.
+      readout: the one of IG, where the network has any.
+    """
     ends = ("scale", "low", "high")
     guidances = {kind: {e: getattr(g, e) for e in ends} for kind, g in s.guidances.items()}
     settings = {f.name: getattr(s.sampler, f.name) for f in fields(s.sampler)}
     of_sampler = {name: value for name, value in settings.items() if type(value) in (int, float)}
-    return pytree.flatten({**guidances, "sampler": of_sampler})
+    depth = {} if readout is None else {"readout": readout}
+    return pytree.flatten({**guidances, "sampler": of_sampler}) | depth
 
 
-def apply_candidate(s: Sample, candidate: Candidate) -> tuple[Guidances, Sampler]:
-    """The config's guidances and sampler with the candidate's values.
+def apply_candidate(
+    s: Sample, candidate: Candidate, readouts: tuple[int, ...]
+) -> tuple[Guidances, Sampler, int | None]:
+    """The config's guidances and sampler with the candidate's values, and its readout if any.
 
     Raises:
-      ValueError: there is no such guidance or sampler.
+      ValueError: there is no such guidance, sampler or readout.
     """
     values = pytree.unflatten(candidate.values)
+    readout = values.pop("readout", None)
+    if readout is not None and readout not in readouts:
+        raise ValueError(f"must name a depth of model.readouts = {shown(readouts)}")
     given = values.pop("sampler", {})
     of_sampler = {name: type(getattr(s.sampler, name))(value) for name, value in given.items()}
     guidances = {kind: replace(g, **values.get(kind, {})) for kind, g in s.guidances.items()}
-    return guidances, replace(s.sampler, **of_sampler)
+    return guidances, replace(s.sampler, **of_sampler), None if readout is None else int(readout)
 
 
 def compared(c: Config) -> list[Candidate]:
@@ -63,10 +74,10 @@ def compared(c: Config) -> list[Candidate]:
     Raises:
       UserError: the space is empty, or holds a setting that there cannot be.
     """
-    found = space.candidates(c.search.space, c.search.first_seed, numbers(c.sample))
+    found = space.candidates(c.search.space, c.search.first_seed, numbers(c.sample, c.readout))
     for candidate in found:
         try:
-            apply_candidate(c.sample, candidate)
+            apply_candidate(c.sample, candidate, c.model.readouts)
         except ValueError as error:
             raise UserError(f"search.space.values: {candidate}: {error}") from error
     return found
@@ -109,10 +120,9 @@ def _search(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
     with console.progress(total, initial=done, unit="image", what="searching") as bar:
 
         def measure(candidate: Candidate, seed: int) -> dict[str, float]:
-            guidances, sampler = apply_candidate(exp.config.sample, candidate)
-            images, labels = variants.draw_samples(
-                generator, params, c.num, seed, bar, guidances=guidances, sampler=sampler
-            )
+            settings = apply_candidate(exp.config.sample, candidate, exp.config.model.readouts)
+            chosen = dict(zip(("guidances", "sampler", "readout"), settings, strict=True))
+            images, labels = variants.draw_samples(generator, params, c.num, seed, bar, **chosen)
             return evaluator.compute(evaluator.extract(images), labels)
 
         for _ in search.run(measure):

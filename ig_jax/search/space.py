@@ -14,7 +14,7 @@ from ig_jax.errors import UserError, shown
 
 METHODS = ("grid", "random")
 MOST_POINTS = 10_000
-_WHOLE = ("sampler.num_steps",)  # fields that take whole numbers
+_WHOLE = ("sampler.num_steps", "readout")  # fields that take whole numbers
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def _settled(
     full = {**default, **point}
     for guidance in ("ig", "cfg", "autoguidance"):
         low, high = f"{guidance}.low", f"{guidance}.high"
-        if full.get(f"{guidance}.scale") == 1:  # off: its interval does nothing
-            point |= {name: own[name] for name in (low, high) if name in own}
+        if full.get(f"{guidance}.scale") == 1:  # off: its interval and readout do nothing
+            idle = (low, high, "readout") if guidance == "ig" else (low, high)
+            point |= {name: own[name] for name in idle if name in own}
         elif full.get(low, 0.0) > full.get(high, 1.0):
             return None
     return Candidate.of(point)

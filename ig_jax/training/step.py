@@ -34,8 +34,9 @@ class Noised(NamedTuple):
     draws: Draws | Abstract
 
 
-# (what is trained, batch, averaged network, updates done) -> gradients of the mean loss, metrics
-Gradients = Callable[[Params, Noised, Params, Array], tuple[Params, Metrics]]
+# (what is trained, batch, averaged network, updates done, the rest of the network) -> gradients of
+# the mean loss, metrics
+Gradients = Callable[[Params, Noised, Params, Array, Params], tuple[Params, Metrics]]
 
 
 def init_state(exp: Experiment) -> TrainState:
@@ -49,18 +50,21 @@ def gradients(
     batch: Noised,
     teacher: Params | None = None,
     step: Array | int = 0,
+    frozen: Params = NONE,
     *,
     objective: Objective,
     parts: int = 1,
 ) -> tuple[Params, Metrics]:
     """Gradient of the mean loss over a batch, in `parts` passes one after the other.
 
-    `params`: the network's, or all that is trained (`train_state.trained`).
+    Args:
+      params: all that is trained (`train_state.trained`).
+      batch, teacher, step, frozen: see `Objective.__call__`.
     """
 
     def grad(piece: Noised) -> tuple[Params, Metrics]:
         differentiate = jax.value_and_grad(objective, has_aux=True)
-        (_, metrics), grads = differentiate(params, *piece, teacher, step)
+        (_, metrics), grads = differentiate(params, *piece, teacher, step, frozen)
         return grads, metrics
 
     if parts == 1:
@@ -89,18 +93,24 @@ def update_state(
 
     The teacher of the terms that want one is the average of `teacher_decay` before this step.
     """
-    trained = state.trained
+    trained, frozen = state.trained, state.frozen
     teacher = state.ema[ema.name(teacher_decay)]
-    grads, metrics = gradients(trained, batch, teacher, state.step)
+    grads, metrics = gradients(trained, batch, teacher, state.step, frozen)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    params, terms = parted(optax.apply_updates(trained, updates))
-    averages = ema.update(state.ema, params)
+    net, terms = parted(optax.apply_updates(trained, updates))
+    averages = ema.update(state.ema, net)
     metrics = {**metrics, "grad_norm": once(optim.gradient_norm(grads))}
     if isinstance(opt_state, optim.SpikeState):
         made = opt_state.skipped == state.opt_state.skipped
         averages = jax.tree.map(lambda new, old: jnp.where(made, new, old), averages, state.ema)
         metrics[throughput.SKIPPED] = once((~made).astype(jnp.float32))
-    return TrainState(state.step + 1, params, opt_state, averages, terms), metrics
+    return state.replace(
+        step=state.step + 1,
+        params={**frozen, **net},
+        opt_state=opt_state,
+        ema=averages,
+        terms=terms,
+    ), metrics
 
 
 def train_step(

@@ -23,6 +23,7 @@ from clu import parameter_overview
 from ig_jax.checkpoint import compatibility, versions
 from ig_jax.checkpoint.manager import ARRAY_ITEMS, CheckpointError, Checkpoints
 from ig_jax.data import loader
+from ig_jax.errors import UserError
 from ig_jax.evaluation import during_training
 from ig_jax.evaluation.image_evaluator import make_evaluator
 from ig_jax.experiment import Experiment
@@ -34,6 +35,7 @@ from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState
 from ig_jax.parallel import lock
 from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
+from ig_jax.training import init_from as init_from_run
 from ig_jax.training import preview, resume_changes
 from ig_jax.training.step import Metrics, init_state, make_dispatch
 
@@ -134,12 +136,18 @@ class Trainer:
     """One run in one workdir: the loop's state, and what happens at which step."""
 
     def __init__(
-        self, exp: Experiment, workdir: Path, require_workdir: Callable[[], None] = lambda: None
+        self,
+        exp: Experiment,
+        workdir: Path,
+        require_workdir: Callable[[], None] = lambda: None,
+        *,
+        init_from: str | None = None,
     ):
         """
         Args:
           require_workdir: raises where the workdir is not this run's any more; asked before
             anything is written to it.
+          init_from: WORKDIR[@STEP] of the run whose weights this one starts from.
         """
         c = exp.config
         self._require_workdir = require_workdir
@@ -149,6 +157,8 @@ class Trainer:
             keep_last=c.checkpoint.keep_last,
             keep_every_steps=c.checkpoint.keep_every_steps,
         )
+        begun = self.checkpoints.latest_step() is not None
+        self._source = init_from_run.chosen(workdir, init_from, begun=begun)
         self.step, self.state = self._begin()
         self._began_at = self.step
         self._record()
@@ -179,7 +189,7 @@ class Trainer:
         """The newest readable checkpoint's state, or a fresh one."""
         if self.checkpoints.latest_step() is None:
             self._data_start = 0
-            state = init_state(self.exp)
+            state = self._fresh()
             overview = parameter_overview.get_parameter_overview(state.trained, include_stats=False)
             if jax.process_index() == 0:
                 files.write_text(self.workdir / "parameters.txt", overview + "\n")
@@ -192,6 +202,20 @@ class Trainer:
             console.say(f"resuming {self.workdir} at step {step}")
         return step, state
 
+    def _fresh(self) -> TrainState:
+        """The state of step 0: of fresh weights, or of another run's."""
+        only = self.exp.config.train.only
+        if self._source is not None:
+            state, step = init_from_run.start(self.exp, self._source)
+            self._source = {**self._source, "step": step}
+            return state
+        if only is not None:
+            raise UserError(
+                f"train.only = {only!r}: trains {only} of a network that is trained already; name "
+                f"its run with {init_from_run.FLAG}=WORKDIR"
+            )
+        return init_state(self.exp)
+
     def _record(self) -> None:
         """Writes what makes this run: resolved config, versions, command line."""
         if jax.process_index() == 0:
@@ -200,6 +224,8 @@ class Trainer:
                 "versions": versions.versions(),
                 "command": sys.argv,
             }
+            if self._source is not None:
+                record["init_from"] = self._source
             files.write_json(self.workdir / "config.json", record)
 
     def _advance(self, steps: int, bar: Any) -> None:
@@ -328,8 +354,10 @@ class Trainer:
         self.checkpoints.close()
 
 
-def run(exp: Experiment, workdir: Path) -> Outcome:
+def run(exp: Experiment, workdir: Path, init_from: str | None = None) -> Outcome:
     """Trains in `workdir`, going on from its newest checkpoint if there is one.
+
+    `init_from`: WORKDIR[@STEP] of the run whose weights it starts from otherwise.
 
     Returns:
       How it ended. SIGTERM and Ctrl-C, where this is the main thread, end it early: `stopped_by`
@@ -340,13 +368,13 @@ def run(exp: Experiment, workdir: Path) -> Outcome:
         not finite; the data set is too small; the disk is full or gone.
     """
     with lock.held(workdir) as held:
-        return train(exp, workdir, held)
+        return train(exp, workdir, held, init_from)
 
 
-def train(exp: Experiment, workdir: Path, held: lock.Held) -> Outcome:
+def train(exp: Experiment, workdir: Path, held: lock.Held, init_from: str | None = None) -> Outcome:
     """As `run`, for who holds the workdir's lock."""
     with disk_errors.reported(workdir):
-        outcome = _train(Trainer(exp, workdir, held.require))
+        outcome = _train(Trainer(exp, workdir, held.require, init_from=init_from))
     if outcome.finished:
         console.say(f"trained: step {outcome.step} of {exp.total_steps} is saved in {workdir}")
     else:

@@ -39,6 +39,7 @@ OPTIONAL = {
     "sample.token_groups.each_step": False,
     "evaluate.reference": None,
     "evaluate.samples": None,
+    "train.only": None,
     "objective.teacher_decay": None,
     "objective.groups.shares": (),
     "objective.groups.dual_time": False,

@@ -139,9 +139,12 @@ def test_costs_and_the_dry_run_count_one_evaluation_a_step():
 def test_a_search_may_vary_steps_and_eta():
     exp = tiny.experiment({**DIT, "sample.sampler": {"name": "ddim", "num_steps": 6, "eta": 0.5}})
     s = exp.config.sample
-    assert search_program.numbers(s).items() >= {"sampler.num_steps": 6, "sampler.eta": 0.5}.items()
+    assert (
+        search_program.numbers(s, None).items()
+        >= {"sampler.num_steps": 6, "sampler.eta": 0.5}.items()
+    )
     point = Candidate.of({"sampler.num_steps": 9, "sampler.eta": 0.25})
-    _, sampler = search_program.apply_candidate(s, point)
+    _, sampler, _ = search_program.apply_candidate(s, point, ())
     assert (sampler.num_steps, sampler.eta) == (9, 0.25)
 
 
