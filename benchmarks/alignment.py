@@ -1,11 +1,12 @@
-"""Self-alignment on the digits: SiT + IG, the SiT alone, and with SRA, DTS_AS, Self-Flow; by seeds.
+"""Ways of training on the digits: SiT + IG, the SiT alone, SRA, DTS_AS, Self-Flow; by seeds.
 
   python benchmarks/alignment.py --folder=runs/alignment [--seeds=5] [--variants=sit,sra]
 
 Every run is the demo under another seed, trained and sampled. Reports FD and precision of its
 samples without guidance and, where the network has a readout, with IG, and the accuracy of a linear
 classifier on the mean tokens of blocks 2 and 4 at t = 0.1 without labels, fitted to the training
-images and tested on those held out. Rows are means with 95 % t intervals over training seeds;
+images and tested on those held out. The variant `readouts` is `no_readout`, of the same seed, with a
+readout trained afterwards, its trunk as it was. Rows are means with 95 % t intervals over training seeds;
 behind each stands the difference from the first variant, paired by seed. Runs that are done are not
 run again.
 """
@@ -32,8 +33,12 @@ QUANTILES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 
 def train(variant: str, seed: int, workdir: Path) -> None:
     """Runs the demo of a variant in a process of its own."""
     settings = {"seed": seed, "evaluate.seeds": (seed,), "log.samples_every_steps": 0}
-    flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    command = ["main.py", f"--config=configs/digits.py:{variant}", f"--workdir={workdir}"]
+    config, start = variant, []
+    if variant == "readouts":
+        config, start = "sit", [f"--init_from={workdir.parent / f'no_readout_{seed}'}"]
+        settings |= {"train.only": "readouts", "train.steps": 500}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()] + start
+    command = ["main.py", f"--config=configs/digits.py:{config}", f"--workdir={workdir}"]
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / "log.txt", "w") as log:
         process = [sys.executable, *command, "--mode=demo", *flags]

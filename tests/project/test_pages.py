@@ -82,7 +82,9 @@ def at_toy_size(words: list[str]) -> list[str]:
             changes["data.source.side"] = SIDE // (8 if "sit" in ours else 16)
             changes["sample.seed"] = 1  # of the same samples nothing would be left to do
     placed = [
-        word.replace("=configs/", f"={commands.ROOT}/configs/").replace("_depth=8", "_depth=1")
+        word.replace("=configs/", f"={commands.ROOT}/configs/")
+        .replace("_depth=8", "_depth=1")
+        .replace("readout=12", "readout=1")
         for word in words
     ]
     return placed + [f"--config.{name}={value}" for name, value in changes.items()]
@@ -236,6 +238,7 @@ def test_the_ways_of_published_checkpoints_work(imagenet, place):
     assert sum("sample it:" in text for text in said) == 6
     pictures = list((place / "runs").glob("*_official/samples/*/000000.png"))
     assert [side(picture) for picture in pictures] == [(SIDE, SIDE)] * 2
+    assert list((place / "runs" / "sit_readouts" / "samples").glob("*-ig1.4-*/000000.png"))
     [tokens] = (place / "runs" / "ig_sit_xl").glob("visualizations/*/pca.npz")
     with np.load(tokens) as arrays:
         assert arrays["images"].shape == (2, SIDE, SIDE, 3)
