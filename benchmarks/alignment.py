@@ -6,9 +6,9 @@ Every run is the demo under another seed, trained and sampled. Reports FD and pr
 samples without guidance and, where the network has a readout, with IG, and the accuracy of a linear
 classifier on the mean tokens of blocks 2 and 4 at t = 0.1 without labels, fitted to the training
 images and tested on those held out. The variant `readouts` is `no_readout` of the same seed with a
-readout of block 4 trained afterwards, its trunk as it was, and IG 1.2 in place of 2. Rows are means with 95 % t intervals over training
-seeds; behind each stands the difference from the first variant, paired by seed. Runs that are done
-are not run again.
+readout of block 4 trained afterwards, its trunk as it was, and IG 1.2 in place of 2. Rows are means
+with 95 % t intervals over training seeds; behind each stands the difference from the first variant,
+paired by seed. Runs that are done are not run again.
 """
 
 from __future__ import annotations
