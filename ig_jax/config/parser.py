@@ -122,7 +122,7 @@ def _lists(value: Any, path: str) -> dict[str, tuple[float, ...]]:
     }
 
 
-def _is_unset(value: Any, recorded: int | float | str) -> bool:
+def _is_unset(value: Any, recorded: int | float | str | None) -> bool:
     return value is None or (type(value) in (int, float, str) and value == recorded)
 
 
