@@ -5,9 +5,9 @@
   python main.py --config=configs/lightningdit_ddae_b.py:safetensors_shards,unconditional
 
 Reproduces: the row "+ self-conditioning, 100 epochs" of the authors' README, without guidance (CFG
-off, IG 1.0): FID 14.52 of 10,000 samples, and 15.51 without self-conditioning
+off, IG 1.0): FID 14.52 of 10,000 samples, and FID 15.51 without self-conditioning
 (`configs/lightningdit_ddae_b.py:baseline`). `:unconditional`, where every label is the null class
-(labels 1000), after 400 epochs: FID 20.85, and 21.26 without (`:unconditional,baseline`).
+(labels 1000), after 400 epochs: FID 20.85, and FID 21.26 without (`:unconditional,baseline`).
 
 What that rests on is LightningDiT's recipe (arXiv 2501.01423) on VA-VAE's latents. The authors
 published neither code nor equation nor these settings, nor how labels were drawn (random here) or
