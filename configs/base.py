@@ -15,6 +15,19 @@ def guidance(scale: float, low: float = 0.0, high: float = 1.0, channels: int = 
     return ConfigDict({"scale": scale, "low": low, "high": high, "channels": channels})
 
 
+def self_conditioning() -> ConfigDict:
+    """Of `c.model.self_conditioning`, a section that a config may lack: then it is off."""
+    c = ConfigDict()
+    # Block (from 1) whose tokens condition the later ones; None: half of the depth.
+    c.tap = placeholder(int)
+    c.normalise = True  # tokens, before their mean is taken
+    # Of what is added to the condition, by the time: a factor for all channels (scalar), for each
+    # (channels), or none.
+    c.scaling = "channels"
+    c.stop_gradient = False  # True: no gradient through that mean
+    return c
+
+
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of initial weights, data order and training noise
@@ -37,6 +50,7 @@ def get_config() -> ConfigDict:
     # Recomputed in the backward pass: none, dots (all but matrix products) or full.
     c.model.remat = "none"
     c.model.unroll = 1  # blocks per iteration of the scan over the depth
+    # Off; c.model.self_conditioning = self_conditioning() turns it on.
 
     c.process = ConfigDict()
     c.process.name = "flow"  # flow; ddpm (DiT's), which has no other fields

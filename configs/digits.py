@@ -10,6 +10,7 @@
   python main.py --config=configs/digits.py:sra --mode=demo             # SiT, 2 learns from EMA's 4
   python main.py --config=configs/digits.py:dts --mode=demo             # and tokens in two groups
   python main.py --config=configs/digits.py:self_flow --mode=demo       # at two times each image
+  python main.py --config=configs/digits.py:self_conditioning --mode=demo  # 3 conditions 4 to 6
   python main.py --config=configs/digits.py:dit --mode=demo             # DiT, 50 ancestral steps
 
 Two CPU cores, a few minutes. README.md shows the tables that these made.
@@ -21,7 +22,7 @@ from configs import base, lightningdit_xl, sit_dts_xl
 
 VARIANTS = (
     *("sit", "no_readout", "lightningdit", "accelerated", "layersync", "sra2"),
-    *("dispersive", "sra", "dts", "self_flow", "dit"),
+    *("dispersive", "sra", "dts", "self_flow", "self_conditioning", "dit"),
 )
 
 
@@ -68,6 +69,8 @@ def get_config(variant: str = "sit") -> ConfigDict:
         c.objective.terms.self_alignment.teacher_labels = "given"
     if variant == "self_flow":
         sit_dts_xl.self_flow(c)
+    if variant == "self_conditioning":
+        c.model.self_conditioning = base.self_conditioning()
     if variant == "dit":
         dit(c)
     if variant == "lightningdit":

@@ -37,6 +37,14 @@ def unset(
     return dataclasses.field(default=default, metadata={"unset": recorded, "most": most})
 
 
+def optional_section() -> Any:
+    """A field of type `Section | None` that is None where a config lacks it, or says None.
+
+    Records of runs lack it then: they are those from before there was such a section.
+    """
+    return dataclasses.field(default=None, kw_only=True, metadata={"unset": None})
+
+
 def below_one(value: float) -> bool:
     """Returns whether a number lies in [0, 1), also once it is a float32."""
     return 0 <= value and bool(np.float32(value) < 1)

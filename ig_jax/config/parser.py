@@ -122,12 +122,13 @@ def _lists(value: Any, path: str) -> dict[str, tuple[float, ...]]:
     }
 
 
-def _is_unset(value: Any, recorded: int | float | str) -> bool:
+def _is_unset(value: Any, recorded: int | float | str | None) -> bool:
     return value is None or (type(value) in (int, float, str) and value == recorded)
 
 
 def recorded(parsed: Any, values: Any) -> Any:
-    """A section as records of runs hold it: 0 or '' where a field is None for not set.
+    """A section as records of runs hold it: 0 or '' where a field is None for not set, and without
+    sections that are None.
 
     Args:
       parsed: what `make` has made of it.
@@ -140,10 +141,11 @@ def recorded(parsed: Any, values: Any) -> Any:
     if not dataclasses.is_dataclass(parsed):
         return values
     unset = {s.name: s.metadata.get("unset") for s in dataclasses.fields(parsed)}
-    return {
+    said = {
         name: unset.get(name) if value is None else recorded(getattr(parsed, name, None), value)
         for name, value in values.items()
     }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:

@@ -40,6 +40,7 @@ from ig_jax.diffusion import PROCESSES
 from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.errors import LONGEST_SHOWN, shown
 from ig_jax.models import MODELS
+from ig_jax.models.self_conditioning import SEPARATED
 from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.optim import OPTIMIZERS, ema
 from ig_jax.samplers import base as samplers
@@ -143,6 +144,8 @@ def _check_model(c: Config) -> None:
         net = network(c.model, height, channels, classes)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    if c.model.self_conditioning and c.objective.groups.separate_attention:
+        raise ConfigError(f"objective.groups.separate_attention = True: {SEPARATED}")
     predicts_variance = net.family.outputs > 1
     _check_terms(c, predicts_variance)
     try:
@@ -196,6 +199,8 @@ def _check_sampling(c: Config) -> None:
             f"sample.readout = {s.readout}: must be one of model.readouts = {shown(readouts)}, "
             "or None for the first of them"
         )
+    if c.model.self_conditioning and s.token_groups.share:
+        raise ConfigError(f"sample.token_groups.share = {s.token_groups.share}: {SEPARATED}")
     classes = c.data.source.num_classes
     for label in s.class_numbers or []:
         if label > classes:

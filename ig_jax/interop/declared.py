@@ -19,6 +19,7 @@ from ig_jax.diffusion.flow import PATHS, PREDICTIONS
 from ig_jax.errors import UserError, shown
 from ig_jax.io import files
 from ig_jax.models import MODELS
+from ig_jax.models.self_conditioning import SCALINGS
 
 ENTRY, _VERSION = "ig_jax", 1  # of the header
 # Begins the names of arrays by which a published class refuses, when it loads strictly, a network
@@ -49,6 +50,8 @@ class Declared:
     label_drop: float | None = None  # 0: there is no null class to guide with
     codec: str | None = None
     rounding: str | None = None
+    # The section of the config, its tap a number.
+    self_conditioning: Mapping[str, Any] | None = None
     described: frozenset[str] = frozenset()  # the fields that are from metadata
 
     def __getitem__(self, field: str) -> Any:
@@ -80,6 +83,13 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < MOST
 
 
+def _is_self_conditioning(value: Any) -> bool:
+    kinds = {"tap": int, "normalise": bool, "scaling": str, "stop_gradient": bool}
+    if not isinstance(value, dict) or {name: type(v) for name, v in value.items()} != kinds:
+        return False
+    return 1 <= value["tap"] < MOST and value["scaling"] in SCALINGS
+
+
 _COUNT = (_is_count, "must be a whole number above 0")
 POSITIVE = (lambda v: _is_number(v) and v > 0, "must be a number above 0")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -96,6 +106,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_drop": (lambda v: _is_number(v) and 0 <= v < 1, "must be a number from 0, below 1"),
     "codec": _one_of(CODECS),
     "rounding": _one_of(to_uint8.ROUNDING_RULES),
+    "self_conditioning": (
+        _is_self_conditioning,
+        "must be tap, normalise, scaling and stop_gradient of self-conditioning",
+    ),
 }
 
 

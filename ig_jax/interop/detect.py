@@ -320,6 +320,8 @@ def _model(file: File, declared: Declared) -> dict[str, Any]:
         "remat": "none",
         "unroll": 1,
     }
+    if declared.self_conditioning:
+        model["self_conditioning"] = dict(declared.self_conditioning)
     if declared.family == "lightningdit":
         model |= {
             "swiglu": _GATED in state,

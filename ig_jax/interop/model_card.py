@@ -15,6 +15,7 @@ PAPERS = {  # of each family
     "dit": ("DiT", "arXiv 2212.09748"),
     "lightningdit": ("LightningDiT", "arXiv 2501.01423"),
 }
+DDAE = "a reading of DDAE++, arXiv 2505.10999, whose code is not public"
 IG = "Internal Guidance (arXiv 2512.24176)"
 
 # YAML first, as the Hugging Face Hub reads it.
@@ -25,7 +26,7 @@ pipeline_tag: unconditional-image-generation
 
 # {title}
 
-{source}{readout}. {parameters:,} parameters, the `{weights}` weights of step {step:,}, under the
+{source}{parts}. {parameters:,} parameters, the `{weights}` weights of step {step:,}, under the
 names and in the layouts of the published PyTorch code.
 
 | | |
@@ -88,7 +89,7 @@ def write(
     return CARD.format(
         title=f"{family}{' + Internal Guidance' if depth else ''}",
         source=f"{family} ({paper})",
-        readout=f" with a readout at depth {depth} for {IG}" if depth else "",
+        parts=_parts(declared),
         parameters=parameters,
         **{n: model[n] for n in ("depth", "hidden_size", "num_heads", "patch_size")},
         **{"weights": weights, "step": meta["step"], "side": side, "channels": channels},
@@ -103,6 +104,15 @@ def write(
         workdir=shlex.quote(f"runs/{shown.removesuffix('.safetensors')}"),
         config=json.dumps(meta["config"], indent=2),
     )
+
+
+def _parts(declared: Declared) -> str:
+    depth, rerouted, parts = declared.readout_depth, declared.self_conditioning, []
+    if depth:
+        parts.append(f"a readout at depth {depth} for {IG}")
+    if rerouted:
+        parts.append(f"self-conditioning from block {rerouted['tap']} on ({DDAE})")
+    return f" with {' and '.join(parts)}" if parts else ""
 
 
 def _predicts(declared: Declared) -> str:

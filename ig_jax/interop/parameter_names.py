@@ -90,6 +90,8 @@ SHELL_RULES = [
     Rule(r"final_layer\.norm\.scale", "final_layer.norm_final.weight", _same, _flat),
     *_pair(r"final_layer\.linear", "final_layer.linear"),
     *_pair(r"final_layer\.modulation", "final_layer.adaLN_modulation.1"),
+    # No published network has it; these are names of its own.
+    *_pair(r"self_conditioning\.(project|scale)", r"self_conditioning.\1"),
     # The head that SRA trains beside the network.
     *_pair(rf"{_ALIGNMENT_HEAD}\.fc([12])", r"ap_head.linear\1"),
 ]

@@ -44,6 +44,7 @@ SHELL = [
 INNER = _linear("attn.qkv", "attn.proj", "adaLN_modulation.1")
 _GATED, PLAIN = _linear("mlp.w12", "mlp.w3"), _linear("mlp.fc1", "mlp.fc2")
 HEAD_NORMS = _linear("attn.q_norm", "attn.k_norm")  # LayerNorms; RMSNorms have no bias
+SELF_CONDITIONING = ("self_conditioning.project", "self_conditioning.scale")  # of exports alone
 NORMS = ["norm1.weight", "norm2.weight"]  # RMSNorms, which the heads then have too
 FINAL_NORMS = ["final_layer.norm_final.weight", "final_layer_xr.norm_final.weight"]
 
@@ -86,7 +87,7 @@ def look(state: Mapping[str, np.ndarray], declared: Declared) -> File:
       UserError: something is missing, left over, of another shape or type; or a file that only
         this code reads has lost its metadata.
     """
-    only = sorted(name for name in state if name.startswith(ONLY))
+    only = sorted(name for name in state if name.startswith((ONLY, *SELF_CONDITIONING)))
     if only and not declared.described:
         raise UserError(
             f"the checkpoint was exported with {', '.join(only[:5])}, which no published network "
@@ -183,6 +184,9 @@ def _expected(state: Collection[str], inner: dict[int, set[str]]) -> dict[str, N
     expected = list(SHELL)
     if any(name.startswith("final_layer_xr.") for name in state):
         expected += _head("final_layer_xr")
+    for layer in SELF_CONDITIONING:
+        if any(name.startswith(f"{layer}.") for name in state):
+            expected += _linear(layer)
     if seen & set(NORMS) or any(name in state for name in FINAL_NORMS):
         of_block += NORMS
         expected += [n for n in FINAL_NORMS if n.replace("norm_final", "linear") in expected]

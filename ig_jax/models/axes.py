@@ -35,7 +35,7 @@ NAMES = frozenset(
     {
         *(LAYERS, EMBED, CONDITION, TIME_FEATURES, CLASSES, HEADS, MLP, *WINDOW),
         *("qkv", "head_dim", "gate", "modulation", "channels", "patch_values"),
-        *("batch", "position", "position_features", "head_features"),
+        *("batch", "position", "position_features", "head_features", "scalar"),
     }
 )
 

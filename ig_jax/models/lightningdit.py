@@ -74,5 +74,5 @@ class LightningDiT(Transformer):
         pred, heads = jax.tree.map(lambda v: -v, (out.pred, out.heads))
         return out.replace(pred=pred, heads=heads)
 
-    def _condition(self, t: Array, y: Array) -> Array:
+    def _condition(self, t: Array, y: Array) -> tuple[Array, Array]:
         return super()._condition(1 - t, y)

@@ -16,16 +16,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from ig_jax.bounds import at_most
+from ig_jax.bounds import at_most, optional_section
 from ig_jax.errors import require_all, shown
 from ig_jax.models import axes, embed, layers, trunk
+from ig_jax.models.self_conditioning import SelfConditioning, SelfConditioningSettings
 from ig_jax.types import DTYPES, Gather, Key, Latents, NetOutput, Params, TokenGroups, Tokens, Whole
 
 # Beyond these, tracing a network or its position table takes minutes, and no machine trains it.
@@ -50,11 +51,18 @@ class TransformerSettings(ABC):
     dtype: str  # compute type of the matrix products; parameters are float32
     remat: str  # what the backward pass recomputes: none, dots, full
     unroll: int = at_most(64)  # blocks per iteration of the scan
+    # Whether, and how, tokens on the way condition later blocks; None: they do not.
+    self_conditioning: SelfConditioningSettings | None = optional_section()
 
     @property
     @abstractmethod
     def options(self) -> layers.BlockOptions:
         """Options of the blocks."""
+
+    @property
+    def tap(self) -> int | None:
+        """Block (from 1) after which self-conditioning changes the condition; None: it is off."""
+        return self.self_conditioning and (self.self_conditioning.tap or max(1, self.depth // 2))
 
     def __post_init__(self):
         rules = [
@@ -81,6 +89,7 @@ class TransformerSettings(ABC):
         require_all(self, rules)
         self._check_heads()
         self._check_readouts()
+        self._check_tap()
 
     def num_tokens(self, side: int) -> int:
         """Tokens of latents of this side."""
@@ -129,6 +138,13 @@ class TransformerSettings(ABC):
         if len(set(self.readouts)) < len(self.readouts):
             raise ValueError(f"readouts = {shown(self.readouts)}: name each depth once")
 
+    def _check_tap(self) -> None:
+        if self.tap is not None and not 1 <= self.tap < self.depth:
+            raise ValueError(
+                f"self_conditioning.tap = {self.tap}: must lie in 1..{self.depth - 1}, before the "
+                f"last of depth = {self.depth} blocks, or be None for half of the depth"
+            )
+
 
 def data_of(params: Params) -> tuple[int, int, int]:
     """(side, channels, classes) of the latents that a network with such parameters is for."""
@@ -138,11 +154,21 @@ def data_of(params: Params) -> tuple[int, int, int]:
     return patch * math.isqrt(tokens), channels, rows - 1
 
 
+class _Course(NamedTuple):
+    """How tokens go through the blocks, and what conditions them on the way."""
+
+    block: trunk.Block
+    start: trunk.State
+    between: trunk.Between | None
+    parts: Callable[[trunk.State], tuple[Tokens, Array]]  # tokens and condition of a state
+
+
 class Transformer(nnx.Module):
     """A network for latents [side, side, channels].
 
     Xavier-uniform matrices and zero biases; label table and time MLP N(0, 0.02); the blocks'
-    modulation and the final head zero, early heads as the family does. All float32.
+    modulation and the final head zero, early heads as the family does; self-conditioning so that it
+    changes nothing. All float32.
     """
 
     readout_init: ClassVar[nnx.Initializer]  # of both matrices of an early head
@@ -199,6 +225,9 @@ class Transformer(nnx.Module):
             {f"depth_{depth}": head(type(self).readout_init) for depth in settings.readouts}
         )
         self.final_layer = head(layers.zeros)
+        # Last, so that all other parameters of a key are the same with and without it.
+        on = settings.self_conditioning
+        self.self_conditioning = SelfConditioning(width, on, rngs=rngs) if on else None
 
     def __call__(
         self,
@@ -220,27 +249,28 @@ class Transformer(nnx.Module):
           groups: which tokens have which of the g times, and which see each other.
           gather: puts one block's parameters together where devices share them.
         """
-        s = self.settings
-        c = self._condition(t, y)
-        tokens, exits = trunk.run_blocks(
-            self._block(c, groups, gather),
+        s, course = self.settings, self._course(x, t, y, groups, gather)
+        last, exits = trunk.run_blocks(
+            course.block,
             nnx.to_pure_dict(nnx.state(self.blocks)),
-            self._embedded(x),
+            course.start,
             exits=s.readouts + taps,
             remat=s.remat,
             unroll=s.unroll,
+            between=course.between,
         )
 
-        def read(head: layers.FinalLayer, tokens: Tokens) -> tuple[Latents, Latents | None]:
+        def read(head: layers.FinalLayer, state: trunk.State) -> tuple[Latents, Latents | None]:
+            tokens, c = course.parts(state)
             values = embed.unpatchify(head(tokens, c, groups), s.patch_size)
             pred, rest = values[..., : self.channels], values[..., self.channels :]
             return pred.astype(jnp.float32), rest.astype(jnp.float32) if self.outputs > 1 else None
 
-        pred, variance = read(self.final_layer, tokens)
+        pred, variance = read(self.final_layer, last)
         return NetOutput(
             pred=pred,
             heads={d: read(self.heads[f"depth_{d}"], exits[d])[0] for d in s.readouts},
-            features={d: exits[d] for d in taps},
+            features={d: course.parts(exits[d])[0] for d in taps},
             variance=variance,
         )
 
@@ -258,29 +288,50 @@ class Transformer(nnx.Module):
 
         For passes without a gradient; for other arguments see `__call__`.
         """
-        return trunk.first_blocks(
-            self._block(self._condition(t, y), groups, gather),
+        course = self._course(x, t, y, groups, gather)
+        exits = trunk.first_blocks(
+            course.block,
             nnx.to_pure_dict(nnx.state(self.blocks)),
-            self._embedded(x),
+            course.start,
             exits=depths,
             unroll=self.settings.unroll,
+            between=course.between,
         )
+        return {depth: course.parts(state)[0] for depth, state in exits.items()}
 
     def _embedded(self, x: Latents) -> Tokens:
         """The tokens before the first block."""
         # The residual stream is float32 (as under the reference's autocast): the table promotes it.
         return self.x_embedder(x) + self.pos_embed[...]
 
-    def _condition(self, t: Array, y: Array) -> Array:
-        """Conditioning vectors [b, d]; [b, g, d] for times or labels [b, g]."""
+    def _condition(self, t: Array, y: Array) -> tuple[Array, Array]:
+        """Embedded times, and conditioning vectors [b, d]; [b, g, d] for times or labels [b, g]."""
         times, labels = self.t_embedder(t), self.y_embedder(y)
         if times.ndim > labels.ndim:
             labels = labels[:, None]
-        return times + labels
+        return times, times + labels
 
-    def _block(
-        self, c: Array, groups: TokenGroups | None, gather: Gather
-    ) -> Callable[[Params, Tokens], Tokens]:
-        """A block as a function of its parameters and tokens."""
-        graph = nnx.graphdef(self.blocks)
-        return lambda params, tokens: nnx.merge(graph, gather.block(params))(tokens, c, groups)
+    def _course(
+        self, x: Latents, t: Array, y: Array, groups: TokenGroups | None, gather: Gather
+    ) -> _Course:
+        """The course of these latents; a condition that never changes is no part of the state."""
+        (times, c), graph = self._condition(t, y), nnx.graphdef(self.blocks)
+
+        def block(params: Params, tokens: Tokens, c: Array) -> Tokens:
+            return nnx.merge(graph, gather.block(params))(tokens, c, groups)
+
+        def changed(state: tuple[Tokens, Array]) -> tuple[Tokens, Array]:
+            tokens, c = state
+            return tokens, self.self_conditioning(tokens, times, c, groups)
+
+        tokens = self._embedded(x)
+        if self.self_conditioning is None:
+            return _Course(
+                lambda params, tokens: block(params, tokens, c), tokens, None, lambda x: (x, c)
+            )
+        return _Course(
+            lambda params, state: (block(params, *state), state[1]),
+            (tokens, c),
+            trunk.Between(self.settings.tap, changed),
+            lambda state: state,
+        )

@@ -10,13 +10,18 @@ backward, and would tie the parameter layout to where the readout sits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ig_jax.types import Params, Tokens
+from ig_jax.types import Params
+
+# What goes from block to block: tokens [b, n, d], or a pytree of them and what changes beside them.
+State = Any
+Block = Callable[[Params, State], State]
 
 # What the backward pass keeps of each block. 'none' keeps everything, 'full' recomputes everything.
 # Only lists of what to save: a list of what *not* to save keeps gathered weights under sharding.
@@ -25,6 +30,13 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class Between(NamedTuple):
+    """A change of the state between two blocks."""
+
+    depth: int  # of the block (from 1) after which it comes; not the last
+    apply: Callable[[State], State]
 
 
 def rematerialised(block: Callable, remat: str, *, looped: bool = True) -> Callable:
@@ -41,82 +53,116 @@ def rematerialised(block: Callable, remat: str, *, looped: bool = True) -> Calla
 
 
 def run_blocks(
-    block: Callable[[Params, Tokens], Tokens],
+    block: Block,
     stacked: Params,
-    x: Tokens,
+    x: State,
     *,
     exits: tuple[int, ...],
     unroll: int,
     remat: str = "none",
-) -> tuple[Tokens, Mapping[int, Tokens]]:
+    between: Between | None = None,
+) -> tuple[State, Mapping[int, State]]:
     """Applies `block(params_i, x)` for every slice i of `stacked`.
 
     Args:
-      block: one transformer block, everything but its parameters and tokens closed over.
+      block: one transformer block, everything but its parameters and the state closed over.
       stacked: parameters with a leading axis of the depth.
-      x: tokens [b, n, d].
-      exits: depths (1 = after the first block) whose tokens are returned.
+      x: the state before the first block.
+      exits: depths (1 = after the first block) whose state is returned.
       unroll: blocks per iteration of the scan; 1 compiles a single body, the depth writes out all.
       remat: a name of `REMAT`.
+      between: what changes the state on the way; an exit at its depth comes before it.
 
     Returns:
-      The tokens after the last block, and {depth: tokens after that block} for `exits`.
+      The state after the last block, and {depth: state after that block} for `exits`.
     """
     depth = jax.tree.leaves(stacked)[0].shape[0]
-    block = rematerialised(block, remat, looped=unroll < depth)
     if unroll >= depth:
-        return _one_by_one(block, stacked, x, exits)
+        block = rematerialised(block, remat, looped=False)
+        return _one_by_one(block, stacked, x, exits, between)
+    if between:
+        block, stacked = _changed_in_loop(block, stacked, between, depth)
+    block = rematerialised(block, remat)
     depths = sorted(set(exits))
     slots = np.full(depth, len(depths), np.int32)
     slots[np.array(depths, int) - 1] = np.arange(len(depths))
 
     def body(carry, layer):
-        tokens, buffer = carry
+        x, buffer = carry
         params, slot = layer
-        tokens = block(params, tokens)
-        return (tokens, lax.dynamic_update_index_in_dim(buffer, tokens, slot, 0)), None
+        x = block(params, x)
+        return (x, jax.tree.map(lambda b, v: _put(b, v, slot), buffer, x)), None
 
     if not depths:
-        x, _ = lax.scan(lambda tokens, p: (block(p, tokens), None), x, stacked, unroll=unroll)
+        x, _ = lax.scan(lambda x, p: (block(p, x), None), x, stacked, unroll=unroll)
         return x, {}
-    # Derived from x rather than a constant, so that it is sharded as x is.
-    buffer = jnp.broadcast_to(0 * x, (len(depths) + 1, *x.shape))
+    buffer = jax.tree.map(lambda v: _slots(v, len(depths) + 1), x)
     (x, buffer), _ = lax.scan(body, (x, buffer), (stacked, jnp.asarray(slots)), unroll=unroll)
-    return x, {depth: buffer[k] for k, depth in enumerate(depths)}
+    return x, {d: jax.tree.map(lambda b, k=k: b[k], buffer) for k, d in enumerate(depths)}
+
+
+def _slots(x: jax.Array, count: int) -> jax.Array:
+    # Derived from x rather than a constant, so that it is sharded as x is.
+    return jnp.broadcast_to(0 * x, (count, *x.shape))
+
+
+def _put(buffer: jax.Array, x: jax.Array, slot: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(buffer, x, slot, 0)
+
+
+def _changed_in_loop(
+    block: Block, stacked: Params, between: Between, depth: int
+) -> tuple[Block, Any]:
+    """A block that begins with the change where it is due, and its stack.
+
+    One condition in one loop: a loop before the change and one behind it would each copy their
+    half of the weights, and compile a body of their own. It stands at the beginning of a block, so
+    that the backward pass computes it again from what is kept of that block anyway.
+    """
+    apply = jax.checkpoint(between.apply, prevent_cse=False)
+
+    def changed(layer: tuple[Params, jax.Array], x: State) -> State:
+        params, due = layer
+        return block(params, lax.cond(due, apply, lambda x: x, x))
+
+    return changed, (stacked, jnp.arange(depth) == between.depth)
 
 
 def first_blocks(
-    block: Callable[[Params, Tokens], Tokens],
+    block: Block,
     stacked: Params,
-    x: Tokens,
+    x: State,
     *,
     exits: tuple[int, ...],
     unroll: int,
-) -> Mapping[int, Tokens]:
-    """The tokens after the blocks `exits`, without computing any block behind the last of them.
+    between: Between | None = None,
+) -> Mapping[int, State]:
+    """The state after the blocks `exits`, without computing any block behind the last of them.
 
     For passes without a gradient: that of the stack would be summed once a block.
 
     Args:
-      block, stacked, x, unroll: see `run_blocks`.
+      block, stacked, x, unroll, between: see `run_blocks`.
       exits: depths (1 = after the first block), at least one.
     """
     left = {}
 
-    def body(x: Tokens, i: jax.Array) -> tuple[Tokens, None]:
+    def body(x: State, i: jax.Array) -> tuple[State, None]:
         # One block of the whole stack: slicing off the first blocks would copy them.
         return block(jax.tree.map(lambda leaf: leaf[i], stacked), x), None
 
-    start = 0
-    for depth in sorted(set(exits)):
+    start, on_the_way = 0, between is not None and between.depth < max(exits)
+    for depth in sorted({*exits, *([between.depth] if on_the_way else [])}):
         x, _ = lax.scan(body, x, jnp.arange(start, depth), unroll=min(unroll, depth - start))
         left[depth], start = x, depth
-    return left
+        if on_the_way and depth == between.depth:
+            x = between.apply(x)
+    return {depth: left[depth] for depth in exits}
 
 
 def _one_by_one(
-    block: Callable[[Params, Tokens], Tokens], stacked: Params, x: Tokens, exits: tuple[int, ...]
-) -> tuple[Tokens, Mapping[int, Tokens]]:
+    block: Block, stacked: Params, x: State, exits: tuple[int, ...], between: Between | None
+) -> tuple[State, Mapping[int, State]]:
     """`run_blocks` without a loop: nothing is copied into a buffer at every block."""
     leaves, structure = jax.tree.flatten(stacked)
     # The gradient of `unstack` is one stack; that of x[i] would be a whole stack for every block.
@@ -126,4 +172,6 @@ def _one_by_one(
         x = block(structure.unflatten(layer), x)
         if depth in exits:
             left[depth] = x
+        if between and depth == between.depth:
+            x = between.apply(x)
     return x, left

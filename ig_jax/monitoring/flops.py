@@ -38,7 +38,10 @@ def forward(net: Network, params: Params, heads: Collection[int] | None = None) 
 
 def to_block(net: Network, params: Params, depth: int) -> int:
     """FLOPs of one image up to the tokens after block `depth`: of `Network.tokens`."""
-    trunk = {n: leaf for n, leaf in params.items() if n not in ("heads", "final_layer")}
+    tap, left_out = net.settings.tap, {"heads", "final_layer"}
+    if tap and depth <= tap:
+        left_out.add("self_conditioning")
+    trunk = {n: leaf for n, leaf in params.items() if n not in left_out}
     return _products(net, trunk, depth)
 
 

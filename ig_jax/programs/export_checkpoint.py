@@ -6,6 +6,7 @@ The file counts time as the published code of its family does, and its header sa
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from ig_jax.interop.model_card import Export
 from ig_jax.interop.original import Original
 from ig_jax.interop.published_file import LABELS
 from ig_jax.io import files, state_dict
+from ig_jax.models.transformer import TransformerSettings
 from ig_jax.monitoring import console
 from ig_jax.optim.train_state import HEADS_OF_TERMS
 from ig_jax.types import Params
@@ -95,7 +97,14 @@ def _described(run: Run) -> Declared:
         label_drop=c["objective"]["label_drop"],
         codec=codec["name"],
         rounding=rounding if rounding in to_uint8.ROUNDING_RULES else None,
+        self_conditioning=_self_conditioning(model),
     )
+
+
+def _self_conditioning(model: TransformerSettings) -> dict[str, Any] | None:
+    """The section of the config, with the block that a tap of None stands for."""
+    on = model.self_conditioning
+    return dataclasses.asdict(on) | {"tap": model.tap} if on else None
 
 
 def _beyond_published(described: Declared) -> dict[str, float]:
@@ -106,6 +115,8 @@ def _beyond_published(described: Declared) -> dict[str, float]:
         beyond["time_scale"] = described.time_scale
     if described.process != ("ddpm" if family == "dit" else "flow"):
         beyond["process"] = 1.0
+    if described.self_conditioning:
+        beyond["self_conditioning"] = 1.0
     if family == "sit" and described.path == "vp":
         beyond["path"] = 1.0
     if family == "sit" and described.prediction not in ("velocity", None):

@@ -1,7 +1,8 @@
 """Starting a run from the weights of another one (--init_from=WORKDIR[@STEP]).
 
 The averaged weights become the parameters and all averages of step 0; optimizer, data order and
-everything else are the new run's. Readouts that the other network lacks are fresh.
+everything else are the new run's. Readouts and self-conditioning that the other network lacks are
+fresh; fresh self-conditioning changes nothing of what the network computes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ig_jax.training.step import init_state
 from ig_jax.types import Params
 
 FLAG = "--init_from"
+SELF_CONDITIONING = "self_conditioning"  # the section of the model, and its parameters
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -97,16 +99,20 @@ def start(exp: Experiment, source: Mapping[str, Any]) -> tuple[TrainState, int]:
     new = sorted(set(heads) - set(weights["heads"]))
     said = f"starting from the weights of {workdir} at step {step}"
     depths = ", ".join(name.removeprefix("depth_") for name in new)
-    console.say(said + (f"; fresh readouts at depth {depths}" if new else ""))
+    said += f"; fresh readouts at depth {depths}" if new else ""
+    adds = SELF_CONDITIONING in fresh.params.keys() - weights.keys()
+    console.say(said + ("; fresh self-conditioning" if adds else ""))
     heads = {name: weights["heads"].get(name, head) for name, head in heads.items()}
-    params = {name: heads if name == "heads" else weights[name] for name in fresh.params}
+    rest = {name: weights.get(name, values) for name, values in fresh.params.items()}
+    params = {name: heads if name == "heads" else values for name, values in rest.items()}
     return fresh.replace(params=params, ema=ema.init(params, exp.config.train.ema_decays)), step
 
 
 def _require_same_network(exp: Experiment, checkpoints: Checkpoints, step: int) -> None:
-    """Raises CheckpointError where more than the readouts is another."""
+    """Raises CheckpointError where more is another than readouts and added self-conditioning."""
     old, new = checkpoints.meta(step)["config"], exp.config.raw
-    old = {**old, "model": {**old["model"], "readouts": new["model"]["readouts"]}}
+    added = {n: s for n, s in new["model"].items() if n == SELF_CONDITIONING}
+    old = {**old, "model": {**added, **old["model"], "readouts": new["model"]["readouts"]}}
     different = compatibility.mismatches(old, new, compatibility.SAMPLES)
     ours, theirs = (
         {path: leaf.shape for path, leaf in pytree.flatten(tree).items()}

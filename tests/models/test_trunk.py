@@ -27,6 +27,33 @@ def test_any_exits_leave_the_trunk_with_the_tokens_after_their_block(exits, unro
     assert {d: tokens.item() for d, tokens in left.items()} == {d: after[d] for d in exits}
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("unroll", [1, 2, 3])
+def test_a_change_between_two_blocks_comes_after_the_exit_at_its_depth(depth, unroll):
+    stacked = {"a": jnp.array([2.0, 3.0, 5.0]), "b": jnp.array([1.0, 10.0, 100.0])}
+    between = trunk.Between(depth, lambda state: (state[0], state[1] + state[0]))
+
+    def block(p, state):
+        return p["a"] * state[0] + p["b"] + 1000 * state[1], state[1]
+
+    after, x, c = {}, 1.0, 0.5
+    for i, (a, b) in enumerate([(2, 1), (3, 10), (5, 100)], 1):
+        x = a * x + b + 1000 * c
+        after[i] = (x, c)
+        c += x if i == depth else 0
+
+    start = jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), 0.5)
+    options = {"unroll": unroll, "between": between}
+    last, left = trunk.run_blocks(block, stacked, start, exits=(2, 1), **options)
+    assert (last[0].item(), last[1].item()) == (after[3][0], c)
+    assert {d: (x.item(), c.item()) for d, (x, c) in left.items()} == {d: after[d] for d in (1, 2)}
+    for exits in ((1,), (3, 2), (2, 1, 3)):
+        found = trunk.first_blocks(block, stacked, start, exits=exits, **options)
+        assert {d: (x.item(), c.item()) for d, (x, c) in found.items()} == {
+            d: after[d] for d in exits
+        }
+
+
 def loss_and_gradient(params, **changes):
     loss = functools.partial(lively.weighted_sum, lively.make(**changes))
     return lively.compile_quickly(jax.value_and_grad(loss))(params)

@@ -25,8 +25,11 @@ VARIANTS = {
         "sra",
         "dts",
         "self_flow",
+        "self_conditioning",
         "dit",
     ],
+    "lightningdit_ddae_b": ["unconditional", "baseline"],
+    "lightningdit_ddae_l": ["unconditional"],
     "lightningdit_xl": ["no_cfg"],
 }
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PARTS)
@@ -75,7 +78,7 @@ def plan(name: str, *variant: str):
 
 
 # Config -> FID, labels, CFG and IG of the row that it says it reproduces (arXiv 2512.24176; DiT:
-# 2212.09748; SRA 2: 2601.17830; SRA: 2505.02831; token groups: 2607.02508).
+# 2212.09748; SRA 2: 2601.17830; SRA: 2505.02831; token groups: 2607.02508; DDAE++: its README).
 ROWS = {
     ("dit_xl",): (2.27, "random", 1.5, 1.0),
     ("sit_b",): (16.19, "random", 1.0, 2.3),
@@ -92,6 +95,9 @@ ROWS = {
     ("sit_dts_b",): (29.89, "random", 1.0, 1.0),
     ("sit_dts_xl",): (1.44, "random", 1.8, 1.0),
     ("sit_self_flow_xl",): (1.47, "random", 1.8, 1.0),
+    ("lightningdit_ddae_b",): (14.52, "random", 1.0, 1.0),
+    ("lightningdit_ddae_b", "baseline"): (15.51, "random", 1.0, 1.0),
+    ("lightningdit_ddae_b", "unconditional"): (20.85, "1000", 1.0, 1.0),
     ("lightningdit_xl",): (1.19, "random", 1.45, 1.4),
     ("lightningdit_xl", "no_cfg"): (1.34, "random", 1.0, 1.7),
 }

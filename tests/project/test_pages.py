@@ -76,6 +76,8 @@ def at_toy_size(words: list[str]) -> list[str]:
         if re.search(r"/[a-z]+_(sra|dts)_", ours):
             path = "objective.terms.self_alignment"
             changes |= {f"{path}.{name}": value for name, value in ALIGNED.items()}
+        if "unconditional" in ours:
+            changes["sample.labels"] = str(CLASSES)
         if "image" in ours.partition(":")[2]:
             changes["data.source.size"] = SIDE
         if "no_data" in ours:
@@ -253,6 +255,13 @@ def test_the_ways_of_self_alignment_work(imagenet, place):
     for run in ("sit_sra_b", "sit_dts_b", "dit_sra_b"):
         lines = (place / "runs" / run / "metrics.jsonl").read_text().splitlines()
         assert np.isfinite(json.loads(lines[-1])["loss/self_alignment"])
+
+
+def test_the_ways_of_self_conditioning_work(imagenet, place):
+    said = run_page("self_conditioning.md", place)
+    assert sum("trained: step 50 of 50" in text for text in said) == 2
+    card = (place / "lightningdit_ddae_b.md").read_text()
+    assert "self-conditioning from block 1 on (a reading of DDAE++" in card
 
 
 def test_a_command_that_fails_is_told(tmp_path):

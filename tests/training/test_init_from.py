@@ -75,6 +75,20 @@ def test_samples_without_internal_guidance_are_those_of_before_and_any_readout_g
         before.sample_latents(readout=1, **asked)
 
 
+def test_self_conditioning_can_be_added_and_changes_nothing_at_first(plain, capsys):
+    on = {"tap": 1, "normalise": True, "scaling": "channels", "stop_gradient": False}
+    exp = tiny.experiment({**PLAIN, "model.self_conditioning": on})
+    state, _ = init_from.start(exp, {"workdir": str(plain[0]), "step": None})
+    assert "; fresh self-conditioning" in capsys.readouterr().out
+    average = plain[1].ema["0.9"]
+    assert_same_bits({name: state.params[name] for name in average}, average)
+    assert state.params.keys() - average.keys() == {"self_conditioning"}
+    x, y = jnp.ones((2, *exp.net.latent_shape)), jnp.array([3, 10])
+    inputs = x, jnp.array([0.3, 0.8]), y
+    expected = tiny.experiment(PLAIN).net(average, *inputs).pred
+    np.testing.assert_allclose(exp.net(state.params, *inputs).pred, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_run_that_was_stopped_ends_in_the_same_bits(plain, read, tmp_path):
     changes = {**READOUTS, "train.steps": 4}
     modes.run(tiny.settings(changes), workdir=tmp_path, init_from=str(plain[0]))
