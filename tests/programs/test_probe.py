@@ -59,7 +59,7 @@ def test_a_table_a_map_and_all_numbers_are_written(found):
     table = (folder / "table.md").read_text()
     assert "| block | t = 0.3 | t = 0.1 |" in table and "n = 355" in table
     with Image.open(folder / "map.png") as image:
-        assert image.width > 600 and len(set(image.convert("L").getdata())) > 10
+        assert image.width > 600 and np.ptp(np.asarray(image.convert("L"))) > 200
 
 
 def test_what_is_done_is_not_done_again(found, monkeypatch, capsys):
@@ -105,9 +105,8 @@ def test_two_devices_see_what_one_does():
         inputs = inputs_of(pipeline, (8, 8, 1), exp.local_mesh)
         rows = to_global({**images, "number": np.arange(4, dtype=np.int32)}, exp.local_mesh, 4)
         program = jax.jit(of_grid)
-        seen.append(
-            [np.asarray(program(inputs, rows, jax.numpy.int32(step))) for step in (0, 1, 2)]
-        )
+        steps = map(jax.numpy.int32, range(3))
+        seen.append([np.asarray(program(inputs, rows, step)) for step in steps])
     np.testing.assert_allclose(*seen, rtol=0, atol=2e-5)
     # Other noise in every step, and mirror images in some.
     assert np.abs(seen[0][1] - seen[0][2]).max() > 1e-2
