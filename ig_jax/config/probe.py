@@ -18,23 +18,23 @@ NORMS = ("none", "batch")
 class Probe:
     """Settings of --mode=probe, which fits linear classifiers to a frozen network's features."""
 
-    times: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)
-    blocks: tuple[int, ...] = ()
-    labels: str = "null"
-    pooling: str = "mean"
-    norm: str = "none"
-    flip: bool = True
-    epochs: float = 15.0
-    batch_size: int = at_most(LARGEST_BATCH, 128)
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    validation_share: float = 0.01
-    neighbours: int = 20
-    bank: int = at_most(MOST_SAMPLES, 50_000)
-    seed: int = at_most(SEEDS - 1, 0)
-    save_every_steps: int = 1000
-    test_path: Location | None = unset("", None)
-    test_split: str | None = unset("", None)
+    times: tuple[float, ...]
+    blocks: tuple[int, ...]
+    labels: str
+    pooling: str
+    norm: str
+    flip: bool
+    epochs: float
+    batch_size: int = at_most(LARGEST_BATCH)
+    learning_rate: float
+    weight_decay: float
+    validation_share: float
+    neighbours: int
+    bank: int = at_most(MOST_SAMPLES)
+    seed: int = at_most(SEEDS - 1)
+    save_every_steps: int
+    test_path: Location | None = unset("")
+    test_split: str | None = unset("")
 
     def __post_init__(self):
         rule = f"needs 1 to {MOST_TIMES} times in [0, 1], each once; 0 is data, 1 is noise"
@@ -57,3 +57,25 @@ class Probe:
         require(self.neighbours >= 0, "neighbours", self.neighbours, rule)
         require(self.bank >= 1, "bank", self.bank, "must be at least 1")
         require(0 <= self.seed < SEEDS, "seed", self.seed, SEED_RULE)
+
+
+# What configs of older runs have, and calls from Python that name nothing else.
+DEFAULTS = Probe(
+    times=(0.05, 0.1, 0.2, 0.3, 0.4),
+    blocks=(),
+    labels="null",
+    pooling="mean",
+    norm="none",
+    flip=True,
+    epochs=15.0,
+    batch_size=128,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    validation_share=0.01,
+    neighbours=20,
+    bank=50_000,
+    seed=0,
+    save_every_steps=1000,
+    test_path=None,
+    test_split=None,
+)

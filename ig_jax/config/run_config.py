@@ -19,6 +19,7 @@ import numpy as np
 from ig_jax.bounds import at_most
 from ig_jax.codecs.autoencoders import INPUT_RANGE
 from ig_jax.config.parser import ConfigError, make, named, plain, recorded, require
+from ig_jax.config.probe import DEFAULTS as PROBE_DEFAULTS
 from ig_jax.config.probe import Probe
 from ig_jax.config.schema import (
     SEED_RULE,
@@ -72,7 +73,7 @@ class Config:
     visualize: Visualize = Visualize(
         *(None, 4, "squash", (), (0.7, 0.5, 0.3, 0.1), None, 0, "layer_norm", "cell")
     )
-    probe: Probe = Probe()
+    probe: Probe = PROBE_DEFAULTS
     # The plain dict this was parsed from, as `parser.recorded` gives it: what is written to the
     # workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ig_jax.config.probe import Probe
+from ig_jax.config.probe import DEFAULTS
 from ig_jax.evaluation.prober import Prober
 from ig_jax.parallel.mesh import make_mesh
 
@@ -52,9 +55,7 @@ def features(times, blocks):
 
 def prober(devices=None, **settings) -> Prober:
     """Of the planted features, on the given devices or on the first."""
-    import jax
-
     mesh = make_mesh(jax.devices()[:1] if devices is None else devices)
     given = {"times": TIMES, "blocks": BLOCKS, "batch_size": 32, "epochs": 20.0, **settings}
-    probe = Probe(**given)
+    probe = dataclasses.replace(DEFAULTS, **given)
     return Prober(features, {}, WIDTH, CLASSES, TIMES, BLOCKS, probe, mesh)
