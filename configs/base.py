@@ -198,6 +198,30 @@ def get_config() -> ConfigDict:
     # Each map of tokens has its own colours (cell), or all have the same (shared).
     c.visualize.basis = "cell"
 
+    # --mode=probe: how well linear classifiers read the classes off the network's features.
+    c.probe = ConfigDict()
+    c.probe.times = (0.05, 0.1, 0.2, 0.3, 0.4)  # noise levels; 0 is data
+    c.probe.blocks = ()  # from 1; () is all
+    c.probe.labels = "null"  # what the network is told: null, the null class; or true
+    c.probe.pooling = "mean"  # over the tokens of an image: mean or max
+    c.probe.norm = "none"  # of a feature's channels: none, or batch (BatchNorm without affine)
+    c.probe.flip = True  # whether half of the training images are mirrored
+    c.probe.epochs = 15.0
+    c.probe.batch_size = 128  # over all devices
+    # Of Adam; it falls to 0 along a cosine.
+    c.probe.learning_rate = 1e-3
+    c.probe.weight_decay = 0.0
+    # Of the training set, to choose the cell by; at least 1000 images, or a fifth of a smaller set.
+    c.probe.validation_share = 0.01
+    # k of the nearest neighbours by cosine, sought among so many training images; 0 seeks none.
+    c.probe.neighbours = 20
+    c.probe.bank = 50_000
+    c.probe.seed = 0  # of the validation share, the order, the noise
+    c.probe.save_every_steps = 1000  # what a kill can cost
+    # The test set, as data.source but for its path or split; None: what the source holds out.
+    c.probe.test_path = placeholder(str)
+    c.probe.test_split = placeholder(str)
+
     c.evaluate = ConfigDict()
     c.evaluate.num = 50_000  # samples for each seed
     # Sampling seeds; results are means and spreads over them.

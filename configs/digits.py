@@ -126,6 +126,11 @@ def sit() -> ConfigDict:
     c.evaluate.num = 1440
     c.evaluate.seeds = (0, 1, 2)
     c.evaluate.features = ConfigDict({"name": "classifier"})
+    c.probe.flip = False  # mirrored digits are none
+    # Few images make few steps.
+    c.probe.norm = "batch"
+    c.probe.epochs = 30.0
+    c.probe.learning_rate = 1e-2
     c.search.metric = "fd"
     c.search.num = 480
     c.search.space.values = ConfigDict(

@@ -46,6 +46,26 @@ def _made_up(side: int, channels: int) -> ConfigDict:
     return ConfigDict({"source": _synthetic(side, channels), "codec": {"name": "as_stored"}})
 
 
+def on(data: ConfigDict, source: str) -> ConfigDict:
+    """A source in place of the made-up latents `data` of an imported network.
+
+    Raises:
+      ValueError: its latents are those of no published autoencoder.
+    """
+    codecs = {"sd_vae": (sd_vae, 8), "va_vae": (va_vae, 16)}
+    if data.codec.name not in codecs:
+        raise ValueError(f"{source!r}: this network's latents are of no published autoencoder")
+    of_codec, factor = codecs[data.codec.name]
+    found = of_codec(source)
+    found.source.num_classes = data.source.num_classes
+    if source in OF_IMAGES:
+        found.source.size = factor * data.source.side
+    if source == "no_data":
+        found.source.side = data.source.side
+    found.codec.rounding = data.codec.rounding
+    return found
+
+
 def sd_vae(
     source: str = "", path: str = "", *, weights: str | None = None, pixels: int = 256
 ) -> ConfigDict:

@@ -15,6 +15,7 @@ __all__ = [
     "Pipeline",
     "UserError",
     "load",
+    "probe",
     "register_feature_space",
     "register_sampler",
     "register_source",

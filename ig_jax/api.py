@@ -10,8 +10,12 @@ from typing import Any
 
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.codecs.autoencoders import Autoencoder
+from ig_jax.config import probe as probe_settings
+from ig_jax.config.parser import make
 from ig_jax.data import SOURCES
 from ig_jax.errors import UserError
+from ig_jax.evaluation import probing
+from ig_jax.evaluation.probing import ProbeResult
 from ig_jax.experiment import open_pipeline
 from ig_jax.io import paths
 from ig_jax.metrics import FEATURES
@@ -20,6 +24,7 @@ from ig_jax.pipeline import Pipeline
 from ig_jax.plots.token_pca import token_pca as token_pca
 from ig_jax.programs.import_checkpoint import open_published
 from ig_jax.samplers import SAMPLERS
+from ig_jax.types import Source
 
 
 def load(
@@ -80,6 +85,25 @@ def _of_file(file: Path, published: dict[str, Any]) -> Pipeline:
     from configs.published import bases
 
     return open_published(file, bases(), **published)
+
+
+def probe(
+    pipeline: Pipeline, train: Source, test: Source | None = None, **settings: Any
+) -> ProbeResult:
+    """Linear classifiers on the network's features, of every block at every noise level.
+
+    Args:
+      pipeline: from `load`.
+      train: a data source of images or latents with labels, as the pipeline's codec reads them.
+      test: another; by default what `train` holds out, if anything.
+      settings: of the section `probe` of configs/base.py, where they differ from those there.
+
+    Raises:
+      UserError: a setting is unknown or out of range; the data have no classes, or are too few.
+    """
+    values = vars(probe_settings.DEFAULTS) | settings
+    known = make(probe_settings.Probe, values, "probe")
+    return probing.probe(pipeline, train, train.held_out() if test is None else test, known)
 
 
 def _register(table: dict[str, Any], name: str, value: type, what: str) -> None:

@@ -29,6 +29,7 @@ from ig_jax.programs import (
     import_checkpoint,
     memory_check,
     prepare,
+    probe,
     reference,
     replay,
     sample,
@@ -40,9 +41,9 @@ from ig_jax.training import trainer
 
 MODES = (
     *("train", "sample", "evaluate", "search", "demo", "prepare", "reference"),
-    *("replay", "visualize"),
+    *("replay", "visualize", "probe"),
 )
-ALONE = ("search", "demo", "replay", "visualize")  # in one process
+ALONE = ("search", "demo", "replay", "visualize", "probe")  # in one process
 TRAINING = ("train", "demo")
 CONVERSIONS = ("import", "export")  # of files; without a config
 DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
@@ -140,6 +141,8 @@ def run(
         return replay.run(exp, folder)
     if mode == "visualize":
         return visualize.run(exp, folder)
+    if mode == "probe":
+        return probe.run(exp, folder)
     return demo.run(exp, folder, import_seconds, init_from)
 
 

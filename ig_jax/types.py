@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 Latents = Float[Array, "b h w c"]  # unit-ish scale, as the codec hands them out
 Times = Float[Array, "b"]  # in [0, 1]
@@ -179,7 +179,14 @@ class Codec(Protocol):
         """Parameters of `latent`; {} where latents are stored already."""
         ...
 
-    def latent(self, stored: Array, key: Key, weights: Params) -> Latents: ...
+    def latent(
+        self, stored: Array, key: Key, weights: Params, mirrored: Bool[Array, "b"] | None = None
+    ) -> Latents:
+        """Latents of stored examples [b, ...], as training sees them.
+
+        `mirrored` says of each whether it is seen as its mirror image; None leaves it to the codec.
+        """
+        ...
 
     def decoder_weights(self) -> Params:
         """Parameters of `decode`."""

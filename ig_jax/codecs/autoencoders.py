@@ -25,10 +25,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from ig_jax.bounds import unset
 from ig_jax.codecs import sd_vae, to_uint8, va_vae
+from ig_jax.codecs.base import mirror
 from ig_jax.errors import UserError, shown
 from ig_jax.io import state_dict
 from ig_jax.io.paths import Location
@@ -156,7 +157,16 @@ class SdVae(Autoencoder):
         mean, std = np.split(stored.astype(np.float64), 2, axis=-1)
         return mean.sum((0, 1, 2)), (mean**2 + std**2).sum((0, 1, 2))
 
-    def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
+    def latent(
+        self,
+        stored: Array,
+        key: Key,
+        weights: Params = NONE,
+        mirrored: Bool[Array, "b"] | None = None,
+    ) -> Latents:
+        """As `Codec.latent`: None mirrors nothing; a mirrored latent stands for that of a mirror
+        image, which the autoencoder gives nearly."""
+        stored = mirror(stored, mirrored)
         if are_images(stored.shape[1:]):
             stored = self.to_store(stored, weights, key)
         mean, std = jnp.split(stored, 2, axis=-1)
@@ -256,15 +266,23 @@ class VaVae(Autoencoder):
         plain = np.split(stored.astype(np.float64), 2, axis=-1)[0]
         return plain.sum((0, 1, 2)), (plain**2).sum((0, 1, 2))
 
-    def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
+    def latent(
+        self,
+        stored: Array,
+        key: Key,
+        weights: Params = NONE,
+        mirrored: Bool[Array, "b"] | None = None,
+    ) -> Latents:
+        """As `Codec.latent`: None mirrors half of the examples at random."""
         mean, std = self._statistics
-        turned = jax.random.bernoulli(key, shape=(stored.shape[0], 1, 1, 1))
+        if mirrored is None:
+            mirrored = jax.random.bernoulli(key, shape=(stored.shape[0],))
         if are_images(stored.shape[1:]):
-            images = jnp.where(turned, stored[:, :, ::-1], stored)
+            images = mirror(stored, mirrored)
             keys = jax.random.split(jax.random.fold_in(key, 1), len(stored))
             return (self._draw(images, weights, keys) - mean) / std
-        plain, mirrored = jnp.split(stored, 2, axis=-1)
-        return (jnp.where(turned, mirrored, plain) - mean) / std
+        plain, twin = jnp.split(stored, 2, axis=-1)
+        return (jnp.where(mirrored[:, None, None, None], twin, plain) - mean) / std
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:

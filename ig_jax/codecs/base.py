@@ -1,4 +1,4 @@
-"""Parts of codecs: without weights, and batches processed in parts."""
+"""Parts of codecs: without weights, mirror images, and batches processed in parts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool
 
 from ig_jax import pytree
 from ig_jax.types import Params
@@ -20,6 +21,13 @@ class WithoutWeights:
 
     def decoder_weights(self) -> Params:
         return {}
+
+
+def mirror(stored: Array, mirrored: Bool[Array, "b"] | None) -> Array:
+    """Examples [b, h, w, c], those of `mirrored` turned left to right; None turns none."""
+    if mirrored is None:
+        return stored
+    return jnp.where(mirrored[:, None, None, None], stored[:, :, ::-1], stored)
 
 
 def in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:

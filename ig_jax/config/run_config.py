@@ -19,6 +19,8 @@ import numpy as np
 from ig_jax.bounds import at_most
 from ig_jax.codecs.autoencoders import INPUT_RANGE
 from ig_jax.config.parser import ConfigError, make, named, plain, recorded, require
+from ig_jax.config.probe import DEFAULTS as PROBE_DEFAULTS
+from ig_jax.config.probe import Probe
 from ig_jax.config.schema import (
     SEED_RULE,
     SEEDS,
@@ -72,6 +74,7 @@ class Config:
     visualize: Visualize = Visualize(
         *(None, 4, "squash", (), (0.7, 0.5, 0.3, 0.1), None, 0, "layer_norm", "cell")
     )
+    probe: Probe = PROBE_DEFAULTS
     # The plain dict this was parsed from, as `parser.recorded` gives it: what is written to the
     # workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -251,6 +254,12 @@ def _check_visualize(c: Config) -> None:
     require(max(numbers, default=0) <= classes, "visualize.labels", v.labels, rule)
 
 
+def _check_probe(c: Config) -> None:
+    blocks, depth = c.probe.blocks, c.model.depth
+    rule = f"must lie in 1..{depth}, the model's depth"
+    require(max(blocks, default=1) <= depth, "probe.blocks", blocks, rule)
+
+
 def check_devices(c: Config, devices: int) -> None:
     """Raises ConfigError where the mesh or a batch does not divide over `devices`."""
     data, fsdp, _ = c.mesh.shape(devices)
@@ -303,5 +312,6 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
     _check_teacher(parsed)
     _check_only(parsed)
     _check_visualize(parsed)
+    _check_probe(parsed)
     check_devices(parsed, devices)
     return parsed

@@ -44,17 +44,26 @@ _CODECS = {
 # Settings of an optimizer that no training file holds.
 NOT_IN_FILE = ("clip_norm", "warmup_steps", "schedule")
 
-CONFIG = '''"""A published checkpoint as a run, written by --mode=import; docs/checkpoints.md."""
+CONFIG = '''"""A published checkpoint as a run, written by --mode=import; docs/checkpoints.md.
+
+On data: --config=<this file>:array_record --config.data.source.path=/data/latents, or another
+source of configs/imagenet.py.
+"""
 
 from ml_collections import ConfigDict
+
+from configs import imagenet
 
 IMPORTED = {file!r}
 
 
-def get_config() -> ConfigDict:
-    return ConfigDict(
+def get_config(source: str = "") -> ConfigDict:
+    c = ConfigDict(
         {values}
     )
+    if source:
+        c.data = imagenet.on(c.data, source)
+    return c
 '''
 
 

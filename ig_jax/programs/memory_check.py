@@ -44,8 +44,10 @@ def shortage(exp: Experiment, mode: str) -> str:
     of_files = mode == "evaluate" and exp.config.evaluate.samples  # no network is needed for those
     if mode in _SAMPLES and not of_files:
         shortages += [_of_weights(exp), _of_samples(exp)]
-    if mode == "visualize":
+    if mode in ("visualize", "probe"):
         shortages.append(_of_weights(exp))
+    if mode == "probe":
+        shortages += [_of_probes(exp), _of_probed(exp)]
     if mode == "prepare":
         batch = exp.config.prepare.batch_size * _stored_bytes(exp)
         shortages.append(
@@ -119,6 +121,21 @@ def _of_samples(exp: Experiment) -> str:
     s = exp.config.sample
     needed = s.batch_size // exp.mesh.size * _token_bytes(exp)
     return _short("sample.batch_size", s.batch_size, needed, of_device())
+
+
+def _of_probes(exp: Experiment) -> str:
+    """The classifiers with Adam's two averages, whole on each device."""
+    p, classes = exp.config.probe, exp.num_classes
+    cells = len(p.times) * (len(p.blocks) or exp.config.model.depth)
+    needed = 3 * 4 * cells * exp.config.model.hidden_size * classes
+    return _short(
+        "cells of probe.times x probe.blocks", cells, needed, of_device(), "name fewer of them"
+    )
+
+
+def _of_probed(exp: Experiment) -> str:
+    needed = exp.config.probe.batch_size // exp.local_mesh.size * _token_bytes(exp)
+    return _short("probe.batch_size", exp.config.probe.batch_size, needed, of_device())
 
 
 def _stored_bytes(exp: Experiment) -> int:

@@ -61,6 +61,7 @@ def test_the_blocks_of_the_api_page(folder, monkeypatch):
         SAMPLERS.pop("slow", None)
     assert names["many"].shape == (40, 8, 8, 1)
     assert names["rgb"].shape == (2, 4, 4, 3) and names["shares"].shape == (2, 3)
+    assert names["found"].validation.shape == (2, 2) and 0 <= names["low"] <= names["accuracy"]
     np.testing.assert_allclose(
         names["guided"], 2 * names["v"] - names["readouts"][2], rtol=0, atol=1e-5
     )

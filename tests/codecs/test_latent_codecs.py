@@ -14,7 +14,9 @@ from torch_pickles import write as write_torch
 
 from configs import imagenet
 from ig_jax import experiment
+from ig_jax.codecs.as_stored import AsStored
 from ig_jax.codecs.autoencoders import SdVae, VaVae
+from ig_jax.codecs.identity import Identity
 from ig_jax.config import run_config
 from ig_jax.errors import UserError
 from ig_jax.io.torch import writer as torch_writer
@@ -82,6 +84,32 @@ def test_one_of_the_twins_is_normalised_by_the_channels_statistics(shards):
     is_mirrored = np.isclose(x, (mirrored - mean) / std, atol=1e-5).all(axis=(1, 2, 3))
     assert np.all(is_plain ^ is_mirrored)
     assert abs(is_plain.mean() - 0.5) < 5 * 0.5 / np.sqrt(20_000)  # five standard deviations
+
+
+def test_chosen_examples_are_mirrored_and_no_other():
+    rng = np.random.default_rng(3)
+    mirrored, key = jnp.asarray([True, False, True]), jax.random.key(5)
+    stored = jnp.asarray(rng.integers(0, 256, (3, 4, 6, 1)), jnp.uint8)
+    floats = jnp.asarray(rng.standard_normal((3, 2, 3, 8)), jnp.float32)
+    quiet = floats.at[..., 4:].set(0)  # no standard deviation
+    for codec, rows in ((Identity(), stored), (AsStored(), floats), (SdVae(None), quiet)):
+        plain = codec.latent(rows, key)
+        found = codec.latent(rows, key, {}, mirrored)
+        np.testing.assert_array_equal(found[1], plain[1])
+        np.testing.assert_array_equal(found[::2], plain[::2, :, ::-1])
+        nothing = codec.latent(rows, key, {}, jnp.zeros(3, bool))
+        np.testing.assert_array_equal(nothing, plain)
+
+
+def test_a_flipped_copy_stands_for_the_mirror_image(shards):
+    codec = VaVae(None, statistics=str(shards / "latents_stats.pt"))
+    stored = jnp.asarray(np.random.default_rng(4).standard_normal((3, 2, 2, 64)), jnp.float32)
+    mirrored = jnp.asarray([False, True, False])
+    found = codec.latent(stored, jax.random.key(0), {}, mirrored)
+    mean, std = codec.statistics_per_channel
+    plain, twin = np.split(np.asarray(stored), 2, axis=-1)
+    expected = (np.where(np.asarray(mirrored)[:, None, None, None], twin, plain) - mean) / std
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("which", ["sd_vae", "va_vae"])

@@ -25,6 +25,8 @@ FIELDS = {
     "sample.guide.step": 500,
     "visualize.images": "photos",
     "visualize.labels": "3,7",
+    "probe.test_path": "data/val",
+    "probe.test_split": "validation",
     "evaluate.samples": "samples.npz",
     "evaluate.reference": "reference.npz",
     "evaluate.features.weights": "inception.pth",

@@ -174,7 +174,10 @@ def dry_run(settings: ConfigDict, most: int) -> None:
 @cache
 def _plain_parts() -> dict[str, Any]:
     parsed = run_config.parse(ConfigDict(values_of("digits")))
-    names = ("checkpoint", "log", "evaluate", "search", "prepare", "profile", "visualize", "raw")
+    names = (
+        *("checkpoint", "log", "evaluate", "search", "prepare", "profile", "visualize", "probe"),
+        "raw",
+    )
     return {name: getattr(parsed, name) for name in names}
 
 

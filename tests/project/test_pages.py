@@ -56,6 +56,10 @@ CHANGES = {
     "--mode=sample": SAMPLES,
     "--mode=evaluate": JUDGED,
     "--mode=reference": {"sample.batch_size": 10},
+    "--mode=probe": {
+        **{"probe.times": "(0.3,0.1)", "probe.epochs": 1, "probe.batch_size": 4},
+        "probe.neighbours": 3,
+    },
 }
 
 
@@ -96,10 +100,11 @@ def plant_data(root: Path) -> None:
     """Images in two classes, and the weights of narrow autoencoders."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (34 + i, 40, 3), np.uint8) for i in range(8)]
-    for i, picture in enumerate(pictures):
-        file = root / "data" / "imagenet" / "train" / f"n{i % CLASSES}" / f"{i}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(file)
+    for split, some in (("train", pictures), ("val", pictures[:3])):
+        for i, picture in enumerate(some):
+            file = root / "data" / "imagenet" / split / f"n{i % CLASSES}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(file)
     plant_tfds(root / "data" / "tfds" / "imagenet2012" / "5.1.0")
     (root / "photos").mkdir()
     for i, picture in enumerate(pictures[:2]):
@@ -235,9 +240,13 @@ def test_samples_are_judged_as_the_page_says(imagenet, place):
     assert made.rows.shape == (8, 2048)
 
 
-def test_the_ways_of_published_checkpoints_work(imagenet, place):
-    said = run_page("checkpoints.md", place)
-    assert sum("sample it:" in text for text in said) == 6
+@pytest.fixture(scope="module")
+def checkpoints(imagenet, place):
+    return run_page("checkpoints.md", place)
+
+
+def test_the_ways_of_published_checkpoints_work(checkpoints, place):
+    assert sum("sample it:" in text for text in checkpoints) == 6
     pictures = list((place / "runs").glob("*_official/samples/*/000000.png"))
     assert [side(picture) for picture in pictures] == [(SIDE, SIDE)] * 2
     assert list((place / "runs" / "sit_readouts" / "samples").glob("*-ig1.4-*/000000.png"))
@@ -262,6 +271,16 @@ def test_the_ways_of_self_conditioning_work(imagenet, place):
     assert sum("trained: step 50 of 50" in text for text in said) == 2
     card = (place / "lightningdit_ddae_b.md").read_text()
     assert "self-conditioning from block 1 on (a reading of DDAE++" in card
+
+
+def test_every_family_is_probed(checkpoints, place):
+    said = run_page("probing.md", place)
+    assert sum("Best cell: block" in text for text in said) == 4
+    for run in ("ig_sit_xl", "sit_official", "dit_official", "lightningdit_official"):
+        [file] = (place / "runs" / run).glob("probes/*/results.json")
+        record = json.loads(file.read_text())
+        assert np.shape(record["validation_accuracy"]) == (2, MODEL["depth"])
+        assert (record["trained_on"], record["test"]["images"]) == (6, 3)
 
 
 def test_a_command_that_fails_is_told(tmp_path):
