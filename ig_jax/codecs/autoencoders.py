@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from ig_jax.bounds import unset
 from ig_jax.codecs import sd_vae, to_uint8, va_vae
@@ -53,6 +53,11 @@ def _is_per_channel(shape: tuple[int, ...] | None) -> bool:
 
 def _scaled(images: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
     return images.astype(jnp.float32) / 127.5 - 1
+
+
+def _turned(key: Key, rows: int) -> Bool[Array, "b 1 1 1"]:
+    """Whether it is the flipped copy that a step sees of each example."""
+    return jax.random.bernoulli(key, shape=(rows, 1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,13 @@ class SdVae(Autoencoder):
         mean, std = jnp.split(stored, 2, axis=-1)
         return sd_vae.SCALE * (mean + std * jax.random.normal(key, mean.shape, mean.dtype))
 
+    def can_mirror(self, stored_shape: tuple[int, ...]) -> bool:
+        """Of images: the layouts of its latents hold no flipped copies."""
+        return are_images(stored_shape)
+
+    def mirrored(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
+        return self.latent(stored[:, :, ::-1], jax.random.fold_in(key, 1), weights)
+
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
             return to_uint8.false_colours(x)
@@ -257,14 +269,28 @@ class VaVae(Autoencoder):
         return plain.sum((0, 1, 2)), (plain**2).sum((0, 1, 2))
 
     def latent(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
+        return self._normalized(
+            stored, _turned(key, len(stored)), jax.random.fold_in(key, 1), weights
+        )
+
+    def can_mirror(self, stored_shape: tuple[int, ...]) -> bool:
+        return True
+
+    def mirrored(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
+        """The other of the two copies."""
+        turned = ~_turned(key, len(stored))
+        return self._normalized(stored, turned, jax.random.fold_in(key, 2), weights)
+
+    def _normalized(
+        self, stored: Array, turned: Bool[Array, "b 1 1 1"], key: Key, weights: Params
+    ) -> Latents:
+        """The flipped copy where `turned`; `key` is for encoding images."""
         mean, std = self._statistics
-        turned = jax.random.bernoulli(key, shape=(stored.shape[0], 1, 1, 1))
         if are_images(stored.shape[1:]):
             images = jnp.where(turned, stored[:, :, ::-1], stored)
-            keys = jax.random.split(jax.random.fold_in(key, 1), len(stored))
-            return (self._draw(images, weights, keys) - mean) / std
-        plain, mirrored = jnp.split(stored, 2, axis=-1)
-        return (jnp.where(turned, mirrored, plain) - mean) / std
+            return (self._draw(images, weights, jax.random.split(key, len(stored))) - mean) / std
+        plain, flipped = jnp.split(stored, 2, axis=-1)
+        return (jnp.where(turned, flipped, plain) - mean) / std
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
