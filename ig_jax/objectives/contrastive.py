@@ -2,7 +2,7 @@
 
   f   = mean over tokens of LayerNorm(h_d)             h_d: tokens after block d; no scale, no bias
   q_i = unit(predictor(projector(f(x_i at t_i))))      the network that trains; t_i as it is drawn
-  k_i = unit(projector'(f'(x'_i at t')))               its average (the teacher), no gradient
+  k_i = unit(projector'(f'(x'_i at t')))               its average (the teacher), without gradient
   L_i = tau (-log softmax_j(q_i k_j / tau)_i - log softmax_j(k_i q_j / tau)_i)
 
 j runs over all images of the batch, on whatever devices. Both directions of one pair of views, each
@@ -102,7 +102,7 @@ class Contrastive(Term):
         student = project(head[PROJECTOR], pool(batch.out.features[self.depth]))
         queries = unit(project(head[PREDICTOR], student))
         keys = unit(project(batch.teacher.head[PROJECTOR], self._teacher_feature(batch, draws)))
-        return info_nce(queries, jax.lax.stop_gradient(keys), self.tau, batch.rows)
+        return info_nce(queries, keys, self.tau, batch.rows)
 
     def _teacher_feature(self, batch: NoisedBatch, noise: Latents) -> Float[Array, "b d"]:
         x0 = batch.mirrored if self.view == "mirrored" else batch.x0
