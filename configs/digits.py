@@ -7,6 +7,7 @@
   python main.py --config=configs/digits.py:layersync --mode=demo       # SiT, block 2 learns from 4
   python main.py --config=configs/digits.py:sra2 --mode=demo            # SiT, block 2 learns x_0
   python main.py --config=configs/digits.py:dispersive --mode=demo      # SiT, images driven apart
+  python main.py --config=configs/digits.py:contrastive --mode=demo     # SiT, images told apart
   python main.py --config=configs/digits.py:sra --mode=demo             # SiT, 2 learns from EMA's 4
   python main.py --config=configs/digits.py:dts --mode=demo             # and tokens in two groups
   python main.py --config=configs/digits.py:self_flow --mode=demo       # at two times each image
@@ -22,7 +23,7 @@ from configs import base, lightningdit_xl, sit_dts_xl
 
 VARIANTS = (
     *("sit", "no_readout", "lightningdit", "accelerated", "layersync", "sra2"),
-    *("dispersive", "sra", "dts", "self_flow", "self_conditioning", "dit"),
+    *("dispersive", "contrastive", "sra", "dts", "self_flow", "self_conditioning", "dit"),
 )
 
 
@@ -48,6 +49,11 @@ def get_config(variant: str = "sit") -> ConfigDict:
     if variant == "dispersive":
         c.objective.terms.dispersive = ConfigDict(
             {"weight": 0.5, "depth": 2, "tau": 0.5, "group_size": 16}
+        )
+    if variant == "contrastive":
+        # A mirrored digit is no digit: the teacher sees the same image, at other noise.
+        c.objective.terms.contrastive = ConfigDict(
+            {"weight": 0.1, "depth": 3, "view": "same", "hidden_size": 128, "features": 64}
         )
     if variant in ("sra", "dts", "self_flow"):
         c.objective.terms.self_alignment = ConfigDict(

@@ -25,7 +25,7 @@ from ig_jax.models.transformer import data_of
 from ig_jax.monitoring import flops
 from ig_jax.objectives.base import Objective
 from ig_jax.optim import OPTIMIZERS, ema, skip_spikes
-from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState, trained
+from ig_jax.optim.train_state import AVERAGED_HEADS, HEADS_OF_TERMS, TrainState, trained
 from ig_jax.parallel import collectives, partitioning
 from ig_jax.parallel.mesh import local_mesh, make_mesh, replicate_locally, replicated
 from ig_jax.pipeline import Pipeline
@@ -68,8 +68,10 @@ class Experiment:
 
     @cached_property
     def axes(self) -> Axes:
-        """Names of the axes of everything that is trained, by dotted path."""
-        return {**self.net.axes, **of_heads({HEADS_OF_TERMS: self.abstract_terms})}
+        """Names of the axes of everything that is trained or averaged, by dotted path."""
+        averaged = self.objective.averaged(self.abstract_terms)
+        heads = {HEADS_OF_TERMS: self.abstract_terms, AVERAGED_HEADS: averaged}
+        return {**self.net.axes, **of_heads(heads)}
 
     @property
     def num_classes(self) -> int:
@@ -100,7 +102,8 @@ class Experiment:
         dtype = DTYPES[self.config.model.dtype]
         gather = collectives.gather(self.mesh, self.axes, self.abstract_params, dtype)
         heads = collectives.gather_terms(self.mesh, self.axes, self.abstract_terms)
-        return replace(self.objective, net=replace(self.net, gather=gather), gather=heads)
+        net, rows = replace(self.net, gather=gather), collectives.batch_rows(self.mesh)
+        return replace(self.objective, net=net, gather=heads, rows=rows)
 
     @cached_property
     def encoder_weights(self) -> Params:
@@ -132,14 +135,16 @@ class Experiment:
 
     def gradient_flops(self, images: int) -> int:
         """FLOPs of the gradient of the objective on so many images, on paper."""
-        passes = self.objective.teacher_passes
+        objective, terms = self.objective, self.abstract_terms
         return flops.of_train_step(
             self.net,
             self.abstract_params,
             images,
-            self.abstract_terms,
-            passes,
+            terms,
+            objective.teacher_passes,
             trunk=self.config.train.only is None,
+            pooled=[name for name in terms if objective.terms[name].pooled],
+            averaged=objective.averaged(terms),
         )
 
     def fresh_state(self) -> TrainState:
@@ -149,7 +154,8 @@ class Experiment:
         averages = ema.init(params, self.config.train.ema_decays)
         only = self.config.train.only
         opt_state = self.optimizer.init(trained(params, terms, only))
-        return TrainState(jnp.int32(0), params, opt_state, averages, terms, only)
+        heads = jax.tree.map(jnp.copy, self.objective.averaged(terms))
+        return TrainState(jnp.int32(0), params, opt_state, averages, terms, only, heads)
 
     @cached_property
     def abstract_state(self) -> TrainState:

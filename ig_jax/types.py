@@ -90,6 +90,32 @@ class Whole:
 
 
 @runtime_checkable
+class BatchRows(Protocol):
+    """Reads all rows of a batch that devices share, inside a program of all of them.
+
+    Each device differentiates its own loss: gradients are those of the sum over devices.
+    """
+
+    def mean(self, x: Array) -> Array:
+        """The mean over all rows of the batch: this device's [b, ...] -> [...]."""
+        ...
+
+    def all(self, x: Array) -> Array:
+        """All rows in the order of the batch: this device's [b, ...] -> [all, ...]."""
+        ...
+
+
+class OneDevice:
+    """The `BatchRows` of a batch that is on one device."""
+
+    def mean(self, x: Array) -> Array:
+        return jnp.mean(x, axis=0)
+
+    def all(self, x: Array) -> Array:
+        return x
+
+
+@runtime_checkable
 class Process(Protocol):
     """A diffusion process, from data to noise, and the network's target on it (`diffusion/`)."""
 
@@ -186,6 +212,14 @@ class Codec(Protocol):
 
         `mirrored` says of each whether it is seen as its mirror image; None leaves it to the codec.
         """
+        ...
+
+    def can_mirror(self, stored_shape: tuple[int, ...]) -> bool:
+        """Returns whether `mirrored` can be had of what is stored."""
+        ...
+
+    def mirrored(self, stored: Array, key: Key, weights: Params) -> Latents:
+        """Latents of the mirror images of those that `latent` gives under the same key."""
         ...
 
     def decoder_weights(self) -> Params:

@@ -2,7 +2,8 @@
 
 A checkpoint is one orbax step directory with four items: `params`, `opt_state`, `ema` (so that
 sampling reads only what it uses) and `meta` (step, data position, resolved config, versions); where
-loss terms train heads, those are a fifth, `terms`, which only training reads. A save that was cut
+loss terms train heads, those are a fifth, `terms`, and averages of them a sixth, `ema_terms`, which
+only training reads. A save that was cut
 short leaves a temporary directory which is never mistaken for a checkpoint. One that cannot be read
 is left out, and a save that a full disk refuses stops nothing before `wait`.
 """
@@ -35,13 +36,14 @@ from ig_jax.errors import UserError, shown
 from ig_jax.io import disk_errors
 from ig_jax.monitoring import console, library_logs
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState
+from ig_jax.optim.train_state import AVERAGED_HEADS, HEADS_OF_TERMS, TrainState
 from ig_jax.parallel.processes import barrier
 from ig_jax.types import Params
 
-# The items that hold arrays: all of them (`TERMS` where there are heads), and those that sampling
-# may want.
+# The items that hold arrays: those of every run, those of runs whose loss terms have heads, and
+# those that sampling may want.
 ARRAY_ITEMS = ("params", "opt_state", "ema")
+HEAD_ITEMS = (HEADS_OF_TERMS, AVERAGED_HEADS)
 WEIGHTS = ("params", "ema")
 
 _T = TypeVar("T")
@@ -63,7 +65,8 @@ def _items(state: TrainState) -> dict[str, Any]:
     """The items of a state that hold arrays; those that it lacks are left out."""
     items = {name: getattr(state, name) for name in ARRAY_ITEMS}
     held = {name: item for name, item in items.items() if item is not None}
-    return held | ({HEADS_OF_TERMS: state.terms} if state.terms else {})
+    heads = {name: getattr(state, name) for name in HEAD_ITEMS}
+    return held | {name: item for name, item in heads.items() if item}
 
 
 def _no_room(error: Exception) -> int | None:
@@ -121,7 +124,7 @@ class Checkpoints:
         with library_logs.errors_only():  # orbax warns that a run to be read is not written to
             return ocp.CheckpointManager(
                 self.directory,
-                item_names=(*ARRAY_ITEMS, HEADS_OF_TERMS, "meta"),
+                item_names=(*ARRAY_ITEMS, *HEAD_ITEMS, "meta"),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=self._policy,
                     cleanup_tmp_directories=not self._reading,

@@ -170,6 +170,7 @@ def _check_terms(c: Config, predicts_variance: bool) -> None:
             term.check_groups(c.objective.groups)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}: {error}") from error
+        _check_mirror(c, name)
         if term.needs.variance and not isinstance(c.process, DDPM):
             raise ConfigError(
                 f"objective.terms.{name}: bounds a step of DDPM, but process.name = "
@@ -182,6 +183,17 @@ def _check_terms(c: Config, predicts_variance: bool) -> None:
                 f"{shown(c.raw['model']['name'])} does not predict; set it to dit, or remove this "
                 "term"
             )
+
+
+def _check_mirror(c: Config, name: str) -> None:
+    """Raises ConfigError where a term reads latents of mirror images, and there are none."""
+    codec = c.data.codec
+    if c.objective.terms[name].needs.mirrored and not codec.can_mirror(c.data.source.stored_shape):
+        raise ConfigError(
+            f"objective.terms.{name}: reads the latents of mirror images, but data.source holds "
+            f"latents of {c.raw['data']['codec']['name']!r}, without flipped copies; train on "
+            "images, or choose a view that needs none"
+        )
 
 
 def _check_sampling(c: Config) -> None:
@@ -280,10 +292,27 @@ def check_devices(c: Config, devices: int) -> None:
             term.check_rows(c.train.batch_size // parts)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}: {error}") from error
+        if term.needs.whole_batch:
+            _check_whole_batch(c.train, name)
     if c.sample.batch_size % devices:
         raise ConfigError(
             f"sample.batch_size = {c.sample.batch_size}: must divide over {devices} devices; the "
             f"next that does: {-(-c.sample.batch_size // devices) * devices}"
+        )
+
+
+def _check_whole_batch(train: Train, name: str) -> None:
+    """Raises ConfigError where a term could not see several images at once, all of a batch."""
+    if train.batch_size < 2:
+        raise ConfigError(
+            f"objective.terms.{name}: compares the images of a batch, but train.batch_size = "
+            f"{train.batch_size}; use at least 2"
+        )
+    if train.accumulation > 1:
+        raise ConfigError(
+            f"objective.terms.{name}: compares all images of a batch, but train.accumulation = "
+            f"{train.accumulation} parts are never seen together; set it to 1, and save memory "
+            "with model.remat or mesh.fsdp"
         )
 
 

@@ -67,6 +67,8 @@ def of_train_step(
     teacher: Iterable[int] = (),
     *,
     trunk: bool = True,
+    pooled: Collection[str] = (),
+    averaged: Params = NONE,
 ) -> int:
     """FLOPs of the gradient on `batch_size` images: three forward passes each, one of a teacher.
 
@@ -76,17 +78,25 @@ def of_train_step(
     `optim.muon.newton_schulz_flops`. Nor for predictions of a teacher that a loss may ask for.
 
     Args:
-      terms: parameters of the heads of loss terms; each counts as one of all tokens.
+      terms: parameters of the heads of loss terms, by term; each counts as one of all tokens.
       teacher: the last block of each pass through the averaged network.
       trunk: whether all is trained, and not readouts and the heads of terms alone.
+      pooled: terms whose heads see one vector for each image instead.
+      averaged: parameters of the heads of the averaged network, by term.
     """
     tokens = net.settings.num_tokens(net.side)
-    kernels = [leaf for leaf in pytree.flatten(terms).values() if len(leaf.shape) > 1]
-    heads = 2 * tokens * sum(map(pytree.count, kernels))
-    once = sum(to_block(net, params, depth) for depth in teacher)
+
+    def of_heads(heads: Params) -> int:
+        return sum(
+            2 * (1 if path.split(".")[0] in pooled else tokens) * pytree.count(leaf)
+            for path, leaf in pytree.flatten(heads).items()
+            if len(leaf.shape) > 1
+        )
+
+    once = sum(to_block(net, params, depth) for depth in teacher) + of_heads(averaged)
     whole = forward(net, params)
     differentiated = whole if trunk else _products(net, {"heads": params["heads"]}, 0)
-    return batch_size * (whole + 2 * differentiated + 3 * heads + once)
+    return batch_size * (whole + 2 * differentiated + 3 * of_heads(terms) + once)
 
 
 def in_words(count: int) -> str:

@@ -1,6 +1,7 @@
 """Terms of the training loss. A new one: a file with a `base.Term`, and a row here."""
 
 from ig_jax.objectives.acceleration import AcceleratedFlow
+from ig_jax.objectives.contrastive import Contrastive
 from ig_jax.objectives.cosine import Cosine
 from ig_jax.objectives.dispersive import Dispersive
 from ig_jax.objectives.flow import FlowMatching
@@ -14,6 +15,7 @@ TERMS = {
     "flow": FlowMatching,
     "accelerated_flow": AcceleratedFlow,
     "internal_guidance": InternalGuidance,
+    "contrastive": Contrastive,
     "cosine": Cosine,
     "dispersive": Dispersive,
     "layersync": LayerSync,

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from ig_jax.optim.train_state import parted
 from ig_jax.types import (
     NONE,
     Abstract,
+    BatchRows,
     Gather,
     GroupTimes,
     Key,
@@ -35,6 +36,7 @@ from ig_jax.types import (
     Latents,
     NetFn,
     NetOutput,
+    OneDevice,
     Params,
     PerExample,
     PerToken,
@@ -70,12 +72,14 @@ class Teacher:
         `NoisedBatch.target`.
       tokens: (x, t, y, ids, depths) -> {depth: its tokens [b, n, d] after that block}; blocks
         behind the last of `depths` are not computed.
+      head: averages of the parts `Term.averaged` of the term's own head.
 
     `ids` are groups of tokens as in `NoisedBatch`; None: there is one time, and full attention.
     """
 
     predict: Callable[[Latents, GroupTimes, Labels, Ids], NetOutput]
     tokens: Callable[[Latents, GroupTimes, Labels, Ids, tuple[int, ...]], Mapping[int, Tokens]]
+    head: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class NoisedBatch:
     num_groups: int = 1
     step: Array | int = 0  # updates done before this one
     dtype: Any = jnp.float32  # of matrix products, the network's and those of heads
+    mirrored: Latents | None = None  # latents of the mirror images, where a term reads them
+    rows: BatchRows = OneDevice()  # reads the other rows of the batch, on other devices
 
     def squared_error(self, prediction: Latents) -> PerExample | PerToken:
         """Mean squared error against the target; of each token where tokens differ in time."""
@@ -112,6 +118,8 @@ class Needs:
     taps: tuple[int, ...] = ()  # blocks (from 1) whose tokens are in `NoisedBatch.out.features`
     teacher_taps: tuple[int, ...] = ()  # blocks whose tokens it asks `NoisedBatch.teacher` for
     variance: bool = False  # `NetOutput.variance`, of a step of DDPM
+    mirrored: bool = False  # `NoisedBatch.mirrored`
+    whole_batch: bool = False  # other rows, by `NoisedBatch.rows`: none may come in another pass
 
     def check(self, depth: int) -> None:
         """Raises ValueError where a network of `depth` blocks has no such block."""
@@ -134,6 +142,9 @@ class Term(ABC):
     weight: float
     weight_factor: float = field(default=1.0, kw_only=True)  # 1: the weight is constant
     constant_epochs: int = field(default=0, kw_only=True)
+
+    pooled: ClassVar[bool] = False  # the head sees a vector for each image, not for each token
+    averaged: ClassVar[tuple[str, ...]] = ()  # parts of the head that the teacher has, averaged
 
     def __post_init__(self):
         rules = [
@@ -206,6 +217,12 @@ class Objective:
     dtype: Any = jnp.float32  # of matrix products
     steps_per_epoch: int = 1  # for weights that change by epochs
     groups: GroupSettings = GroupSettings()
+    rows: BatchRows = OneDevice()
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether a term reads the latents of mirror images."""
+        return any(term.needs.mirrored for term in self.terms.values())
 
     @property
     def teacher_passes(self) -> tuple[int, ...]:
@@ -216,6 +233,11 @@ class Objective:
         """Fresh heads by term; terms without one are left out."""
         heads = {n: t.init(prng.fold_name(key, n), self.net) for n, t in self.terms.items()}
         return {name: head for name, head in heads.items() if head}
+
+    def averaged(self, heads: Mapping[str, Params]) -> dict[str, Params]:
+        """The parts of heads that the teacher has too, by term."""
+        parts = {name: self.terms[name].averaged for name in heads}
+        return {name: {p: heads[name][p] for p in of} for name, of in parts.items() if of}
 
     def draw(self, key: Key, x0: Latents) -> Draws:
         """Fresh randomness for a batch of latents [b, h, w, c]."""
@@ -260,6 +282,7 @@ class Objective:
         draws: Draws,
         teacher: Params | None = None,
         step: Array | int = 0,
+        mirrored: Latents | None = None,
     ) -> NoisedBatch:
         """The noised batch, and the network's outputs on it; for the arguments see `__call__`."""
         needs = [term.needs for term in self.terms.values()]
@@ -282,6 +305,8 @@ class Objective:
             teacher=None if teacher is None else self._teacher(teacher),
             step=step,
             dtype=self.dtype,
+            mirrored=mirrored,
+            rows=self.rows,
         )
 
     def _asked(self, ids: Ids) -> dict[str, Any]:
@@ -308,6 +333,7 @@ class Objective:
         teacher: Params | None = None,
         step: Array | int = 0,
         frozen: Params = NONE,
+        mirrored: Latents | None = None,
     ) -> tuple[Scalar, Mapping[str, Mean]]:
         """The loss to differentiate, and what to log.
 
@@ -316,9 +342,11 @@ class Objective:
             (`train_state.trained`).
           x0, labels: clean latents [b, h, w, c] and classes [b].
           draws: the randomness of this batch.
-          teacher: averaged parameters, for terms that compare with the averaged network.
+          teacher: averaged parameters, for terms that compare with the averaged network; beside
+            them, averages of the heads' parts that it has (`averaged`).
           step: updates done before this one.
           frozen: the parts of the network that `params` lacks, where only some are trained.
+          mirrored: latents of the mirror images, for terms that read them.
 
         Returns:
           The weighted sum; and metrics: 'loss', 'loss/<term>' (unweighted), and
@@ -327,11 +355,18 @@ class Objective:
         """
         net, heads = parted(params)
         net = {**frozen, **net}
-        p, heads = self.forward(net, x0, labels, draws, teacher, step), self.gather.once(heads)
-        each = {
-            name: term(p, heads.get(name, {}), draws.terms.get(name, ()))
-            for name, term in self.terms.items()
-        }
+        teacher, averaged = (None, {}) if teacher is None else parted(teacher)
+        p = self.forward(net, x0, labels, draws, teacher, step, mirrored)
+        heads = self.gather.once(heads)
+        averaged = self.gather.once(jax.lax.stop_gradient(averaged))
+
+        def compute(name: str, term: Term) -> PerExample | PerToken:
+            own = p
+            if name in averaged:
+                own = replace(p, teacher=replace(p.teacher, head=averaged[name]))
+            return term(own, heads.get(name, {}), draws.terms.get(name, ()))
+
+        each = {name: compute(name, term) for name, term in self.terms.items()}
         losses = {name: jnp.mean(loss) for name, loss in each.items()}
         epoch = step // self.steps_per_epoch
         total = sum(self.terms[name].weight_at(epoch) * loss for name, loss in losses.items())

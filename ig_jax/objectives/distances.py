@@ -14,10 +14,17 @@ def similarity(
 ) -> Float[Array, "..."]:
     """Cosine of the angle between a and b, over an axis."""
     dot = jnp.sum(a * b, axis=axis)
+    return dot / (_norm(a, axis) * _norm(b, axis))
+
+
+def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """The vector of length 1 in the same direction, over the last axis; 0 for 0."""
+    return x / _norm(x, -1)[..., None]
+
+
+def _norm(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     # Bounded before the root: at zero the gradient of a norm is not a number.
-    squares = [jnp.sum(x**2, axis=axis) for x in (a, b)]
-    norms = [jnp.sqrt(jnp.maximum(s, SMALLEST_NORM**2)) for s in squares]
-    return dot / (norms[0] * norms[1])
+    return jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=axis), SMALLEST_NORM**2))
 
 
 def smooth_l1(error: Float[Array, "..."], beta: float) -> Float[Array, "..."]:

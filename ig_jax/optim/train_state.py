@@ -10,6 +10,7 @@ from ig_jax.optim.ema import Averages
 from ig_jax.types import Abstract, Params
 
 HEADS_OF_TERMS = "terms"  # beside the network's own names, those of the heads of loss terms
+AVERAGED_HEADS = "ema_terms"  # of a state and of a checkpoint
 
 
 # What `train.only` may name -> the parts of the network that are then trained, and no others.
@@ -44,6 +45,8 @@ class TrainState:
     terms: Params = struct.field(default_factory=dict)
     # The part of the network that is trained, one of `PARTS`; None: all of it.
     only: str | None = struct.field(default=None, pytree_node=False)
+    # Averages of those parts of the heads that a teacher has too, of the teacher's decay.
+    ema_terms: Params = struct.field(default_factory=dict)
 
     @property
     def trained(self) -> Params:
@@ -54,3 +57,10 @@ class TrainState:
     def frozen(self) -> Params:
         """The rest of the network's parameters, by name; {} where all of it is trained."""
         return {name: x for name, x in self.params.items() if name not in self.trained}
+
+    def averaged_parts(self, terms: Params) -> Params:
+        """The parts of heads of which `ema_terms` holds averages."""
+        return {
+            term: {part: terms[term][part] for part in parts}
+            for term, parts in self.ema_terms.items()
+        }

@@ -26,7 +26,7 @@ from ig_jax.models.axes import Axes
 from ig_jax.optim.train_state import HEADS_OF_TERMS
 from ig_jax.parallel.mesh import BATCH, FSDP, parts_of_batch
 from ig_jax.parallel.partitioning import Placed, place, placements
-from ig_jax.types import NONE, Params
+from ig_jax.types import NONE, BatchRows, OneDevice, Params
 
 
 def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax.Array:
@@ -107,6 +107,30 @@ def gather_terms(mesh: Mesh, axes: Axes, terms: Params) -> ShardGather:
     return ShardGather(placed, jnp.float32)
 
 
+@dataclass(frozen=True)
+class RowsOverDevices:
+    """All rows of a batch inside a program of `over_devices`; a `BatchRows`."""
+
+    devices: tuple[str, ...]  # axes of the mesh that split the batch, into more than one part
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        return lax.pmean(jnp.mean(x, axis=0), self.devices)
+
+    def all(self, x: jax.Array) -> jax.Array:
+        return lax.all_gather(x, self.devices, axis=0, tiled=True)
+
+
+def batch_rows(mesh: Mesh) -> BatchRows:
+    """Of a batch over `mesh`."""
+    devices = _splitting_batch(mesh)
+    return RowsOverDevices(devices) if devices else OneDevice()
+
+
+def _splitting_batch(mesh: Mesh) -> tuple[str, ...]:
+    """The axes that split a batch into more than one part."""
+    return tuple(axis for axis in BATCH if mesh.shape[axis] > 1)
+
+
 def over_devices(
     gradients: Callable[..., tuple[Params, Mapping[str, Any]]],
     mesh: Mesh,
@@ -124,7 +148,7 @@ def over_devices(
       A function of global arrays, for use inside `jit`; its gradients are placed as parameters are.
     """
     parts = parts_of_batch(mesh)
-    devices = tuple(axis for axis in BATCH if mesh.shape[axis] > 1)
+    devices = _splitting_batch(mesh)
     if not devices:
         return gradients
 

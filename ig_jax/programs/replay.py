@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ig_jax import prng, pytree
+from ig_jax import pytree
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.data import loader
 from ig_jax.errors import UserError
@@ -72,16 +72,13 @@ def _not_finite(params: Any) -> list[str]:
 
 def _look(exp: Experiment, state: TrainState, batch: dict[str, np.ndarray]) -> str:
     """Computes loss and gradients eagerly on one device; reports what is not a number first."""
-    c = exp.config
     # Not debug_infs: masked attention computes with infinities on purpose.
     with jax.disable_jit(), jax.debug_nans(True):
         try:
-            key = prng.key(c.seed, "codec", state.step)
-            x0 = c.data.codec.latent(jax.numpy.asarray(batch["stored"]), key, exp.encoder_weights)
-            draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
-            noised = training_step.Noised(x0, jax.numpy.asarray(batch["label"]), draws)
+            rows = {name: jax.numpy.asarray(array) for name, array in batch.items()}
+            noised = training_step.noise(exp, rows, state.step, exp.encoder_weights)
             gradients = partial(training_step.gradients, objective=exp.objective)
-            teacher = state.ema[ema.name(exp.teacher_decay)]
+            teacher = trained(state.ema[ema.name(exp.teacher_decay)], state.ema_terms)
             _, metrics = gradients(state.trained, noised, teacher, state.step, state.frozen)
         except FloatingPointError as error:
             return _where(error)

@@ -18,7 +18,7 @@ from ig_jax.monitoring import throughput
 from ig_jax.objectives.base import Draws, Objective
 from ig_jax.objectives.metrics import Mean, once
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import TrainState, parted
+from ig_jax.optim.train_state import TrainState, parted, trained
 from ig_jax.parallel import collectives
 from ig_jax.parallel.mesh import over_batch, replicated
 from ig_jax.types import NONE, Abstract, Batch, Labels, Latents, Params
@@ -32,6 +32,7 @@ class Noised(NamedTuple):
     x0: Latents | Abstract
     labels: Labels | Abstract
     draws: Draws | Abstract
+    mirrored: Latents | Abstract | None = None  # of the mirror images, where a term reads them
 
 
 # (what is trained, batch, averaged network, updates done, the rest of the network) -> gradients of
@@ -64,7 +65,8 @@ def gradients(
 
     def grad(piece: Noised) -> tuple[Params, Metrics]:
         differentiate = jax.value_and_grad(objective, has_aux=True)
-        (_, metrics), grads = differentiate(params, *piece, teacher, step, frozen)
+        *rows, mirrored = piece
+        (_, metrics), grads = differentiate(params, *rows, teacher, step, frozen, mirrored)
         return grads, metrics
 
     if parts == 1:
@@ -93,16 +95,22 @@ def update_state(
 
     The teacher of the terms that want one is the average of `teacher_decay` before this step.
     """
-    trained, frozen = state.trained, state.frozen
-    teacher = state.ema[ema.name(teacher_decay)]
-    grads, metrics = gradients(trained, batch, teacher, state.step, frozen)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    net, terms = parted(optax.apply_updates(trained, updates))
+    params, frozen = state.trained, state.frozen
+    decay = ema.name(teacher_decay)
+    teacher = trained(state.ema[decay], state.ema_terms)
+    grads, metrics = gradients(params, batch, teacher, state.step, frozen)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    net, terms = parted(optax.apply_updates(params, updates))
     averages = ema.update(state.ema, net)
+    heads = ema.update({decay: state.ema_terms}, state.averaged_parts(terms))[decay]
     metrics = {**metrics, "grad_norm": once(optim.gradient_norm(grads))}
     if isinstance(opt_state, optim.SpikeState):
         made = opt_state.skipped == state.opt_state.skipped
-        averages = jax.tree.map(lambda new, old: jnp.where(made, new, old), averages, state.ema)
+        averages, heads = jax.tree.map(
+            lambda new, old: jnp.where(made, new, old),
+            (averages, heads),
+            (state.ema, state.ema_terms),
+        )
         metrics[throughput.SKIPPED] = once((~made).astype(jnp.float32))
     return state.replace(
         step=state.step + 1,
@@ -110,7 +118,19 @@ def update_state(
         opt_state=opt_state,
         ema=averages,
         terms=terms,
+        ema_terms=heads,
     ), metrics
+
+
+def noise(exp: Experiment, batch: Batch, step: Array | int, encoder: Params = NONE) -> Noised:
+    """Latents of a batch, and its randomness at (seed, step); for `encoder` see `train_step`."""
+    c, key = exp.config, prng.key(exp.config.seed, "codec", step)
+    x0 = c.data.codec.latent(batch["stored"], key, encoder)
+    draws = exp.objective.draw(prng.key(c.seed, "train", step), x0)
+    mirrored = None
+    if exp.objective.mirrors:
+        mirrored = c.data.codec.mirrored(batch["stored"], key, encoder)
+    return Noised(x0, batch["label"], draws, mirrored)
 
 
 def train_step(
@@ -120,13 +140,11 @@ def train_step(
 
     `encoder`: what the codec needs to encode images; {} where latents are stored.
     """
-    c = exp.config
-    x0 = c.data.codec.latent(batch["stored"], prng.key(c.seed, "codec", state.step), encoder)
-    draws = exp.objective.draw(prng.key(c.seed, "train", state.step), x0)
-    of_rows = partial(gradients, objective=exp.split_objective, parts=c.train.accumulation)
+    parts = exp.config.train.accumulation
+    of_rows = partial(gradients, objective=exp.split_objective, parts=parts)
     return update_state(
         state,
-        Noised(x0, batch["label"], draws),
+        noise(exp, batch, state.step, encoder),
         gradients=collectives.over_devices(of_rows, exp.mesh, exp.axes),
         optimizer=exp.optimizer,
         teacher_decay=exp.teacher_decay,

@@ -21,7 +21,7 @@ import numpy as np
 from clu import parameter_overview
 
 from ig_jax.checkpoint import compatibility, versions
-from ig_jax.checkpoint.manager import ARRAY_ITEMS, CheckpointError, Checkpoints
+from ig_jax.checkpoint.manager import ARRAY_ITEMS, HEAD_ITEMS, CheckpointError, Checkpoints
 from ig_jax.data import loader
 from ig_jax.errors import UserError
 from ig_jax.evaluation import during_training
@@ -31,7 +31,7 @@ from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, metric_writer, profiler, throughput
 from ig_jax.monitoring.throughput import NonFiniteLoss
 from ig_jax.optim import ema
-from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState
+from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel import lock
 from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
@@ -194,7 +194,7 @@ class Trainer:
             if jax.process_index() == 0:
                 files.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
-        heads = [HEADS_OF_TERMS] * bool(self.exp.abstract_terms)
+        heads = [name for name in HEAD_ITEMS if getattr(self.exp.abstract_state, name)]
         step, (state, self._data_start) = self.checkpoints.newest(
             partial(restore, self.exp, self.checkpoints), (*ARRAY_ITEMS, *heads)
         )

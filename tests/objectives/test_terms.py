@@ -27,7 +27,9 @@ from ig_jax.types import NONE
 
 FLOW = {"flow": {"weight": 1.0}, "internal_guidance": {"weight": 0.5}}
 ALIGNMENT = {"weight": 0.5, "depth": 1, "teacher_depth": 2}
+CONTRASTIVE = {"weight": 0.1, "depth": 2, "hidden_size": 16, "features": 8}
 HEADS = {"sra2": {"weight": 1.0, "depth": 1}, "self_alignment": ALIGNMENT}
+AND_AVERAGES = {**HEADS, "contrastive": CONTRASTIVE}
 GROUPS = {
     "objective.groups.shares": (0.25, 0.75),
     "objective.groups.dual_time": True,
@@ -323,7 +325,7 @@ def test_clipping_sees_the_gradient_of_network_and_heads_as_one():
 def run(tmp_path_factory):
     """A run of 12 steps with heads, a teacher and groups of tokens, and its last state."""
     workdir = tmp_path_factory.mktemp("run")
-    changes = {"objective.terms": {**FLOW, **HEADS}, **GROUPS, "train.steps": 12}
+    changes = {"objective.terms": {**FLOW, **AND_AVERAGES}, **GROUPS, "train.steps": 12}
     return workdir, changes, trainer.run(tiny.experiment(changes), workdir).state
 
 
@@ -334,17 +336,19 @@ def copied(run, tmp_path):
 def test_going_on_gives_the_bits_of_an_unbroken_run_with_a_head(run, tmp_path):
     trainer.run(tiny.experiment({**run[1], "train.steps": 6}), tmp_path)
     outcome = trainer.run(tiny.experiment(run[1]), tmp_path)
-    assert outcome.state.terms.keys() == HEADS.keys()
+    assert outcome.state.terms.keys() == AND_AVERAGES.keys()
     assert_same_bits(outcome.state, run[2])
 
 
 def test_heads_are_an_item_of_their_own_and_runs_without_have_none(run):
     folder = run[0] / "checkpoints" / "12"
-    assert {"params", "opt_state", "ema", "terms", "meta"} <= {p.name for p in folder.iterdir()}
+    assert {"params", "opt_state", "ema", "terms", "ema_terms", "meta"} <= {
+        p.name for p in folder.iterdir()
+    }
     shapes = jax.tree.map(lambda x: x.shape, Checkpoints(run[0], reading=True).param_shapes(12))
     plain = tiny.experiment().abstract_params
     assert shapes == jax.tree.map(lambda x: x.shape, plain)
-    assert not list((tiny.trained().workdir / "checkpoints").glob("*/terms"))
+    assert not list((tiny.trained().workdir / "checkpoints").glob("*/*terms"))
 
 
 def test_parameters_and_losses_of_heads_are_written_down(run):
@@ -354,13 +358,14 @@ def test_parameters_and_losses_of_heads_are_written_down(run):
         line["loss/flow"]
         + 0.5 * (line["loss/internal_guidance"] + line["loss/self_alignment"])
         + line["loss/sra2"]
+        + 0.1 * line["loss/contrastive"]
     )
 
 
 def test_sampling_and_export_need_no_head_and_show_none(run, tmp_path):
     workdir = copied(run, tmp_path)
     modes.run(tiny.settings(run[1]), workdir=str(run[0]), mode="sample")
-    for item in ("terms", "opt_state"):
+    for item in ("terms", "ema_terms", "opt_state"):
         shutil.rmtree(workdir / "checkpoints" / "12" / item)
     modes.run(tiny.settings(run[1]), workdir=str(workdir), mode="sample")
     found = [sorted((w / "samples").rglob("samples.npz"))[0] for w in (run[0], workdir)]
@@ -376,11 +381,14 @@ def test_sampling_and_export_need_no_head_and_show_none(run, tmp_path):
     assert written[0] == written[1]
 
 
-def test_a_checkpoint_that_lost_its_heads_is_left_out_when_training_goes_on(run, tmp_path, capsys):
+@pytest.mark.parametrize("item", ["terms", "ema_terms"])
+def test_a_checkpoint_that_lost_its_heads_is_left_out_when_training_goes_on(
+    run, tmp_path, capsys, item
+):
     workdir = copied(run, tmp_path)
-    shutil.rmtree(workdir / "checkpoints" / "12" / "terms")
+    shutil.rmtree(workdir / "checkpoints" / "12" / item)
     outcome = trainer.run(tiny.experiment(run[1]), workdir)
-    assert "12 cannot be read (terms/" in capsys.readouterr().out
+    assert f"12 cannot be read ({item}/" in capsys.readouterr().out
     assert_same_bits(outcome.state, run[2])
 
 

@@ -22,6 +22,7 @@ VARIANTS = {
         "layersync",
         "sra2",
         "dispersive",
+        "contrastive",
         "sra",
         "dts",
         "self_flow",
