@@ -26,6 +26,7 @@ VARIANTS = {
         "dts",
         "self_flow",
         "dit",
+        "study",
     ],
     "lightningdit_xl": ["no_cfg"],
 }
