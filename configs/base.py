@@ -253,4 +253,26 @@ def get_config() -> ConfigDict:
     c.search.space.values = ConfigDict(
         {"ig": {"scale": (1.0, 1.4, 1.8, 2.2)}, "cfg": {"scale": (1.0, 1.2, 1.4)}}
     )
+
+    # --mode=study: methods trained under the same seeds, in one table (docs/study.md).
+    c.study = ConfigDict()
+    # Name -> {overrides: {...}, same_run_as: "", guide: "", init_from: ""}. Overrides are sections
+    # of this config: None removes a field, a section of another name takes the old one's place.
+    # same_run_as: the method whose run is sampled otherwise; guide, init_from: those whose run of
+    # the same seed takes the place of sample.guide.workdir, and of --init_from.
+    c.study.methods = ConfigDict()
+    c.study.seeds = (0, 1, 2, 3, 4)  # of training, and of the samples
+    # The method that the others are compared with.
+    c.study.baseline = placeholder(str)
+    # Of evaluate.num samples: fid, fd, precision, ...; loss, of held-out data; probe.
+    c.study.measures = ("fid", "precision", "recall")
+    # Linear classifiers on the mean tokens after these blocks.
+    c.study.probe = ConfigDict({"blocks": (), "time": 0.1})
+
+    # --mode=select: short runs of a choice, ranked.
+    c.select = ConfigDict()
+    # Sections of this config down to tuples: the values that a field may take; all combinations.
+    c.select.values = ConfigDict()
+    c.select.seeds = (0, 1, 2)
+    c.select.metric = "loss"  # or one of samples: fid, fd, ...
     return c

@@ -13,6 +13,7 @@
   python main.py --config=configs/digits.py:self_flow --mode=demo       # at two times each image
   python main.py --config=configs/digits.py:self_conditioning --mode=demo  # 3 conditions 4 to 6
   python main.py --config=configs/digits.py:dit --mode=demo             # DiT, 50 ancestral steps
+  python main.py --config=configs/digits.py:study --mode=study          # all of it side by side
 
 Two CPU cores, a few minutes. README.md shows the tables that these made.
 """
@@ -20,10 +21,12 @@ Two CPU cores, a few minutes. README.md shows the tables that these made.
 from ml_collections import ConfigDict
 
 from configs import base, lightningdit_xl, sit_dts_xl
+from ig_jax.study.overrides import difference, merged
 
 VARIANTS = (
     *("sit", "no_readout", "lightningdit", "accelerated", "layersync", "sra2"),
     *("dispersive", "contrastive", "sra", "dts", "self_flow", "self_conditioning", "dit"),
+    "study",
 )
 
 
@@ -31,7 +34,7 @@ def get_config(variant: str = "sit") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f":{variant} is no variant of this config; known: {', '.join(VARIANTS)}")
     c = sit()
-    if variant == "no_readout":
+    if variant in ("no_readout", "study"):
         c.model.readouts = ()
         del c.objective.terms.internal_guidance
         c.sample.ig = base.guidance(1.0)
@@ -68,6 +71,9 @@ def get_config(variant: str = "sit") -> ConfigDict:
                 "teacher_labels": "dropped",
             }
         )
+    if variant == "sra":
+        blocks = {"depth": (1, 2, 3), "teacher_depth": (4, 5)}
+        c.select.values = ConfigDict({"objective": {"terms": {"self_alignment": blocks}}})
     if variant in ("dts", "self_flow"):
         c.objective.groups.shares = (0.25, 0.75)
         c.objective.groups.dual_time = True
@@ -84,7 +90,80 @@ def get_config(variant: str = "sit") -> ConfigDict:
         c.optim.learning_rate = 3e-3
         c.optim.ns_dtype = "float32"  # as fast as bfloat16 on a CPU
         c.optim.warmup_steps = 50
+    if variant == "study":
+        study(c)
     return c
+
+
+def study(c: ConfigDict) -> None:
+    """What a network can learn from itself: each method alone, and some with IG (docs/study.md).
+
+    A row is an entry of `methods`. The rest of `c` is the SiT without a readout, sampled without
+    guidance.
+    """
+    c.sample.cfg = base.guidance(1.0)
+    c.log.samples_every_steps = 0
+    c.checkpoint.keep_every_steps = 500  # autoguidance goes back to the first of them
+    c.evaluate.num = 1420  # four runs of as many as are held out
+
+    readout = {"model": {"readouts": (2,)}, "objective": {"terms": _readout(0.5)}}
+    ig = {"sample": {"ig": {"scale": 2.0}}}
+    early = {"sample": {"autoguidance": {"scale": 2.0}, "guide": {"step": 500}}}
+    # A readout of a network that is trained already, and stays as it is.
+    afterwards = {
+        "model": {"readouts": (4,)},
+        "objective": {"terms": _readout(0.5)},
+        "train": {"only": "readouts", "steps": 500},
+        "sample": {"ig": {"scale": 1.2}},
+    }
+    alone = {name: {"overrides": _change(name)} for name in ALONE}
+    with_ig = {
+        f"ig_{name}": {"overrides": merged(merged(readout, _change(name)), ig)} for name in WITH_IG
+    }
+    c.study.methods = ConfigDict(
+        {
+            "none": {},
+            "readout": {"overrides": readout},
+            "ig": {"same_run_as": "readout", "overrides": ig},
+            "autoguidance": {"same_run_as": "none", "guide": "none", "overrides": early},
+            "acceleration_w03": {"overrides": _acceleration(0.3)},
+            "acceleration_w06": {"overrides": _acceleration(0.6)},
+            "ig_afterwards": {"init_from": "none", "overrides": afterwards},
+            **alone,
+            **with_ig,
+        }
+    )
+    c.study.baseline = "none"
+    c.study.measures = ("fd", "precision", "recall", "loss", "probe")
+    c.study.probe.blocks = (2, 4)
+
+
+# Variants that are rows of the study by what they add to the SiT.
+ALONE = (
+    *("sra", "sra2", "layersync", "dts", "self_flow"),
+    *("self_conditioning", "contrastive", "dispersive"),
+)
+WITH_IG = ("sra", "self_flow")
+
+
+def _change(variant: str) -> dict:
+    """What a variant adds to the demo."""
+    changes = difference(sit().to_dict(), get_config(variant).to_dict())
+    return {section: value for section, value in changes.items() if section != "select"}
+
+
+def _readout(weight: float) -> dict:
+    return {"internal_guidance": {"weight": weight}}
+
+
+def _acceleration(omega: float) -> dict:
+    """As Branch in SGG: arXiv 2603.20584 has omega 0.3 or 0.6, and 0.2 for the readout.
+
+    Its factor (share of training done) ** 0.0001 is left out: 0.999 after the first step.
+    """
+    accelerated = {"weight": 1.0, "omega": omega, "bias": "network"}
+    terms = {"flow": None, "accelerated_flow": accelerated, **_readout(0.2)}
+    return {"model": {"readouts": (2,)}, "objective": {"terms": terms}}
 
 
 def dit(c: ConfigDict) -> None:

@@ -1,7 +1,8 @@
 """The command line: flags, and one sentence for every mistake.
 
   python main.py --config=configs/digits.py [--workdir=runs/digits] [--dry_run]
-                 [--mode=train|sample|evaluate|reference|search|prepare|visualize|probe|demo]
+                 [--mode=train|sample|evaluate|reference|search|prepare|visualize|probe|demo|
+                         study|select]
                  [--config.train.steps=1000 ...] [--init_from=WORKDIR[@STEP]]
                  [--coordinator=host:port --num_processes=N --process_id=i]
 

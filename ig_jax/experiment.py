@@ -147,9 +147,9 @@ class Experiment:
             averaged=objective.averaged(terms),
         )
 
-    def fresh_state(self) -> TrainState:
-        """A state of step 0, as a pure function."""
-        key = prng.key(self.config.seed, "init")
+    def fresh_state(self, seed: jax.Array | None = None) -> TrainState:
+        """A state of step 0, as a pure function; of the run's own seed where none is given."""
+        key = prng.key(self.config.seed if seed is None else seed, "init")
         params, terms = self.net.init(key), self.objective.init(key)
         averages = ema.init(params, self.config.train.ema_decays)
         only = self.config.train.only

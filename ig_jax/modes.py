@@ -34,6 +34,8 @@ from ig_jax.programs import (
     replay,
     sample,
     search,
+    select,
+    study,
     visualize,
 )
 from ig_jax.programs.dry_run import describe
@@ -41,10 +43,12 @@ from ig_jax.training import trainer
 
 MODES = (
     *("train", "sample", "evaluate", "search", "demo", "prepare", "reference"),
-    *("replay", "visualize", "probe"),
+    *("replay", "visualize", "probe", "study", "select"),
 )
-ALONE = ("search", "demo", "replay", "visualize", "probe")  # in one process
+# In one process.
+ALONE = ("search", "demo", "replay", "visualize", "probe", "study", "select")
 TRAINING = ("train", "demo")
+_TABLES = {"study": study, "select": select}  # of many runs
 CONVERSIONS = ("import", "export")  # of files; without a config
 DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 
@@ -121,7 +125,10 @@ def run(
         raise UserError(f"--init_from: is for {' and '.join(TRAINING)}, not for --mode={mode}")
     exp = experiment.experiment(run_config.parse(settings, devices=jax.device_count()))
     if dry_run:
-        return console.say(describe(exp))
+        console.say(describe(exp))
+        if mode in _TABLES:
+            console.say(f"\n{_TABLES[mode].describe(exp, folder)}")
+        return None
     shortage = memory_check.shortage(exp, mode)
     if shortage:
         raise UserError(shortage)
@@ -143,6 +150,10 @@ def run(
         return visualize.run(exp, folder)
     if mode == "probe":
         return probe.run(exp, folder)
+    if mode == "study":
+        return study.run(exp, folder)
+    if mode == "select":
+        return select.run(exp, folder)
     return demo.run(exp, folder, import_seconds, init_from)
 
 

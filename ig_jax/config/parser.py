@@ -40,6 +40,11 @@ def each_named(table: Mapping[str, Any]) -> Any:
     return field(metadata={"each": table})
 
 
+def each(cls: type) -> Any:
+    """A field whose section maps any names to sections of the dataclass `cls`."""
+    return field(metadata={"entries": cls})
+
+
 def require(holds: bool, name: str, value: Any, rule: str) -> None:
     if not holds:
         raise ConfigError(f"{name} = {shown(value)}: {rule}")
@@ -155,6 +160,17 @@ def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
         [kind] = set(typing.get_args(kind)) - {types.NoneType}
     if kind == Mapping[str, tuple[float, ...]]:
         return _lists(value, path)
+    if kind == Mapping[str, Any]:  # whoever reads it has the rules
+        return types.MappingProxyType(_section(value, path))
+    if "entries" in spec.metadata:
+        entries = _section(value, path)
+        require(len(entries) <= ENTRIES, path, value, f"must not have more than {ENTRIES} entries")
+        return types.MappingProxyType(
+            {
+                name: make(spec.metadata["entries"], entries[name], f"{path}.{name}")
+                for name in entries
+            }
+        )
     if "table" in spec.metadata:
         section = _section(value, path)
         if "name" not in section:
@@ -174,6 +190,11 @@ def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
     return _typed(value, kind, path, spec.metadata.get("most"))
 
 
+def _is_required(spec: dataclasses.Field) -> bool:
+    absent = dataclasses.MISSING
+    return spec.init and spec.default is absent and spec.default_factory is absent
+
+
 def make(cls: type, values: Any, path: str) -> Any:
     """An instance of the dataclass `cls` from a section; `path` is its dotted name."""
     values = _section(values, path)
@@ -183,7 +204,7 @@ def make(cls: type, values: Any, path: str) -> Any:
         if name not in specs:
             raise ConfigError(f"{dot}{name}: unknown field; {nearest(name, specs)}")
     for name, spec in specs.items():
-        if name not in values and spec.default is dataclasses.MISSING and spec.init:
+        if name not in values and _is_required(spec):
             raise ConfigError(f"{dot}{name}: missing; configs/base.py shows every field")
     hints = typing.get_type_hints(cls, include_extras=True)
     arguments = {

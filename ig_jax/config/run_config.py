@@ -38,6 +38,7 @@ from ig_jax.config.schema import (
     Visualize,
     class_numbers,
 )
+from ig_jax.config.studies import NO_SELECTION, NO_STUDY, Select, Study
 from ig_jax.diffusion import PROCESSES
 from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.errors import LONGEST_SHOWN, shown
@@ -75,6 +76,8 @@ class Config:
         *(None, 4, "squash", (), (0.7, 0.5, 0.3, 0.1), None, 0, "layer_norm", "cell")
     )
     probe: Probe = PROBE_DEFAULTS
+    study: Study = NO_STUDY
+    select: Select = NO_SELECTION
     # The plain dict this was parsed from, as `parser.recorded` gives it: what is written to the
     # workdir and compared on resuming.
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)

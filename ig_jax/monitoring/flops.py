@@ -101,6 +101,6 @@ def of_train_step(
 
 def in_words(count: int) -> str:
     """'100 TFLOP', with the largest unit that leaves a number of at least 1."""
-    units = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
+    units = {"EFLOP": 1e18, "PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
     name, size = next(((n, s) for n, s in units.items() if count >= s), ("MFLOP", 1e6))
     return f"{count / size:,.3g} {name}"

@@ -37,6 +37,10 @@ BEAT = 30.0  # seconds after which the file is touched
 SILENT = 180.0  # seconds without that, after which the process has ended; NFS may hide it for 60
 
 
+class InUse(UserError):
+    """Another program works in the folder."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """A process. The last three are '' where the system does not tell."""
@@ -143,8 +147,8 @@ def held(folder: Path, name: str = LOCK_FILE) -> Iterator[Held]:
     Of several processes of a job, number 0 takes the lock for all; all must ask.
 
     Raises:
-      UserError: a program works there, or on another machine may; names it. Or the folder cannot
-        be written to.
+      InUse: a program works there, or on another machine may; names it.
+      UserError: the folder cannot be written to.
     """
     lock, refusal = Held(folder, folder / name, None), None
     if jax.process_index() == 0:
@@ -180,7 +184,7 @@ def _attempt(file: Path) -> int | None:
     """The locked file, open, or None where it was replaced meanwhile.
 
     Raises:
-      UserError: another process has it.
+      InUse: another process has it.
     """
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -211,7 +215,7 @@ def _take_over(descriptor: int, file: Path) -> bool:
     """Returns whether the file is now that of this process, or has to be made anew.
 
     Raises:
-      UserError: whoever left the file still works there.
+      InUse: whoever left the file still works there.
     """
     owner = _owner(descriptor)
     if owner is None:
@@ -223,7 +227,7 @@ def _take_over(descriptor: int, file: Path) -> bool:
             file.unlink()
         return False
     elif not owner.has_ended():
-        raise UserError(f"{file.parent} is in use by {owner}; {_OR}")
+        raise InUse(f"{file.parent} is in use by {owner}; {_OR}")
     else:
         console.say(f"{file.parent}: {owner} has ended without leaving it; it is taken over")
     return True
@@ -233,7 +237,7 @@ def _wait_for_silence(descriptor: int, file: Path, owner: Owner) -> None:
     """Returns when a process of another machine has not touched its file for long enough.
 
     Raises:
-      UserError: it has, meanwhile.
+      InUse: it has, meanwhile.
     """
     touched = os.fstat(descriptor).st_mtime_ns
     # By the clock of the file system, which is that of neither machine.
@@ -248,7 +252,7 @@ def _wait_for_silence(descriptor: int, file: Path, owner: Owner) -> None:
         if not _lies_at(descriptor, file):  # it was released, or removed by hand
             return
         if os.stat(file).st_mtime_ns != touched:
-            raise UserError(f"{file.parent} is in use by {owner}; {_OR}")
+            raise InUse(f"{file.parent} is in use by {owner}; {_OR}")
         if time.monotonic() >= deadline:
             console.say(f"{file.parent}: {owner} is silent; it is taken over")
             return
@@ -276,14 +280,14 @@ def _lock(descriptor: int, file: Path) -> None:
     """Locks the file. A killed process keeps its lock until the last of its threads has ended.
 
     Raises:
-      UserError: another process has it.
+      InUse: another process has it.
     """
     deadline = time.monotonic() + ENDING
     while not _flock(descriptor):
         owner = _owner(descriptor)
         is_ending = owner is not None and not owner.is_elsewhere() and owner.has_ended()
         if not is_ending or time.monotonic() > deadline:
-            raise UserError(f"{file.parent} is in use by {owner or 'another process'}; {_OR}")
+            raise InUse(f"{file.parent} is in use by {owner or 'another process'}; {_OR}")
         time.sleep(0.01)
 
 

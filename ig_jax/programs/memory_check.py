@@ -16,7 +16,7 @@ from ig_jax import pytree
 from ig_jax.experiment import Experiment
 from ig_jax.parallel.mesh import bytes_each, parts_of_batch
 
-_UPDATES = ("train", "demo", "replay")  # modes that hold the state of training
+_UPDATES = ("train", "demo", "replay", "study", "select")  # modes that hold the state of training
 _SAMPLES = ("sample", "evaluate", "search", "demo")
 
 

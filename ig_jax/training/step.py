@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array
@@ -122,48 +123,103 @@ def update_state(
     ), metrics
 
 
-def noise(exp: Experiment, batch: Batch, step: Array | int, encoder: Params = NONE) -> Noised:
-    """Latents of a batch, and its randomness at (seed, step); for `encoder` see `train_step`."""
-    c, key = exp.config, prng.key(exp.config.seed, "codec", step)
-    x0 = c.data.codec.latent(batch["stored"], key, encoder)
-    draws = exp.objective.draw(prng.key(c.seed, "train", step), x0)
+def noise(
+    exp: Experiment,
+    batch: Batch,
+    step: Array | int,
+    encoder: Params = NONE,
+    seed: Array | int | None = None,
+) -> Noised:
+    """Latents of a batch, and its randomness at (seed, step); for the rest see `train_step`."""
+    seed = exp.config.seed if seed is None else seed
+    codec, key = exp.config.data.codec, prng.key(seed, "codec", step)
+    x0 = codec.latent(batch["stored"], key, encoder)
+    draws = exp.objective.draw(prng.key(seed, "train", step), x0)
     mirrored = None
     if exp.objective.mirrors:
-        mirrored = c.data.codec.mirrored(batch["stored"], key, encoder)
+        mirrored = codec.mirrored(batch["stored"], key, encoder)
     return Noised(x0, batch["label"], draws, mirrored)
 
 
 def train_step(
-    state: TrainState, batch: Batch, encoder: Params = NONE, *, exp: Experiment
+    state: TrainState,
+    batch: Batch,
+    encoder: Params = NONE,
+    seed: Array | int | None = None,
+    *,
+    exp: Experiment,
 ) -> tuple[TrainState, Metrics]:
     """Makes latents of a batch, draws its randomness at (seed, step), and updates.
 
-    `encoder`: what the codec needs to encode images; {} where latents are stored.
+    Args:
+      encoder: what the codec needs to encode images; {} where latents are stored.
+      seed: uint32; None: that of the run.
     """
     parts = exp.config.train.accumulation
     of_rows = partial(gradients, objective=exp.split_objective, parts=parts)
     return update_state(
         state,
-        noise(exp, batch, state.step, encoder),
+        noise(exp, batch, state.step, encoder, seed),
         gradients=collectives.over_devices(of_rows, exp.mesh, exp.axes),
         optimizer=exp.optimizer,
         teacher_decay=exp.teacher_decay,
     )
 
 
-def make_dispatch(
-    exp: Experiment,
-) -> Callable[[TrainState, Batch, Params], tuple[TrainState, Metrics]]:
-    """The compiled program: batches [k, b, ...] -> the state k steps later, metrics [k] each."""
+# (state, batches [k, b, ...], encoder) -> the state k steps later, metrics [k] each
+Dispatch = Callable[[TrainState, Batch, Params], tuple[TrainState, Metrics]]
+
+
+def make_dispatch(exp: Experiment) -> Dispatch:
+    """The compiled program of the run."""
 
     def dispatch(state: TrainState, batches: Batch, encoder: Params) -> tuple[TrainState, Metrics]:
         return lax.scan(lambda s, b: train_step(s, b, encoder, exp=exp), state, batches)
 
+    return _compiled(dispatch, exp)
+
+
+def _compiled(dispatch: Callable[..., Any], exp: Experiment, *more: Any) -> Callable[..., Any]:
+    """`more`: places of the arguments behind those that every dispatch takes."""
     whole = replicated(exp.mesh)
     placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)
     return jax.jit(
         dispatch,
-        in_shardings=(placed, over_batch(exp.mesh, axis=1), whole),
+        in_shardings=(placed, over_batch(exp.mesh, axis=1), whole, *more),
         out_shardings=(placed, whole),
         donate_argnums=0,
     )
+
+
+class Programs(NamedTuple):
+    """What a run calls."""
+
+    init: Callable[[], TrainState]
+    dispatch: Dispatch
+
+
+class SeededPrograms:
+    """The compiled programs of runs that differ in their seed alone: it is an argument of them."""
+
+    def __init__(self, exp: Experiment):
+        """`exp`: of any of the seeds."""
+        self._whole = replicated(exp.mesh)
+        placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)
+        self.init = jax.jit(exp.fresh_state, in_shardings=self._whole, out_shardings=placed)
+
+        def dispatch(
+            state: TrainState, batches: Batch, encoder: Params, seed: Array
+        ) -> tuple[TrainState, Metrics]:
+            return lax.scan(lambda s, b: train_step(s, b, encoder, seed, exp=exp), state, batches)
+
+        self.dispatch = _compiled(dispatch, exp, self._whole)
+
+    def of_seed(self, seed: int) -> Programs:
+        placed = jax.device_put(np.uint32(seed), self._whole)
+
+        def dispatch(
+            state: TrainState, batches: Batch, encoder: Params
+        ) -> tuple[TrainState, Metrics]:
+            return self.dispatch(state, batches, encoder, placed)
+
+        return Programs(lambda: self.init(placed), dispatch)

@@ -37,7 +37,7 @@ from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_g
 from ig_jax.parallel.preemption import StopSignal
 from ig_jax.training import init_from as init_from_run
 from ig_jax.training import preview, resume_changes
-from ig_jax.training.step import Metrics, init_state, make_dispatch
+from ig_jax.training.step import Metrics, Programs, init_state, make_dispatch
 
 FAILURE = "not_finite.json"  # the step at which a loss was no number
 
@@ -140,17 +140,19 @@ class Trainer:
         exp: Experiment,
         workdir: Path,
         require_workdir: Callable[[], None] = lambda: None,
-        *,
         init_from: str | None = None,
+        programs: Programs | None = None,
     ):
         """
         Args:
           require_workdir: raises where the workdir is not this run's any more; asked before
             anything is written to it.
           init_from: WORKDIR[@STEP] of the run whose weights this one starts from.
+          programs: those of the run, where there are any already.
         """
         c = exp.config
         self._require_workdir = require_workdir
+        self._init, self.dispatch = programs or (partial(init_state, exp), make_dispatch(exp))
         self.exp, self.workdir = exp, workdir
         self.checkpoints = Checkpoints(
             workdir,
@@ -170,7 +172,6 @@ class Trainer:
             rows=local_rows(exp.mesh, c.train.batch_size),
         )
         console.say_data(c.data.source)
-        self.dispatch = make_dispatch(exp)
         self.encoder = jax.device_put(exp.encoder_weights, replicated(exp.mesh))
         self.writer = metric_writer.MetricWriter(workdir, resumed_at=self.step)
         if c.log.samples_every_steps:  # otherwise its decoder would be read for nothing
@@ -214,7 +215,7 @@ class Trainer:
                 f"train.only = {only!r}: trains {only} of a network that is trained already; name "
                 f"its run with {init_from_run.FLAG}=WORKDIR"
             )
-        return init_state(self.exp)
+        return self._init()
 
     def _record(self) -> None:
         """Writes what makes this run: resolved config, versions, command line."""
@@ -354,10 +355,15 @@ class Trainer:
         self.checkpoints.close()
 
 
-def run(exp: Experiment, workdir: Path, init_from: str | None = None) -> Outcome:
+def run(
+    exp: Experiment,
+    workdir: Path,
+    init_from: str | None = None,
+    programs: Programs | None = None,
+) -> Outcome:
     """Trains in `workdir`, going on from its newest checkpoint if there is one.
 
-    `init_from`: WORKDIR[@STEP] of the run whose weights it starts from otherwise.
+    `init_from`, `programs`: as for `Trainer`.
 
     Returns:
       How it ended. SIGTERM and Ctrl-C, where this is the main thread, end it early: `stopped_by`
@@ -368,13 +374,19 @@ def run(exp: Experiment, workdir: Path, init_from: str | None = None) -> Outcome
         not finite; the data set is too small; the disk is full or gone.
     """
     with lock.held(workdir) as held:
-        return train(exp, workdir, held, init_from)
+        return train(exp, workdir, held, init_from, programs)
 
 
-def train(exp: Experiment, workdir: Path, held: lock.Held, init_from: str | None = None) -> Outcome:
+def train(
+    exp: Experiment,
+    workdir: Path,
+    held: lock.Held,
+    init_from: str | None = None,
+    programs: Programs | None = None,
+) -> Outcome:
     """As `run`, for who holds the workdir's lock."""
     with disk_errors.reported(workdir):
-        outcome = _train(Trainer(exp, workdir, held.require, init_from=init_from))
+        outcome = _train(Trainer(exp, workdir, held.require, init_from, programs))
     if outcome.finished:
         console.say(f"trained: step {outcome.step} of {exp.total_steps} is saved in {workdir}")
     else:

@@ -28,6 +28,7 @@ VARIANTS = {
         "self_flow",
         "self_conditioning",
         "dit",
+        "study",
     ],
     "lightningdit_ddae_b": ["unconditional", "baseline"],
     "lightningdit_ddae_l": ["unconditional"],

@@ -23,7 +23,7 @@ ROOMS = (
     *("codecs", "data", "metrics", "monitoring", "parallel", "interop", "search", "checkpoint"),
     *("config", "generation", "pipeline", "experiment"),
     # What a run does.
-    *("evaluation", "training", "programs", "api", "modes", "cli"),
+    *("evaluation", "training", "study", "programs", "api", "modes", "cli"),
 )
 # Below these nobody sees a ConfigDict.
 CONFIG = ROOMS.index("config")
