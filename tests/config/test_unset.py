@@ -18,6 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 FIELDS = {
     "train.images": 640,
     "train.epochs": 2.5,
+    "train.only": "readouts",
+    "study.baseline": "plain",
     "log.peak_tflops": 989.5,
     "objective.teacher_decay": 0.999,
     "sample.readout": 1,
@@ -40,6 +42,9 @@ def get_config() -> ConfigDict:
     c = tiny.get_config()
     c.evaluate.features = base.get_config().evaluate.features
     c.data = imagenet.va_vae("no_data")
+    # Of empty sections a flat config says nothing.
+    c.study.methods = ConfigDict({"plain": {"overrides": {"model": {"depth": 3}}}})
+    c.select.values = ConfigDict({"model": {"depth": (2, 3)}})
     return c
 
 
