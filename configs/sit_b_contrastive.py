@@ -7,9 +7,9 @@ published neither code nor settings of it. Samples have random labels and no gui
 1.0), as those of configs/sit_b_dispersive.py. `--config.objective.terms.contrastive.weight=0` is
 the run without the term, for comparison.
 
-The term compares an image with the mean token after block 6. SD-VAE's layouts hold no flipped
-copies, so the teacher sees the same latent; from images (`:image_folder`, `:tfds_images`) it can
-see the mirror image: `--config.objective.terms.contrastive.view=mirrored`.
+The term tells images apart by their mean token after block 6. The layouts of SD-VAE's latents hold
+no flipped copies: the teacher sees the latent turned left to right, which is nearly that of the
+mirror image; from images (`:image_folder`, `:tfds_images`) that of the mirror image itself.
 
 Expected, by FLOPs at 45 % of an H100's peak and not measured: 10 GPU hours.
 """
@@ -27,7 +27,7 @@ def get_config(source: str = "") -> ConfigDict:
             "depth": 6,
             "tau": 0.2,
             "teacher_time": 0.1,
-            "view": "same",
+            "view": "mirrored",
             "hidden_size": 1536,  # twice the network's
             "features": 256,
         }

@@ -214,12 +214,8 @@ class Codec(Protocol):
         """
         ...
 
-    def can_mirror(self, stored_shape: tuple[int, ...]) -> bool:
-        """Returns whether `mirrored` can be had of what is stored."""
-        ...
-
-    def mirrored(self, stored: Array, key: Key, weights: Params) -> Latents:
-        """Latents of the mirror images of those that `latent` gives under the same key."""
+    def turned(self, key: Key, rows: int) -> Bool[Array, "b"]:
+        """Which examples `latent` sees as mirror images under this key, where it may choose."""
         ...
 
     def decoder_weights(self) -> Params:

@@ -30,12 +30,5 @@ class AsStored(WithoutWeights):
     ) -> Latents:
         return mirror(stored, mirrored)
 
-    def can_mirror(self, stored_shape: tuple[int, ...]) -> bool:
-        return True
-
-    def mirrored(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
-        """The latents themselves turned about: these are made up, and no image is behind them."""
-        return stored[:, :, ::-1]
-
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         return to_uint8.false_colours(x)

@@ -56,11 +56,6 @@ def _scaled(images: UInt8[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def _turned(key: Key, rows: int) -> Bool[Array, "b"]:
-    """Whether it is the flipped copy that a step sees of each example."""
-    return jax.random.bernoulli(key, shape=(rows,))
-
-
 @dataclass(frozen=True)
 class Autoencoder(ABC):
     """Fields and rules that both share."""
@@ -135,6 +130,9 @@ class Autoencoder(ABC):
             )
         return self._read(ENCODER)
 
+    def turned(self, key: Key, rows: int) -> Bool[Array, "b"]:
+        return jnp.zeros(rows, bool)
+
     def decoder_weights(self) -> Params:
         return self._read(DECODER) if self.weights else {}
 
@@ -176,13 +174,6 @@ class SdVae(Autoencoder):
             stored = self.to_store(stored, weights, key)
         mean, std = jnp.split(stored, 2, axis=-1)
         return sd_vae.SCALE * (mean + std * jax.random.normal(key, mean.shape, mean.dtype))
-
-    def can_mirror(self, stored_shape: tuple[int, ...]) -> bool:
-        """Of images: the layouts of its latents hold no flipped copies."""
-        return are_images(stored_shape)
-
-    def mirrored(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
-        return self.latent(stored[:, :, ::-1], jax.random.fold_in(key, 1), weights)
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:
@@ -288,7 +279,7 @@ class VaVae(Autoencoder):
         """As `Codec.latent`: None mirrors half of the examples at random."""
         mean, std = self._statistics
         if mirrored is None:
-            mirrored = _turned(key, len(stored))
+            mirrored = self.turned(key, len(stored))
         if are_images(stored.shape[1:]):
             images = mirror(stored, mirrored)
             keys = jax.random.split(jax.random.fold_in(key, 1), len(stored))
@@ -296,13 +287,8 @@ class VaVae(Autoencoder):
         plain, twin = jnp.split(stored, 2, axis=-1)
         return (jnp.where(mirrored[:, None, None, None], twin, plain) - mean) / std
 
-    def can_mirror(self, stored_shape: tuple[int, ...]) -> bool:
-        return True
-
-    def mirrored(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
-        """The other of the two copies."""
-        turned = ~_turned(key, len(stored))
-        return self.latent(stored, jax.random.fold_in(key, 2), weights, turned)
+    def turned(self, key: Key, rows: int) -> Bool[Array, "b"]:
+        return jax.random.bernoulli(key, shape=(rows,))
 
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         if not weights:

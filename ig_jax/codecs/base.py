@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from ig_jax import pytree
-from ig_jax.types import Params
+from ig_jax.types import Key, Params
 
 
 class WithoutWeights:
@@ -21,6 +21,9 @@ class WithoutWeights:
 
     def decoder_weights(self) -> Params:
         return {}
+
+    def turned(self, key: Key, rows: int) -> Bool[Array, "b"]:
+        return jnp.zeros(rows, bool)
 
 
 def mirror(stored: Array, mirrored: Bool[Array, "b"] | None) -> Array:

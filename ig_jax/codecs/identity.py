@@ -31,12 +31,6 @@ class Identity(WithoutWeights):
     ) -> Latents:
         return mirror(stored, mirrored).astype(jnp.float32) / 127.5 - 1
 
-    def can_mirror(self, stored_shape: tuple[int, ...]) -> bool:
-        return True
-
-    def mirrored(self, stored: Array, key: Key, weights: Params = NONE) -> Latents:
-        return self.latent(stored[:, :, ::-1], key, weights)
-
     def decode(self, x: Latents, weights: Params = NONE) -> Images:
         """Clamped and rounded half up, the inverse of `latent` on 8-bit images."""
         return to_uint8.to_uint8_rounded(x)

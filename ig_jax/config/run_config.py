@@ -173,7 +173,6 @@ def _check_terms(c: Config, predicts_variance: bool) -> None:
             term.check_groups(c.objective.groups)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}: {error}") from error
-        _check_mirror(c, name)
         if term.needs.variance and not isinstance(c.process, DDPM):
             raise ConfigError(
                 f"objective.terms.{name}: bounds a step of DDPM, but process.name = "
@@ -186,17 +185,6 @@ def _check_terms(c: Config, predicts_variance: bool) -> None:
                 f"{shown(c.raw['model']['name'])} does not predict; set it to dit, or remove this "
                 "term"
             )
-
-
-def _check_mirror(c: Config, name: str) -> None:
-    """Raises ConfigError where a term reads latents of mirror images, and there are none."""
-    codec = c.data.codec
-    if c.objective.terms[name].needs.mirrored and not codec.can_mirror(c.data.source.stored_shape):
-        raise ConfigError(
-            f"objective.terms.{name}: reads the latents of mirror images, but data.source holds "
-            f"latents of {c.raw['data']['codec']['name']!r}, without flipped copies; train on "
-            "images, or choose a view that needs none"
-        )
 
 
 def _check_sampling(c: Config) -> None:

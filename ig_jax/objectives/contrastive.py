@@ -12,8 +12,9 @@ would see every image twice. Here it sees the image of the batch, as without the
 choice of the other view leaves no trace in what is generated, and needs no condition.
 
 The teacher's view x' has noise of its own, its label is not dropped, and its time t' is fixed. It
-is the mirror image ("mirrored"): of stored latents the other of the two copies, of images a flipped
-and encoded one; or the very latent of the batch ("same"), where latents have no flipped copies.
+is the mirror image ("mirrored"): of VA-VAE's latents the other of the two stored copies, of those
+of the SD-VAE the latent turned left to right, of images the flipped one, encoded; or the very
+latent of the batch ("same"), where left and right are not alike.
 
 Projector: D -> H -> H -> F, predictor: F -> H -> F, without biases; each layer is normalized over
 the batch, by its own statistics alone, then scaled, shifted and cut below 0, but for the last ones.

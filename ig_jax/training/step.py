@@ -131,13 +131,13 @@ def noise(
     seed: Array | int | None = None,
 ) -> Noised:
     """Latents of a batch, and its randomness at (seed, step); for the rest see `train_step`."""
-    seed = exp.config.seed if seed is None else seed
+    seed, stored = exp.config.seed if seed is None else seed, batch["stored"]
     codec, key = exp.config.data.codec, prng.key(seed, "codec", step)
-    x0 = codec.latent(batch["stored"], key, encoder)
-    draws = exp.objective.draw(prng.key(seed, "train", step), x0)
-    mirrored = None
+    x0, mirrored = codec.latent(stored, key, encoder), None
     if exp.objective.mirrors:
-        mirrored = codec.mirrored(batch["stored"], key, encoder)
+        others = ~codec.turned(key, len(stored))
+        mirrored = codec.latent(stored, prng.key(seed, "mirrored", step), encoder, others)
+    draws = exp.objective.draw(prng.key(seed, "train", step), x0)
     return Noised(x0, batch["label"], draws, mirrored)
 
 

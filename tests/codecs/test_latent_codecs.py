@@ -112,49 +112,17 @@ def test_a_flipped_copy_stands_for_the_mirror_image(shards):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_mirrored_latent_is_the_other_of_the_twins(shards):
-    codec = VaVae(statistics=str(shards / "latents_stats.pt"), weights="")
-    stored = np.random.default_rng(0).standard_normal((40, 2, 2, 64), np.float32)
-    mean, std = np.linspace(0, 1, 32, dtype=np.float32), np.linspace(1, 4, 32, dtype=np.float32)
+def test_a_codec_says_which_examples_it_mirrors_of_itself(shards):
+    codec = VaVae(None, statistics=str(shards / "latents_stats.pt"))
+    stored = jnp.asarray(np.random.default_rng(4).standard_normal((40, 2, 2, 64)), jnp.float32)
     key = jax.random.key(5)
-    seen, other = (f(jnp.asarray(stored), key) for f in (codec.latent, codec.mirrored))
-    plain, flipped = ((x - mean) / std for x in np.split(stored, 2, axis=-1))
-    turned = np.isclose(seen, flipped, atol=1e-5).all(axis=(1, 2, 3))
+    turned = codec.turned(key, 40)
     assert 0 < turned.sum() < 40
-    np.testing.assert_allclose(
-        other, np.where(turned[:, None, None, None], plain, flipped), atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("codec", [SdVae(""), VaVae("")], ids=lambda c: c.name)
-def test_the_mirrored_latent_of_an_image_is_that_of_the_flipped_image(codec, monkeypatch):
-    """Encoders that tell left from right, and add a draw of their own key."""
-    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
-
-    def halves(images):
-        sides = jnp.stack([images[:, :, :8].mean((1, 2, 3)), images[:, :, 8:].mean((1, 2, 3))])
-        return sides.T.reshape(-1, 1, 2, 1)
-
-    zero = {"to_store": lambda _, x, w, k: jnp.concatenate([halves(x), 0 * halves(x)], axis=-1)}
-    zero["_draw"] = lambda _, x, w, k: halves(x)
-    zero["_statistics"] = (np.float32(0), np.float32(1))
-    for name in {"sd_vae": ["to_store"], "va_vae": ["_draw", "_statistics"]}[codec.name]:
-        monkeypatch.setattr(type(codec), name, zero[name])
-    key, stored = jax.random.key(1), jnp.asarray(images)
-    assert codec.can_mirror(images.shape[1:])
-    seen, other = codec.latent(stored, key, {}), codec.mirrored(stored, key, {})
-    np.testing.assert_allclose(other, seen[:, :, ::-1], rtol=1e-6)
-    assert np.all(seen != other)
-
-
-def test_moments_have_no_mirror_image_and_a_term_that_reads_it_is_refused(moments):
-    c = settings(imagenet.sd_vae("npy_folder", str(moments)))
-    c.objective.terms.contrastive = {"weight": 0.1, "depth": 1}
-    message = "contrastive: reads .* mirror images, but data.source holds latents of 'sd_vae'"
-    with pytest.raises(UserError, match=message):
-        run_config.parse(c, jax.device_count())
-    c.objective.terms.contrastive.view = "same"
-    run_config.parse(c, jax.device_count())
+    seen = codec.latent(stored, key)
+    np.testing.assert_array_equal(codec.latent(stored, key, {}, turned), seen)
+    assert np.all(codec.latent(stored, key, {}, ~turned) != seen)
+    for other in (Identity(), AsStored(), SdVae(None)):
+        assert other.turned(key, 40).shape == (40,) and not np.any(other.turned(key, 40))
 
 
 @pytest.mark.parametrize("which", ["sd_vae", "va_vae"])

@@ -298,7 +298,7 @@ def test_clipping_sees_the_gradient_of_network_and_heads_as_one():
     state = step.init_state(exp)
     sizes = {"params": 3.0, "terms": 4.0}
 
-    def gradients(params, batch, teacher, number):
+    def gradients(params, batch, teacher, number, frozen):
         net, terms = parted(jax.tree.map(jnp.zeros_like, params))
         net["final_layer"]["linear"]["bias"] += sizes["params"] / 2  # of 4 numbers
         terms["sra2"]["fc5"]["bias"] += sizes["terms"] / 2

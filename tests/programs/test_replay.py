@@ -128,7 +128,7 @@ def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
     averages = jax.tree.map(lambda x: x + 1, state.ema)
     before = jax.device_get((state.params, averages))
 
-    def gradients(params, batch, teacher, step):
+    def gradients(params, batch, teacher, step, frozen):
         return jax.tree.map(jax.numpy.ones_like, params), {}
 
     state = state.replace(opt_state=guard, ema=averages)
