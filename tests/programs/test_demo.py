@@ -79,7 +79,7 @@ def test_running_the_demo_again_trains_no_more_and_judges_the_same(workdir, resu
 
 def test_a_demo_stopped_while_training_judges_nothing(tmp_path, monkeypatch):
     stopped = replace(tiny.trained().outcome, step=3, finished=False, stopped_by="SIGTERM")
-    monkeypatch.setattr(trainer, "train", lambda exp, workdir, held: stopped)
+    monkeypatch.setattr(trainer, "train", lambda exp, workdir, held, init_from: stopped)
     with pytest.raises(Stopped, match="SIGTERM"):
         demo.run(tiny.experiment(), tmp_path, 0.0)
     assert list(tmp_path.iterdir()) == []

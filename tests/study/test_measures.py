@@ -20,8 +20,10 @@ PROBE = LinearProbe((2, 1), 0.25)
 @pytest.fixture
 def evaluator(monkeypatch):
     """One that knows two measures, and takes no time to make."""
-    names = ("shows_readout", "decode", "extract", "rows", "compute", "record")
-    stub = SimpleNamespace(metrics=("fd", "recall"), **dict.fromkeys(names))
+    names = ("decode", "extract", "rows", "compute", "record")
+    stub = SimpleNamespace(
+        metrics=("fd", "recall"), shows_readout=False, **dict.fromkeys(names, repr)
+    )
     monkeypatch.setattr(measures, "make_evaluator", lambda config, mesh: (stub, None))
 
 

@@ -158,11 +158,11 @@ def test_a_script_that_runs_several_programs_learns_that_one_was_asked_to_stop(
     tmp_path, monkeypatch, finished
 ):
     outcome = replace(tiny.trained().outcome, finished=finished, stopped_by="SIGTERM")
-    monkeypatch.setattr(train, "run", lambda exp, workdir: outcome)
+    monkeypatch.setattr(train, "run", lambda exp, workdir, init_from: outcome)
     with pytest.raises(Stopped, match="SIGTERM"):
         modes.run(tiny.settings(), workdir=str(tmp_path))
     assert issubclass(Stopped, KeyboardInterrupt)
-    monkeypatch.setattr(train, "run", lambda exp, workdir: tiny.trained().outcome)
+    monkeypatch.setattr(train, "run", lambda exp, workdir, init_from: tiny.trained().outcome)
     assert modes.run(tiny.settings(), workdir=str(tmp_path)) is tiny.trained().outcome
 
 
