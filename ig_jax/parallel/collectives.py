@@ -159,6 +159,7 @@ def over_devices(
         step: jax.Array | int = 0,
         frozen: Params = NONE,
     ) -> tuple[Params, Mapping[str, Any]]:
+        frozen = dict(frozen)  # a pytree, which a read-only {} is not
         placed = placements(mesh, axes, {**frozen, **params})
 
         def reduce(path: str, grad: jax.Array) -> jax.Array:

@@ -239,6 +239,7 @@ def test_what_is_told_comes_through_the_metadata():
         **{"num_classes": 5, "path": "cosine", "prediction": "noise", "process": "flow"},
         **{"time_scale": 1000.0, "mlp_ratio": 4.0, "label_drop": 0.1, "codec": "identity"},
         rounding=to_uint8.ROUNDED,
+        self_conditioning={"tap": 2, "normalise": True, "scaling": "none", "stop_gradient": True},
     )
     assert all(everything[field] is not None for field in declared.FIELDS)
     back = declared.of_metadata(declared.to_metadata(everything))

@@ -110,7 +110,7 @@ def test_a_workdir_is_expanded_and_a_url_refused_before_anything_is_made(tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr(modes, "_train", lambda exp, workdir: seen.append(workdir))
+    monkeypatch.setattr(modes, "_train", lambda exp, workdir, start: seen.append(workdir))
     modes.run(tiny.settings(), workdir="~/runs/x")
     assert seen == [tmp_path / "home" / "runs" / "x"]
     for mode in modes.MODES:

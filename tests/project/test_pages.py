@@ -92,6 +92,7 @@ def at_toy_size(words: list[str]) -> list[str]:
         .replace("_depth=8", "_depth=1")
         .replace("readout=12", "readout=1")
         for word in words
+        if not word.startswith("--config.model.readouts=")  # repeated, it would be added to
     ]
     return placed + [f"--config.{name}={value}" for name, value in changes.items()]
 
