@@ -97,6 +97,7 @@ def test_a_measurement_is_that_of_the_run_s_own_samples(workdir, record):
     assert measured["nearest"] == pytest.approx(found["nearest"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_study_killed_while_sampling_goes_on_with_the_samples_that_are_left(
     workdir, tmp_path, monkeypatch
 ):
@@ -134,6 +135,7 @@ def choice(**select):
     return c
 
 
+@pytest.mark.slow
 def test_candidates_are_trained_once_and_ranked(tmp_path, monkeypatch):
     found = modes.run(choice(), workdir=str(tmp_path), mode="select")
     own, other = "weight=0.5", "weight=0.1"

@@ -43,6 +43,7 @@ def single():
     return programs, initial, programs.train(state)
 
 
+@pytest.mark.slow
 def test_two_devices_that_share_every_weight_train_as_one_does(single):
     _, initial, (state, metrics) = single
     programs = meshes.Programs(meshes.experiment((1, 2, 1), RUN))
