@@ -15,19 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ig_jax.study.paired import Interval, interval, paired
+
 DEPTHS, TIME = (2, 4), 0.1
-# Quantiles of Student's t at 97.5 %, by degrees of freedom.
-QUANTILES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
 
 def train(variant: str, seed: int, workdir: Path) -> None:
@@ -48,26 +45,12 @@ def train(variant: str, seed: int, workdir: Path) -> None:
 
 def probe(workdir: Path) -> dict[str, float]:
     """Accuracy of a linear classifier on mean tokens, by depth."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     import ig_jax
     from ig_jax.data.sources.digits import Digits
+    from ig_jax.study import probe
 
-    pipe, parts = ig_jax.load(workdir), {}
-    for split in ("train", "held_out"):
-        data = Digits(split)
-        rows = data.batch(np.arange(len(data)))
-        tokens = pipe.features(rows["stored"], t=TIME, depths=DEPTHS)
-        parts[split] = {d: np.asarray(x).mean(axis=1) for d, x in tokens.items()}, rows["label"]
-    accuracy = {}
-    for depth in DEPTHS:
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        model.fit(parts["train"][0][depth], parts["train"][1])
-        features, labels = parts["held_out"]
-        accuracy[f"probe of block {depth}"] = float(model.score(features[depth], labels))
-    return accuracy
+    found = probe.accuracy(ig_jax.load(workdir), Digits("train"), DEPTHS, TIME, seed=0)
+    return {f"probe of block {d}": found[probe.name(d, TIME)] for d in DEPTHS}
 
 
 def measure(workdir: Path) -> dict[str, float]:
@@ -82,11 +65,9 @@ def measure(workdir: Path) -> dict[str, float]:
     return found | probe(workdir)
 
 
-def interval(values: list[float]) -> str:
+def text(found: Interval) -> str:
     """Mean and half of its 95 % interval."""
-    n = len(values)
-    half = QUANTILES[n - 1] * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    return f"{np.mean(values):.3f} ± {half:.3f}"
+    return f"{found.mean:.3f} ± {found.half:.3f}"
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
@@ -101,8 +82,9 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
                 cells.append("–")
                 continue
             values = [run[name] for run in runs]
-            change = [a - b[name] for a, b in zip(values, first, strict=True)]
-            cells.append(interval(values) + (f" ({interval(change)})" if runs is not first else ""))
+            change = paired(values, [run[name] for run in first])
+            minus = f" ({text(change)})" if runs is not first else ""
+            cells.append(text(interval(values)) + minus)
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

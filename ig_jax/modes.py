@@ -41,14 +41,25 @@ from ig_jax.programs import (
 from ig_jax.programs.dry_run import describe
 from ig_jax.training import trainer
 
-MODES = (
+TRAINING = ("train", "demo")
+_TABLES = {"study": study, "select": select}  # of many runs
+_PROGRAMS = {
+    "sample": sample,
+    "evaluate": evaluate,
+    "search": search,
+    "prepare": prepare,
+    "reference": reference,
+    "replay": replay,
+    "visualize": visualize,
+    "probe": probe,
+    **_TABLES,
+}
+MODES = (  # in the order that users see
     *("train", "sample", "evaluate", "search", "demo", "prepare", "reference"),
     *("replay", "visualize", "probe", "study", "select"),
 )
 # In one process.
 ALONE = ("search", "demo", "replay", "visualize", "probe", "study", "select")
-TRAINING = ("train", "demo")
-_TABLES = {"study": study, "select": select}  # of many runs
 CONVERSIONS = ("import", "export")  # of files; without a config
 DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 
@@ -134,27 +145,9 @@ def run(
         raise UserError(shortage)
     if mode == "train":
         return _train(exp, folder, init_from)
-    if mode == "sample":
-        return sample.run(exp, folder)
-    if mode == "evaluate":
-        return evaluate.run(exp, folder)
-    if mode == "prepare":
-        return prepare.run(exp, folder)
-    if mode == "reference":
-        return reference.run(exp, folder)
-    if mode == "search":
-        return search.run(exp, folder)
-    if mode == "replay":
-        return replay.run(exp, folder)
-    if mode == "visualize":
-        return visualize.run(exp, folder)
-    if mode == "probe":
-        return probe.run(exp, folder)
-    if mode == "study":
-        return study.run(exp, folder)
-    if mode == "select":
-        return select.run(exp, folder)
-    return demo.run(exp, folder, import_seconds, init_from)
+    if mode == "demo":
+        return demo.run(exp, folder, import_seconds, init_from)
+    return _PROGRAMS[mode].run(exp, folder)
 
 
 def _train(exp: Experiment, workdir: Path, init_from: str | None) -> trainer.Outcome:

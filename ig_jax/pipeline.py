@@ -139,10 +139,7 @@ class Pipeline:
         scales = {"ig": ig, "cfg": cfg, "autoguidance": autoguidance}
         guidances = requests.guidances(self.sampling, scales, guided=guide is not None)
         self._check_guidances(guidances, guide)
-        readouts = self.net.settings.readouts
-        if readout is not None and readout not in readouts:
-            has = f"be one of {', '.join(map(str, readouts))}" if readouts else "be left out"
-            raise UserError(f"readout = {shown(readout)}: must {has}, by this network's readouts")
+        requests.require_readout(self.net.settings.readouts, readout)
         chosen = requests.sampler(self.sampling, sampler, steps)
         self._check_sampler(chosen)
         y = requests.labels(self.sampling, self.num_classes, labels, num, seed)

@@ -215,7 +215,7 @@ class Codec(Protocol):
         ...
 
     def turned(self, key: Key, rows: int) -> Bool[Array, "b"]:
-        """Which examples `latent` sees as mirror images under this key, where it may choose."""
+        """The examples that `latent` sees as mirror images under this key, where it may choose."""
         ...
 
     def decoder_weights(self) -> Params:

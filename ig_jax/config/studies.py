@@ -59,7 +59,7 @@ class Method:
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Where the features of the linear classifier are taken."""
+    """Blocks and time at which the features of the linear classifier are taken."""
 
     blocks: tuple[int, ...]
     time: float

@@ -31,7 +31,7 @@ POOL = {"mean": jnp.mean, "max": jnp.max}
 
 
 def inputs_of(pipeline: Pipeline, stored_shape: tuple[int, ...], mesh: Mesh) -> dict[str, Params]:
-    """What `features_at` reads: parameters in the type that computes with them, and the encoder's.
+    """Inputs of `features_at`: parameters in the type that computes with them, and the encoder's.
 
     Raises:
       UserError: images are stored, and the codec's file is not named or cannot be read.

@@ -145,7 +145,7 @@ class Prober:
         return Right(int(totals[0]), None if bank is None else int(totals[1]))
 
     def _remember(self, source: Source, seen: Callable[..., Array]) -> Bank:
-        """What `seen` gives of all images of a source with one cell."""
+        """Features, by `seen`, of all images of a source with one cell."""
         features, labels = [], []
         with console.progress(len(source), unit="image", what="remembering") as bar:
             for rows, n in self._batches(source):

@@ -49,7 +49,7 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
-    """What probing found.
+    """Results of probing.
 
     Attributes:
       times, blocks: of the grid.

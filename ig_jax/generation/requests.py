@@ -82,6 +82,13 @@ def guidances(
     return settings
 
 
+def require_readout(readouts: tuple[int, ...], requested: int | None) -> None:
+    """Raises UserError where a network with these readouts has not the requested one."""
+    if requested is not None and requested not in readouts:
+        has = f"be one of {', '.join(map(str, readouts))}" if readouts else "be left out"
+        raise UserError(f"readout = {shown(requested)}: must {has}, by this network's readouts")
+
+
 def sampler(sampling: Sample, requested: str | Sampler | None, steps: int | None) -> Sampler:
     """The sampler: by name, as it is requested, or the run's own; with another number of steps.
 

@@ -221,7 +221,7 @@ class Objective:
 
     @property
     def mirrors(self) -> bool:
-        """Whether a term reads the latents of mirror images."""
+        """Returns whether a term reads the latents of mirror images."""
         return any(term.needs.mirrored for term in self.terms.values())
 
     @property

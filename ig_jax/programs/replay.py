@@ -27,6 +27,7 @@ from ig_jax.optim.train_state import TrainState, trained
 from ig_jax.parallel.mesh import replicate_locally, replicated, to_global
 from ig_jax.training import step as training_step
 from ig_jax.training import trainer
+from ig_jax.training.restore import restore
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -48,7 +49,7 @@ def _state_before(exp: Experiment, workdir: Path, step: int) -> tuple[TrainState
         older = [earlier for earlier in checkpoints.all_steps() if earlier < step]
         if not older:
             return training_step.init_state(exp), 0, 0
-        state, start = trainer.restore(exp, checkpoints, older[-1])
+        state, start = restore(exp, checkpoints, older[-1])
         return state, older[-1], start
     finally:
         checkpoints.close()

@@ -23,7 +23,7 @@ from ig_jax.study.measures import LOSS, Bench
 
 
 def describe(exp: Experiment, workdir: Path) -> str:
-    """What `run` would do. Raises UserError where a candidate cannot be."""
+    """Describes the runs that `run` would make. Raises UserError where a candidate cannot be."""
     chosen = choices.study_of(exp.config.raw, exp.config.select)
     return methods.describe(methods.rows(exp, chosen, workdir), chosen.seeds)
 

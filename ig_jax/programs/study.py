@@ -16,7 +16,7 @@ from ig_jax.study.measures import Bench
 
 
 def describe(exp: Experiment, workdir: Path) -> str:
-    """What `run` would do. Raises UserError where a method cannot be."""
+    """Describes the runs that `run` would make. Raises UserError where a method cannot be."""
     study = exp.config.study
     return methods.describe(methods.rows(exp, study, workdir), study.seeds)
 

@@ -99,7 +99,7 @@ class Cells:
             yield folder
 
     def _is_same(self, row: Row, seed: int) -> bool:
-        """Whether a cell was begun with these settings; False if it was not begun.
+        """Returns whether a cell was begun with these settings; False if it was not begun.
 
         Raises:
           UserError: it was with others.
@@ -157,7 +157,7 @@ class Cells:
         return weights(row.of_seed(seed), folder, step or row.exp.total_steps, which)
 
     def _is_done(self, row: Row, seed: int) -> bool:
-        """Whether a cell holds all measures that are asked for."""
+        """Returns whether a cell holds all measures that are asked for."""
         file = self.folder(row.name, seed) / ROW
         if not file.exists():
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -32,17 +33,14 @@ LOSS, PROBE = "loss", "probe"
 
 def weights(exp: Experiment, workdir: Path, step: int, which: str) -> Params:
     """Weights of a step of a run, whole on each device; `which` is as `sample.weights`."""
-    checkpoints = checkpoint_manager.of_run(workdir, "--workdir")
-    try:
+    with closing(checkpoint_manager.of_run(workdir, "--workdir")) as checkpoints:
         checkpoints.require_step(step, "step")
         params = checkpoints.weights(step, which, exp.replicated_params)
-    finally:
-        checkpoints.close()
     return replicate_locally(exp.mesh, params)
 
 
 def cost(exp: Experiment, workdir: Path) -> dict[str, float]:
-    """What training a run took.
+    """Cost of training a run.
 
     train_flops: of all gradients, on paper (`monitoring.flops`).
     train_seconds: steps times the median seconds of a step, so that neither compiling nor a pause
@@ -93,7 +91,7 @@ class Bench:
 
     @property
     def samples(self) -> bool:
-        """Whether anything that is asked for takes samples."""
+        """Returns whether anything that is asked for takes samples."""
         return bool(set(self._measures) - {LOSS, PROBE})
 
     @property

@@ -62,7 +62,7 @@ class Row:
 
 
 def describe(rows: Mapping[str, Row], seeds: tuple[int, ...]) -> str:
-    """What there is to train and to measure, in lines."""
+    """Lists all that there is to train and to measure, in lines."""
     lines, total = [], 0
     for name, row in rows.items():
         c, steps = row.exp.config, row.exp.total_steps

@@ -20,7 +20,7 @@ def name(block: int, time: float) -> str:
 
 
 def heading(measure: str) -> str:
-    """What a table calls it."""
+    """Heading of a measure in a table."""
     _, block, time = measure.split("_")
     return f"linear probe %, block {block}, t = {time}"
 

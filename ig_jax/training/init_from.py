@@ -7,10 +7,9 @@ fresh; fresh self-conditioning changes nothing of what the network computes.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.checkpoint.manager import CheckpointError, Checkpoints
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.io import paths
+from ig_jax.io import files, paths
 from ig_jax.monitoring import console
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import TrainState
@@ -43,15 +42,14 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def recorded(workdir: Path) -> dict[str, Any] | None:
-    """What a run was started from, as its config.json says; None: from fresh weights."""
-    try:
-        return json.loads((workdir / "config.json").read_text()).get("init_from")
-    except (OSError, ValueError, AttributeError):
-        return None
+    """The start of a run as its config.json has it, as `parsed`; None: fresh weights."""
+    with suppress(UserError, AttributeError):
+        return files.read_json(workdir / "config.json").get("init_from")
+    return None
 
 
 def chosen(workdir: Path, given: str | None, *, begun: bool) -> dict[str, Any] | None:
-    """What the run in `workdir` starts, or has started, from.
+    """The start of the run in `workdir`, as `parsed`; None: fresh weights.
 
     Args:
       given: the flag.

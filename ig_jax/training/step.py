@@ -192,7 +192,7 @@ def _compiled(dispatch: Callable[..., Any], exp: Experiment, *more: Any) -> Call
 
 
 class Programs(NamedTuple):
-    """What a run calls."""
+    """The compiled programs of a run."""
 
     init: Callable[[], TrainState]
     dispatch: Dispatch

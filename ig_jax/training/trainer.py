@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from ig_jax.checkpoint import compatibility, versions
-from ig_jax.checkpoint.manager import ARRAY_ITEMS, HEAD_ITEMS, CheckpointError, Checkpoints
+from ig_jax.checkpoint import versions
+from ig_jax.checkpoint.manager import ARRAY_ITEMS, HEAD_ITEMS, Checkpoints
 from ig_jax.data import loader
 from ig_jax.errors import UserError
 from ig_jax.evaluation import during_training
@@ -36,56 +36,11 @@ from ig_jax.parallel import lock
 from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
 from ig_jax.training import init_from as init_from_run
-from ig_jax.training import preview, resume_changes
+from ig_jax.training import preview
+from ig_jax.training.restore import restore
 from ig_jax.training.step import Metrics, Programs, init_state, make_dispatch
 
 FAILURE = "not_finite.json"  # the step at which a loss was no number
-
-
-def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[TrainState, int]:
-    """The state of a checkpoint, and the number of its next batch.
-
-    Raises:
-      CheckpointError: it was made under settings that this run does not go on from.
-    """
-    if step == 0:
-        return _from_import(exp, checkpoints), 0
-    checkpoints.require(step, exp.config.raw, compatibility.CONTINUES)
-    meta = checkpoints.meta(step)
-    state = checkpoints.restore(step, exp.abstract_state)
-    for line in resume_changes.describe_changes(exp, meta["config"], step):
-        console.say(line)
-    return state, meta["data"]["next_index"]
-
-
-def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
-    """The state of step 0 with what somebody imported: weights, or an optimizer's state too.
-
-    Nothing was trained under its settings, so all but the network may differ from them, and with an
-    optimizer's state all but what that depends on. Each average starts from the imported one.
-    """
-    c, like, workdir = exp.config, exp.abstract_state, checkpoints.workdir
-    checkpoints.require(0, c.raw, compatibility.SAMPLES)
-    average = checkpoints.weights(0, "ema", like.params)
-    averages = ema.init(average, c.train.ema_decays)
-    if checkpoints.imported(0) != "state":
-        console.say(f"starting from the weights in {workdir}")
-        state, held = init_state(exp), checkpoints.heads(0)
-        if held and set(held) <= like.terms.keys():
-            heads = checkpoints.terms(0, {name: like.terms[name] for name in held})
-            state = state.replace(terms={**state.terms, **heads})
-        return state.replace(params=average, ema=averages)
-    fix = "use those of its optimizer, or import the weights without --training_state"
-    checkpoints.require(0, c.raw, compatibility.UPDATES, fix)
-    held = checkpoints.heads(0)
-    if set(held) != exp.abstract_terms.keys():
-        raise CheckpointError(
-            f"objective.terms: train heads of {', '.join(exp.abstract_terms) or 'none'}, but the "
-            f"imported optimizer's state covers {', '.join(held) or 'none'}: train those, or "
-            "import the weights without --training_state"
-        )
-    console.say(f"starting from the weights and the optimizer's state in {workdir}")
-    return checkpoints.restore(0, like.replace(ema=None)).replace(ema=averages)
 
 
 def steps_until(step: int, per_dispatch: int, *events: int) -> int:
