@@ -126,7 +126,7 @@ class Experiment:
     @cached_property
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the network's parameters."""
-        return jax.eval_shape(self.net.init, jax.random.key(0))
+        return self.net.abstract_params
 
     @cached_property
     def abstract_terms(self) -> Params:
@@ -150,7 +150,10 @@ class Experiment:
     def fresh_state(self, seed: jax.Array | None = None) -> TrainState:
         """A state of step 0, as a pure function; of the run's own seed where none is given."""
         key = prng.key(self.config.seed if seed is None else seed, "init")
-        params, terms = self.net.init(key), self.objective.init(key)
+        return self._state(self.net.init(key), self.objective.init(key))
+
+    def _state(self, params: Params, terms: Params) -> TrainState:
+        """The state of step 0 with these parameters."""
         averages = ema.init(params, self.config.train.ema_decays)
         only = self.config.train.only
         opt_state = self.optimizer.init(trained(params, terms, only))
@@ -164,7 +167,8 @@ class Experiment:
         Raises:
           UserError: a parameter cannot be split as the mesh asks.
         """
-        return partitioning.abstract(self.mesh, self.axes, jax.eval_shape(self.fresh_state))
+        state = jax.eval_shape(self._state, self.abstract_params, self.abstract_terms)
+        return partitioning.abstract(self.mesh, self.axes, state)
 
     @property
     def replicated_params(self) -> Params:

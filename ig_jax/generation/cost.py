@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax
-
 from ig_jax import guidance
 from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidances
@@ -27,7 +25,7 @@ def cost(
     guided = guidance.evaluations(chosen.segments, calls, kind="ig").network
     head = () if chosen.readout is None else (chosen.readout,)
     net, guide = generator.net, generator.guide
-    params = jax.eval_shape(net.init, jax.random.key(0))
+    params = net.abstract_params
     with_head = flops.forward(net, params, heads=head)
     without = flops.forward(net, params, heads=())
     total = guided * with_head + (count.network - guided) * without

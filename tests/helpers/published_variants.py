@@ -27,7 +27,7 @@ def drawn(network, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype),
-        jax.eval_shape(network.init, jax.random.key(0)),
+        network.abstract_params,
     )
 
 
