@@ -11,7 +11,6 @@ from ig_jax.data.sources.digits import Digits
 from ig_jax.errors import UserError
 from ig_jax.generation import batches, variants
 from ig_jax.programs import dry_run, guide_model, run_record, sample
-from ig_jax.training.step import init_state
 
 NUM = 20
 UNGUIDED = {"sample.ig.scale": 1.0, "sample.cfg.scale": 1.0}
@@ -21,7 +20,7 @@ SMALLER = {"model.hidden_size": 8, "model.depth": 3, "model.readouts": (2,)}
 def save(changes, workdir, *steps: int) -> None:
     """Checkpoints of a run that was never trained: drawn weights, of which each step has others."""
     exp = tiny.experiment(changes)
-    state = init_state(exp)
+    state = exp.abstract_state
     checkpoints = checkpoint_manager.Checkpoints(workdir, keep_last=len(steps))
     for step in steps:
         rng = np.random.default_rng(step)

@@ -122,7 +122,9 @@ def allowed(sampler, latents) -> float:
 
 # Another batch size is another program, whose matrix products may add in another order.
 @samplers
-@pytest.mark.parametrize(("batch", "devices"), [(6, 2), (NUM, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("batch", "devices"), [(6, 2), (NUM, 1), pytest.param(1, 1, marks=pytest.mark.slow)]
+)
 def test_a_sample_is_the_same_in_any_batch_size_and_on_any_number_of_devices(
     trained, latents_before, sampler, batch, devices
 ):

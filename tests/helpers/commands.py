@@ -1,7 +1,7 @@
-"""Runs command lines of main.py one after the other, with what they import imported once.
+"""Command lines of main.py: each in a process of its own, or in this one.
 
-Each is a process of its own, forked before JAX has started anything, so it is what a shell would
-have run but for the seconds of importing.
+Those that `run` runs one after the other are forked before JAX has started anything, so that each
+is what a shell would have run but for the seconds of importing.
 """
 
 import os
@@ -33,6 +33,23 @@ def run(commands: list[list[str]], cwd: Path) -> list[tuple[int, str, str]]:
                 status, out, err = (file.read_text() for file in files)
                 results.append((int(status), out, err))
         return results
+
+
+def run_here(command: list[str], monkeypatch) -> int:
+    """Runs one in this process, from the root of the repository; its exit status."""
+    from absl.testing import flagsaver
+
+    from ig_jax import cli
+
+    # ml_collections looks for --config.field=value here, not in what absl is given.
+    monkeypatch.setattr(sys, "argv", ["main.py", *command])
+    monkeypatch.chdir(ROOT)
+    with flagsaver.flagsaver():
+        try:
+            cli.main(cli.parse_flags(sys.argv))
+        except SystemExit as end:
+            return end.code
+    return 0
 
 
 def become(command: list[str], folder: Path, number: int) -> None:

@@ -233,7 +233,11 @@ MUON = {
 }
 
 
-@pytest.fixture(scope="module", params=[{}, MUON], ids=["adamw", "muon"])
+@pytest.fixture(
+    scope="module",
+    params=[{}, pytest.param(MUON, marks=pytest.mark.slow)],
+    ids=["adamw", "muon"],
+)
 def one_device(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TERMS, "blurred", Blurred)
@@ -264,7 +268,12 @@ def grouped():
 
 
 @pytest.mark.parametrize(
-    "mesh", [{"data": 2, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 2, "tensor": 1}], ids=str
+    "mesh",
+    [
+        {"data": 1, "fsdp": 2, "tensor": 1},
+        pytest.param({"data": 2, "fsdp": 1, "tensor": 1}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_devices_train_groups_of_tokens_against_a_teacher_as_one_does(grouped, mesh):
     state, found = grouped
@@ -381,7 +390,7 @@ def test_sampling_and_export_need_no_head_and_show_none(run, tmp_path):
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("item", ["terms", "ema_terms"])
+@pytest.mark.parametrize("item", ["terms", pytest.param("ema_terms", marks=pytest.mark.slow)])
 def test_a_checkpoint_that_lost_its_heads_is_left_out_when_training_goes_on(
     run, tmp_path, capsys, item
 ):
@@ -419,6 +428,7 @@ def test_imported_weights_are_trained_on_with_a_fresh_head(tmp_path):
 # What looks at a run.
 
 
+@pytest.mark.slow
 def test_replay_computes_a_step_with_heads():
     exp = tiny.experiment(ALL, jax.devices()[:1])
     batch = next(loader.batches(exp.config.data.source, 16, 0))

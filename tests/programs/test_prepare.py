@@ -288,7 +288,11 @@ def test_a_layout_of_the_other_codec_is_refused(codec, layout, pictures, weights
 
 @pytest.mark.parametrize(
     ("codec", "layout"),
-    [("sd_vae", "array_record"), ("va_vae", "safetensors_shards"), ("sd_vae", "npy_folder")],
+    [
+        ("sd_vae", "npy_folder"),
+        pytest.param("sd_vae", "array_record", marks=pytest.mark.slow),
+        pytest.param("va_vae", "safetensors_shards", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_preparation_goes_on_to_the_same_bytes(
     codec, layout, few, weights, tmp_path, monkeypatch

@@ -85,6 +85,7 @@ def test_replay_names_the_first_operation_that_gives_no_number():
     assert "called from ig_jax/models/" in found
 
 
+@pytest.mark.slow
 def test_replay_of_a_healthy_step_says_so_and_has_its_loss():
     exp = tiny.experiment(devices=jax.devices()[:1])
     batch = next(loader.batches(exp.config.data.source, 16, 0))

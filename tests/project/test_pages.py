@@ -18,6 +18,7 @@ from PIL import Image
 from published_optimizers import adamw_state, drawn, published_order, squares, tensors
 from torch_pickles import write
 
+from ig_jax import modes
 from ig_jax.data.tfds import format as tfds_format
 from ig_jax.interop import parameter_names
 from ig_jax.io.torch import writer as torch_writer
@@ -67,8 +68,26 @@ def shown(page: str) -> list[list[str]]:
     """The words after `python main.py` of every command on a page."""
     blocks = re.findall(r"```bash\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     lines = [shlex.split(line) for block in blocks for line in block.strip().split("\n")]
-    assert lines and all(words[:2] == ["python", "main.py"] for words in lines)
-    return [words[2:] for words in lines]
+    return [words[2:] for words in lines if words[:2] == ["python", "main.py"]]
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{page.name}: {' '.join(words)}")
+    for page in sorted(DOCS.glob("*.md"))
+    for words in shown(page.name)
+    if not any(word.startswith("--config=runs/") for word in words)  # what an import writes
+]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize("words", COMMANDS)
+def test_flags_and_fields_of_a_command_exist(words, monkeypatch, capsys):
+    """What they do is shown below, at length."""
+    started = []
+    for program in ("run", "import_file", "export_run"):
+        monkeypatch.setattr(modes, program, lambda *given, **named: started.append(given))
+    assert commands.run_here(words, monkeypatch) == 0, capsys.readouterr().err
+    assert len(started) == 1
 
 
 def at_toy_size(words: list[str]) -> list[str]:
@@ -205,6 +224,7 @@ def imagenet(place):
     return run_page("imagenet.md", place)
 
 
+@pytest.mark.slow
 def test_the_way_from_pictures_to_samples_works(imagenet, place):
     assert sum("examples are in data/latents" in said for said in imagenet) == 5
     archives = sorted((place / "runs").glob("*/samples/*/samples.npz"))
@@ -220,6 +240,7 @@ def test_the_way_from_pictures_to_samples_works(imagenet, place):
     assert (place / "data" / "latents-shards" / "latents_rank00_shard000.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_samples_are_judged_as_the_page_says(imagenet, place):
     """The numbers mean nothing: network, Inception and real images are made up."""
     told = [said for said in imagenet if "FID" in said]
@@ -246,6 +267,7 @@ def checkpoints(imagenet, place):
     return run_page("checkpoints.md", place)
 
 
+@pytest.mark.slow
 def test_the_ways_of_published_checkpoints_work(checkpoints, place):
     assert sum("sample it:" in text for text in checkpoints) == 6
     pictures = list((place / "runs").glob("*_official/samples/*/000000.png"))
@@ -259,6 +281,7 @@ def test_the_ways_of_published_checkpoints_work(checkpoints, place):
     assert "# SiT + Internal Guidance" in card and "imported from a published checkpoint" in card
 
 
+@pytest.mark.slow
 def test_the_ways_of_self_alignment_work(imagenet, place):
     said = run_page("alignment.md", place)
     assert sum("trained: step 50 of 50" in text for text in said) == 3
@@ -267,6 +290,7 @@ def test_the_ways_of_self_alignment_work(imagenet, place):
         assert np.isfinite(json.loads(lines[-1])["loss/self_alignment"])
 
 
+@pytest.mark.slow
 def test_the_ways_of_self_conditioning_work(imagenet, place):
     said = run_page("self_conditioning.md", place)
     assert sum("trained: step 50 of 50" in text for text in said) == 2
@@ -274,6 +298,7 @@ def test_the_ways_of_self_conditioning_work(imagenet, place):
     assert "self-conditioning from block 1 on (a reading of DDAE++" in card
 
 
+@pytest.mark.slow
 def test_every_family_is_probed(checkpoints, place):
     said = run_page("probing.md", place)
     assert sum("Best cell: block" in text for text in said) == 4

@@ -14,7 +14,7 @@ from places import ROOT
 from readme import README, blocks, example
 
 from configs import digits
-from ig_jax import experiment
+from ig_jax import experiment, modes
 from ig_jax.config import run_config
 from ig_jax.data import SOURCES
 from ig_jax.generation import batches
@@ -43,7 +43,16 @@ def harmless(words: list[str]) -> list[str]:
     raise ValueError(f"README.md shows {words!r}, which no rule here knows how to try")
 
 
-def test_the_programs_of_the_readme_parse_and_trace():
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize("words", [w[2:] for w in shown() if is_program(w)], ids=" ".join)
+def test_a_program_of_the_readme_can_be_started(words, monkeypatch, capsys):
+    monkeypatch.setattr(modes, "describe", lambda exp: f"{exp.total_steps} steps")
+    status = commands.run_here([*words, "--dry_run"], monkeypatch)
+    assert status == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_programs_of_the_readme_trace():
     dry = [[*words[2:], "--dry_run"] for words in shown() if is_program(words)]
     for words, (status, _, err) in zip(dry, commands.run(dry, ROOT), strict=True):
         assert status == 0, f"{words}: {err}"

@@ -193,7 +193,7 @@ def test_tensorboard_gets_every_scalar(unbroken):
         assert name.encode() in file.read_bytes()
 
 
-@pytest.fixture(scope="module", params=[6, 18])
+@pytest.fixture(scope="module", params=[6, pytest.param(18, marks=pytest.mark.slow)])
 def resumed(request, tmp_path_factory):
     """The tiny run in two halves; it stops off the grid of its programs. Draws previews."""
     workdir = tmp_path_factory.mktemp("resumed")

@@ -81,8 +81,7 @@ def test_an_implicit_transfer_in_the_loop_raises(trainer):
         trainer.run()
 
 
-@pytest.mark.parametrize("bad_step", [19, 23, 24])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("bad_step", "value"), [(19, np.inf), (23, np.nan), (24, np.nan)])
 def test_a_loss_that_is_no_number_stops_at_its_step_and_is_never_saved(trainer, bad_step, value):
     dispatch = trainer.dispatch
 
