@@ -20,6 +20,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import app, flags
@@ -27,7 +29,9 @@ from ml_collections import ConfigDict, config_flags
 
 import configs
 from configs import published
+from configs import workdir as recorded
 from ig_jax import modes
+from ig_jax.config import kinds
 from ig_jax.errors import UserError
 from ig_jax.io import paths
 from ig_jax.monitoring import library_logs
@@ -58,6 +62,9 @@ flags.DEFINE_string(
     "train, demo: start from the weights of another run, WORKDIR or WORKDIR@STEP.",
 )
 flags.DEFINE_bool("dry_run", False, "Only parse, build and describe; nothing is computed.")
+flags.DEFINE_bool(
+    "help_fields", False, "Lists the kinds of sources, samplers, ... and their fields."
+)
 flags.DEFINE_string("coordinator", None, "Several processes: host:port on which process 0 listens.")
 flags.DEFINE_integer("num_processes", None, "Several processes: how many, on all hosts together.")
 flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
@@ -72,7 +79,9 @@ def fail(message: str, status: int = 2) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parsing, with every mistake reported in one sentence."""
     try:
-        rest = FLAGS([_expanded(word) for word in argv])
+        choices, words = kinds.chosen([_expanded(word) for word in _with_config(argv)])
+        with _command_line(words):
+            rest = FLAGS(words)
         getattr(FLAGS.config, "to_dict", None)  # a file that failed to load says so only when used
     except Exception as error:  # the flags and the config file raise a dozen kinds
         fail(str(error) if isinstance(error, UserError) else modes.explain_flags(error, argv))
@@ -85,7 +94,49 @@ def parse_flags(argv: list[str]) -> list[str]:
     if not isinstance(FLAGS.config, ConfigDict | None):
         location, kind = FLAGS["config"].config_filename, type(FLAGS.config).__name__
         fail(f"--config={location}: its get_config() returns a {kind}, must return a ConfigDict")
+    for choice in choices:
+        if FLAGS.config is None:
+            fail(
+                f"--config.{choice.section}.name: --mode={FLAGS.mode} takes no config; leave it out"
+            )
+        try:
+            choice.apply(FLAGS.config)
+        except UserError as error:
+            fail(str(error))
     return rest
+
+
+@contextmanager
+def _command_line(words: list[str]) -> Iterator[None]:
+    """ml_collections looks for --config.field=value in `sys.argv`, not in what absl is given."""
+    before, sys.argv = sys.argv, words
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """The command line, with the config that its workdir holds where it names none."""
+    workdir, mode = _given(argv, "workdir"), _given(argv, "mode")
+    if not workdir or mode in modes.CONVERSIONS or _given(argv, "config") is not None:
+        return argv
+    folder = Path(paths.given(workdir, "--workdir"))
+    places = {
+        folder / recorded.RECORD: f"{recorded.__file__}:{folder}",
+        folder / "config.py": str(folder / "config.py"),  # what --mode=import wrote
+    }
+    found = [location for file, location in places.items() if file.exists()]
+    return [argv[0], f"--config={found[0]}", *argv[1:]] if found else argv
+
+
+def _given(argv: list[str], flag: str) -> str | None:
+    """What a command line says of a flag, before absl reads it."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in (f"--{flag}", f"-{flag}"):
+            return value if equals else following
+    return None
 
 
 def _expanded(word: str) -> str:
@@ -165,5 +216,8 @@ def entry(started: float | None = None) -> None:
     """The program, with the command line of this process."""
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         sys.stdout.write(f"{__doc__}{FLAGS.module_help(sys.modules[__name__])}\n")
+        return
+    if "--help_fields" in sys.argv[1:]:
+        sys.stdout.write(kinds.described())
         return
     app.run(lambda argv: main(argv, started), flags_parser=parse_flags)

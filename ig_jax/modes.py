@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from ig_jax import experiment
-from ig_jax.config import run_config
+from ig_jax.config import kinds, run_config
 from ig_jax.config.parser import nearest
 from ig_jax.errors import LONGEST_SHOWN, UserError, shown
 from ig_jax.experiment import Experiment
@@ -65,8 +65,13 @@ DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 
 
 def default_workdir(config_location: str) -> str:
-    """configs/digits.py -> runs/digits, configs/digits.py:variant -> runs/digits-variant."""
+    """configs/digits.py -> runs/digits, configs/digits.py:variant -> runs/digits-variant.
+
+    A config beside the checkpoints of a run, as --mode=import writes it, is that run's.
+    """
     path, _, variant = config_location.partition(":")
+    if (Path(path).parent / "checkpoints").is_dir():
+        return str(Path(path).parent)
     return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
 
 
@@ -91,6 +96,9 @@ def _explained(error: Exception, argv: list[str]) -> str:
     if isinstance(error, AttributeError | KeyError) and unknown:
         hint = re.search(r'Did you mean "(\w+)"', text)
         fix = f"did you mean {hint[1]!r}?" if hint else "configs/base.py shows every field"
+        section = unknown[0].rpartition(".")[0]
+        if section in kinds.named_sections():
+            fix += f"; those of another kind go with --config.{section}.name=..., see --help_fields"
         return f"{unknown[0]}: unknown field; {fix}"
     if isinstance(error, IndexError | TypeError) and fields and not _is_raised_in(error, location):
         return f"{' or '.join(fields)}: no such field; configs/base.py shows every field"
@@ -153,6 +161,7 @@ def run(
 def _train(exp: Experiment, workdir: Path, init_from: str | None) -> trainer.Outcome:
     """Raises Stopped where `train.run` leaves it to the caller to look."""
     outcome = trainer.run(exp, workdir, init_from)
+    trainer.draw_losses(workdir)
     if outcome.stopped_by:
         raise Stopped(outcome.stopped_by)
     return outcome

@@ -107,7 +107,7 @@ def _typed(value: Any, kind: Any, path: str, most: int | None = None) -> Any:
     return value
 
 
-def _pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
+def pick(table: Mapping[str, Any], name: Any, path: str) -> Any:
     if not (isinstance(name, str) and name in table):
         known = nearest(name[:100] if isinstance(name, str) else "", table)
         raise ConfigError(f"{path} = {shown(name)}: no such name; {known}")
@@ -175,13 +175,13 @@ def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
         section = _section(value, path)
         if "name" not in section:
             raise ConfigError(f"{path}.name is missing; known: {', '.join(spec.metadata['table'])}")
-        cls = _pick(spec.metadata["table"], section.pop("name"), f"{path}.name")
-        return make(cls, section, path)
+        kind = section.pop("name")
+        return make(pick(spec.metadata["table"], kind, f"{path}.name"), section, path, kind)
     if "each" in spec.metadata:
         table = spec.metadata["each"]
         return types.MappingProxyType(
             {
-                name: make(_pick(table, name, f"{path}.{name}"), settings, f"{path}.{name}")
+                name: make(pick(table, name, f"{path}.{name}"), settings, f"{path}.{name}", name)
                 for name, settings in _section(value, path).items()
             }
         )
@@ -190,22 +190,35 @@ def _field(spec: dataclasses.Field, kind: Any, value: Any, path: str) -> Any:
     return _typed(value, kind, path, spec.metadata.get("most"))
 
 
-def _is_required(spec: dataclasses.Field) -> bool:
+def is_required(spec: dataclasses.Field) -> bool:
+    """Returns whether a section must give a field."""
     absent = dataclasses.MISSING
     return spec.init and spec.default is absent and spec.default_factory is absent
 
 
-def make(cls: type, values: Any, path: str) -> Any:
-    """An instance of the dataclass `cls` from a section; `path` is its dotted name."""
+def fields_of(cls: type) -> dict[str, dataclasses.Field]:
+    """Fields that a section for the dataclass `cls` may have, by name."""
+    return {s.name: s for s in dataclasses.fields(cls) if s.init and s.name != "raw"}
+
+
+def make(cls: type, values: Any, path: str, kind: str | None = None) -> Any:
+    """An instance of the dataclass `cls` from a section; `path` is its dotted name.
+
+    `kind`: the section's `name`, where that chose `cls`.
+    """
     values = _section(values, path)
     dot = f"{path}." if path else ""
-    specs = {s.name: s for s in dataclasses.fields(cls) if s.name != "raw"}
+    specs = fields_of(cls)
     for name in values:
         if name not in specs:
-            raise ConfigError(f"{dot}{name}: unknown field; {nearest(name, specs)}")
+            hint = nearest(name, specs)
+            if kind and not hint.startswith("known"):
+                hint += f" {kind!r} has {', '.join(specs)}"
+            raise ConfigError(f"{dot}{name}: unknown field; {hint}")
     for name, spec in specs.items():
-        if name not in values and _is_required(spec):
-            raise ConfigError(f"{dot}{name}: missing; configs/base.py shows every field")
+        if name not in values and is_required(spec):
+            hint = f"{kind!r} needs it" if kind else "configs/base.py shows every field"
+            raise ConfigError(f"{dot}{name}: missing; {hint}")
     hints = typing.get_type_hints(cls, include_extras=True)
     arguments = {
         name: _field(spec, hints[name], values[name], dot + name)

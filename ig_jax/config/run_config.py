@@ -39,6 +39,7 @@ from ig_jax.config.schema import (
     class_numbers,
 )
 from ig_jax.config.studies import NO_SELECTION, NO_STUDY, Select, Study
+from ig_jax.data.sources.image_folder import MOST_CLASSES
 from ig_jax.diffusion import PROCESSES
 from ig_jax.diffusion.ddpm import DDPM
 from ig_jax.errors import LONGEST_SHOWN, shown
@@ -48,8 +49,6 @@ from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.optim import OPTIMIZERS, ema
 from ig_jax.samplers import base as samplers
 from ig_jax.types import Encoded, Process
-
-MOST_CLASSES = 2**24  # each has a row in a table
 
 
 @dataclass(frozen=True)
@@ -324,6 +323,8 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
       ConfigError: one sentence naming the field, the value, the rule and a way out.
     """
     raw = _plain(config)
+    if isinstance(raw.get("data"), dict):
+        raw["data"].pop("path", None)  # what data.source.path refers to in some configs
     parsed = make(Config, raw, "")
     parsed = dataclasses.replace(parsed, raw=recorded(parsed, raw))
     _check_latents(parsed)

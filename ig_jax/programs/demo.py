@@ -13,10 +13,9 @@ from ig_jax.experiment import Experiment
 from ig_jax.generation import variants
 from ig_jax.guidance import Guidances
 from ig_jax.io import disk_errors, files
-from ig_jax.monitoring import console, metric_writer
+from ig_jax.monitoring import console
 from ig_jax.parallel import lock
 from ig_jax.parallel.preemption import Stopped
-from ig_jax.plots.losses import plot_losses
 from ig_jax.programs import guide_model, run_record
 from ig_jax.training import trainer
 
@@ -88,7 +87,7 @@ def run(
         outcome = trainer.train(exp, workdir, held, init_from)
         if outcome.stopped_by:
             raise Stopped(outcome.stopped_by)
-        plot_losses(metric_writer.read_metrics(workdir), workdir / "loss.png")
+        trainer.draw_losses(workdir)
         results, seconds, titles = _evaluate(exp, workdir)
         results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
         files.write_json(workdir / "results.json", results)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
+from ig_jax import optim
 from ig_jax.checkpoint import versions
 from ig_jax.checkpoint.manager import ARRAY_ITEMS, HEAD_ITEMS, Checkpoints
 from ig_jax.data import loader
@@ -35,6 +36,7 @@ from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel import lock
 from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
+from ig_jax.plots.losses import plot_losses
 from ig_jax.training import init_from as init_from_run
 from ig_jax.training import preview
 from ig_jax.training.restore import restore
@@ -117,7 +119,7 @@ class Trainer:
         begun = self.checkpoints.latest_step() is not None
         self._source = init_from_run.chosen(workdir, init_from, begun=begun)
         self.step, self.state = self._begin()
-        self._began_at = self.step
+        self._began_at = self._logged_at = self.step
         self._record()
         self.data = loader.batches(
             c.data.source,
@@ -134,6 +136,7 @@ class Trainer:
         if c.evaluate.while_training.every_steps:
             self.evaluation = _evaluation(exp)
         self.rates, self.window = rates(exp), throughput.Window()
+        self._learning_rate = optim.learning_rate(c.optim, exp.total_steps)
         self.profile = profiler.Profile(
             workdir / "profile", start=self.step + c.profile.start, steps=c.profile.steps
         )
@@ -224,13 +227,14 @@ class Trainer:
         self._settle()
         batch_size = self.exp.config.train.batch_size
         summary = self.window.summary(batch_size, self.rates)
+        summary["learning_rate"] = float(self._learning_rate(self.step - 1))
         self._require_workdir()
         self.writer.scalars(self.step, {"images": self.step * batch_size, **summary})
         bar.set_postfix(self._shown(summary), refresh=False)
         skipped = summary.get(throughput.SKIPPED)
         if skipped:
             console.say(f"step {self.step}: {skipped} updates skipped, their gradients were spikes")
-        self.window = throughput.Window()
+        self.window, self._logged_at = throughput.Window(), self.step
 
     def _shown(self, summary: Mapping[str, Any]) -> dict[str, str]:
         """Values that stand beside the bar."""
@@ -289,6 +293,8 @@ class Trainer:
                 self._advance(steps, bar)
                 bar.update(steps)
                 self._handle({what for what, n in events.items() if self.step % n == 0}, bar)
+            if self.step >= total and self.step > self._logged_at:
+                self._log(bar)  # the last steps, however few
             self._save()
             self.checkpoints.wait()
         self.profile.close()
@@ -350,6 +356,14 @@ def train(
             "run the same command again to go on"
         )
     return outcome
+
+
+def draw_losses(workdir: Path) -> None:
+    """Writes loss.png, where there is a line of metrics and room on the disk."""
+    lines = metric_writer.read_metrics(workdir)
+    if lines and jax.process_index() == 0:
+        with console.room_or_not("loss.png", workdir):
+            plot_losses(lines, workdir / "loss.png")
 
 
 def _train(trainer: Trainer) -> Outcome:

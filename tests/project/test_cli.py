@@ -17,13 +17,14 @@ import pytest
 import tiny
 
 from ig_jax import modes
+from ig_jax.config import run_config
 from ig_jax.data.sources.digits import Digits
 from ig_jax.programs import dry_run
 
 CONFIGS = sorted(
     str(path.relative_to(tiny.ROOT))
     for path in (tiny.ROOT / "configs").glob("*.py")
-    if path.name not in ("__init__.py", "base.py")
+    if path.stem not in ("__init__", "base", "imagenet", "published", "sampling", "workdir")
 )
 TINY, DIGITS = "--config=tests/helpers/tiny.py", "--config=configs/digits.py"
 
@@ -233,7 +234,8 @@ def test_a_dry_run_writes_nothing(call, tmp_path):
 def test_every_config_is_taken_from_the_command_line(call, monkeypatch, config):
     """That they trace is shown once, in test_configs."""
     monkeypatch.setattr(modes, "describe", lambda exp: f"{exp.total_steps} steps")
-    status, out, err = call(f"--config={config}", "--dry_run")
+    path = ["--config.data.path=docs"] if "images" in config else []  # two, of no class
+    status, out, err = call(f"--config={config}", "--dry_run", *path)
     assert status == 0 and re.fullmatch(r"\d+ steps\n", out), err
 
 
@@ -298,6 +300,34 @@ def test_the_workdir_holds_what_made_the_run(trained):
     assert record["config"]["model"]["hidden_size"] == 16
     assert record["versions"]["jax"] == jax.__version__
     assert record["command"]
+
+
+def test_a_workdir_brings_its_config(trained, call, monkeypatch):
+    """Its own run, with what the command line changes."""
+    asked = []
+    monkeypatch.setattr(modes, "run", lambda c, **given: asked.append((c, given["workdir"])))
+    workdir = f"--workdir={trained.workdir}"
+    changes = ["--config.sample.ig.scale=1.5", "--config.model.readouts=1", "--mode=sample"]
+    for words in ([workdir, *changes], ["--workdir", str(trained.workdir), *changes[:2]]):
+        assert call(*words)[::2] == (0, "")
+    for config, folder in asked:
+        parsed = run_config.parse(config, jax.device_count())
+        expected = tiny.settings({"sample.ig.scale": 1.5})
+        assert parsed == run_config.parse(expected, jax.device_count())
+        assert folder == str(trained.workdir)
+
+
+def test_a_workdir_without_a_config_asks_for_one(call, tmp_path):
+    assert_one_sentence(*call(f"--workdir={tmp_path}")[::2], "--config is missing")
+    (tmp_path / "config.json").write_text("{")
+    assert_one_sentence(*call(f"--workdir={tmp_path}")[::2], f"{tmp_path}/config.json")
+    (tmp_path / "config.json").write_text("[1]")
+    assert_one_sentence(*call(f"--workdir={tmp_path}")[::2], "is damaged; name the --config")
+
+
+def test_the_config_of_an_import_finds_its_workdir(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert modes.default_workdir(f"{tmp_path}/config.py:array_record") == str(tmp_path)
 
 
 def test_the_default_workdir_is_named_after_the_config_and_its_argument():

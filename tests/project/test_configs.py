@@ -13,7 +13,14 @@ from ig_jax.config import run_config
 from ig_jax.programs import dry_run
 
 FOLDER = ROOT / "configs"
-PARTS = {"__init__", "base", "imagenet", "published", "sampling"}  # what configs are made of
+PARTS = {
+    "__init__",
+    "base",
+    "imagenet",
+    "published",
+    "sampling",
+    "workdir",
+}  # what configs are made of
 VARIANTS = {
     "digits": [
         "no_readout",
@@ -30,6 +37,7 @@ VARIANTS = {
         "dit",
         "study",
     ],
+    "images": ["64", "latents"],
     "lightningdit_ddae_b": ["unconditional", "baseline"],
     "lightningdit_ddae_l": ["unconditional"],
     "lightningdit_xl": ["no_cfg"],
@@ -39,9 +47,10 @@ RUNS = [(name, *variant) for name in NAMES for variant in ((), *zip(VARIANTS.get
 
 
 def experiment(name: str, *variant: str) -> build.Experiment:
-    module = importlib.import_module(f"configs.{name}")
-    parsed = run_config.parse(module.get_config(*variant), jax.device_count())
-    return build.experiment(parsed)
+    c = importlib.import_module(f"configs.{name}").get_config(*variant)
+    if name == "images":
+        c.data.path = str(ROOT / "docs")  # holds two of no class
+    return build.experiment(run_config.parse(c, jax.device_count()))
 
 
 @pytest.mark.parametrize("run", RUNS, ids=":".join)
@@ -54,7 +63,7 @@ def test_every_config_traces_its_training_step_and_its_sampler(run):
 def test_every_config_says_how_it_is_started(name):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert f"python main.py --config=configs/{name}.py" in text
-    if name not in ("digits", "tree"):
+    if name not in ("digits", "tree", "images"):
         assert "Reproduces:" in text and "GPU hours" in text
 
 
@@ -105,7 +114,9 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("run", [r for r in RUNS if r[0] not in ("digits", "tree")], ids=":".join)
+@pytest.mark.parametrize(
+    "run", [r for r in RUNS if r[0] not in ("digits", "tree", "images")], ids=":".join
+)
 def test_a_config_is_set_to_the_row_that_it_names_or_says_that_there_is_none(run):
     text = importlib.import_module(f"configs.{run[0]}").__doc__
     s = experiment(*run).config.sample

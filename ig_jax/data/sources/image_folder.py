@@ -27,6 +27,7 @@ from ig_jax.errors import UserError, shown
 from ig_jax.io import images
 from ig_jax.io.paths import Location
 
+MOST_CLASSES = 2**24  # each has a row in a table
 _ROOT = "images"
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folders above
 
@@ -40,6 +41,41 @@ class _Opened(NamedTuple):
     tree: FileTree
     names: list[str]
     classes: _Classes
+
+
+class _Listed(NamedTuple):
+    tree: FileTree
+    all: Collection[str]
+    images: list[str]  # in order
+
+
+def _list(path: str) -> _Listed:
+    tree = file_tree.find(Path(path), _ROOT)
+    listed = tree.names()
+    names = sorted(name for name in listed if images.is_image(name))
+    if not names:
+        raise UserError(
+            f"{path}: holds no images ({', '.join(images.FORMATS)}); path must be a folder or zip "
+            "of them"
+        )
+    return _Listed(tree, listed, names)
+
+
+def _first_folders(names: list[str]) -> list[str]:
+    return sorted({name.split("/", 1)[0] for name in names})
+
+
+def count_classes(path: Location) -> int:
+    """Classes of the images in a folder or zip: of dataset.json, or folders; 1 without any.
+
+    Raises:
+      UserError: there are no images, or dataset.json is damaged; names the place.
+    """
+    tree, listed, names = _list(path)
+    if dataset_json.DATASET_JSON in listed:
+        labels = dataset_json.read(tree, names, MOST_CLASSES)
+        return 1 if labels is None else int(labels.max()) + 1
+    return 1 if all("/" not in name for name in names) else len(_first_folders(names))
 
 
 @dataclass(frozen=True)
@@ -67,14 +103,7 @@ class ImageFolder(Cropped):
 
     @cached_property
     def _opened(self) -> _Opened:
-        tree = file_tree.find(Path(self.path), _ROOT)
-        listed = tree.names()
-        names = sorted(name for name in listed if images.is_image(name))
-        if not names:
-            raise UserError(
-                f"{self.path}: holds no images ({', '.join(images.FORMATS)}); path must be a "
-                "folder or zip of them"
-            )
+        tree, listed, names = _list(self.path)
         return _Opened(tree, names, self._classes(tree, names, listed))
 
     def _classes(self, tree: FileTree, names: list[str], listed: Collection[str]) -> _Classes:
@@ -107,7 +136,7 @@ class ImageFolder(Cropped):
     def _folders(self, tree: FileTree, names: list[str], listed: Collection[str]) -> _Classes:
         """The place of every image's first folder among the sorted first folders."""
         of_names = [name.split("/", 1)[0] for name in names]
-        folders = sorted(set(of_names))
+        folders = _first_folders(names)
         empty = sorted({n.split("/", 1)[0] for n in listed if "/" in n} - set(folders))
         if empty:
             raise UserError(
@@ -148,6 +177,11 @@ class ImageFolder(Cropped):
         """Number of images and classes, in a line."""
         return f"{len(self):,} images, {self._opened.classes.about}, in {self.path}"
 
+    @property
+    def labels(self) -> Int32[np.ndarray, "n"]:
+        """The class of every image."""
+        return self._opened.classes.labels
+
     def __len__(self) -> int:
         return len(self._opened.names)
 
@@ -160,7 +194,7 @@ class ImageFolder(Cropped):
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         stored = self._stacked(self._image, indices.tolist())
-        return {"stored": stored, "label": self._opened.classes.labels[indices]}
+        return {"stored": stored, "label": self.labels[indices]}
 
     def _image(self, index: int) -> np.ndarray:
         tree, names, _ = self._opened
