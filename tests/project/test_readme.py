@@ -1,4 +1,4 @@
-"""Everything the README shows works: its commands, its examples, its links."""
+"""All that the README, results and recipes show works: commands, examples, links."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from places import ROOT
-from readme import README, blocks, example
+from readme import EXTENDING, README, RESULTS, blocks, example, text
 
 from configs import digits
 from ig_jax import experiment, modes
@@ -23,15 +23,22 @@ from ig_jax.programs import dry_run
 from ig_jax.samplers import SAMPLERS
 from ig_jax.training import trainer
 
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
 
 def shown() -> list[list[str]]:
-    """The words of every command."""
-    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.split("\n")]
-    return [shlex.split(line) for line in lines if line]
+    """The words of every command; of an images' folder there is one that stands here for it."""
+    every = blocks("bash", README, RESULTS)
+    lines = [line.split("#")[0].strip() for block in every for line in block.split("\n")]
+    return [shlex.split(line.replace("path=photos", "path=docs")) for line in lines if line]
 
 
 def is_program(words: list[str]) -> bool:
     return words[:2] == ["python", "main.py"]
+
+
+# But for those that take the config of a workdir, as test_cli shows.
+PROGRAMS = [w[2:] for w in shown() if is_program(w) and any(x.startswith("--config=") for x in w)]
 
 
 def harmless(words: list[str]) -> list[str]:
@@ -40,11 +47,11 @@ def harmless(words: list[str]) -> list[str]:
         return ["make", "--dry-run", *words[1:]]
     if words[0] == "python" and words[1].startswith("benchmarks/"):
         return [sys.executable, *words[1:], "--help"]
-    raise ValueError(f"README.md shows {words!r}, which no rule here knows how to try")
+    raise ValueError(f"a page shows {words!r}, which no rule here knows how to try")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-@pytest.mark.parametrize("words", [w[2:] for w in shown() if is_program(w)], ids=" ".join)
+@pytest.mark.parametrize("words", PROGRAMS, ids=" ".join)
 def test_a_program_of_the_readme_can_be_started(words, monkeypatch, capsys):
     monkeypatch.setattr(modes, "describe", lambda exp: f"{exp.total_steps} steps")
     status = commands.run_here([*words, "--dry_run"], monkeypatch)
@@ -53,7 +60,7 @@ def test_a_program_of_the_readme_can_be_started(words, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_programs_of_the_readme_trace():
-    dry = [[*words[2:], "--dry_run"] for words in shown() if is_program(words)]
+    dry = [[*words, "--dry_run"] for words in PROGRAMS]
     for words, (status, _, err) in zip(dry, commands.run(dry, ROOT), strict=True):
         assert status == 0, f"{words}: {err}"
 
@@ -65,7 +72,7 @@ def test_command_of_the_readme_is_accepted(words):
 
 
 def test_commands_are_found():
-    assert len(shown()) >= 10 and sum(map(is_program, shown())) >= 8
+    assert len(shown()) >= 25 and len(PROGRAMS) >= 20
 
 
 def tiny() -> ConfigDict:
@@ -119,6 +126,12 @@ def test_source_of_the_readme_trains(monkeypatch, tmp_path):
     assert trainer.run(exp, tmp_path / "run").finished
 
 
-def test_files_the_readme_links_to_exist():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links)
+@pytest.mark.parametrize("page", [README, *(str(p.relative_to(ROOT)) for p in PAGES)])
+def test_files_that_a_page_links_to_exist(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text(page))
+    assert all(((ROOT / page).parent / link).exists() for link in links), links
+
+
+def test_links_are_found():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text(README))
+    assert len(links) >= 15 and EXTENDING in links and RESULTS in links
