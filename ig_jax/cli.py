@@ -10,6 +10,7 @@
                  [--num_heads=16] [--num_classes=1000] [--time_direction=noise_to_data]
                  [--path=linear] [--prediction=velocity] [--part=ema] [--training_state]
   python main.py --mode=export --workdir=DIR --output=FILE.safetensors [--weights=ema]
+  python main.py --mode=compare --runs=DIR,DIR,... --workdir=DIR
 
 Running the same command again resumes. Installed with pip, the program is called ig-jax.
 """
@@ -41,7 +42,7 @@ from ig_jax.parallel.preemption import Stopped
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> if not given.")
-flags.DEFINE_enum("mode", "train", [*modes.MODES, *modes.CONVERSIONS], "What to do.")
+flags.DEFINE_enum("mode", "train", [*modes.MODES, *modes.WITHOUT_CONFIG], "What to do.")
 flags.DEFINE_string("checkpoint", None, "import: a file of published weights, whatever its suffix.")
 flags.DEFINE_integer("readout_depth", None, "import: where its intermediate head reads, from 1.")
 flags.DEFINE_string("family", None, "import: sit, dit or lightningdit, where names leave it open.")
@@ -56,6 +57,7 @@ flags.DEFINE_string("part", "", "import: which of several networks in the file."
 flags.DEFINE_bool("training_state", False, "import: also what its training goes on from.")
 flags.DEFINE_string("output", None, "export: the .safetensors file to write.")
 flags.DEFINE_string("weights", "ema", "export: ema (the first decay), raw, or a decay.")
+flags.DEFINE_string("runs", None, "compare: workdirs of runs, with commas between.")
 flags.DEFINE_string(
     "init_from",
     None,
@@ -87,7 +89,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         fail(str(error) if isinstance(error, UserError) else modes.explain_flags(error, argv))
     if len(rest) > 1:
         fail(f"{rest[1]!r} is not a flag: write --config.field=value or --mode=...")
-    if FLAGS.config is None and FLAGS.mode not in modes.CONVERSIONS:
+    if FLAGS.config is None and FLAGS.mode not in modes.WITHOUT_CONFIG:
         if not FLAGS["config"].present:
             fail("--config is missing: name a file, such as --config=configs/digits.py")
         fail(f"--config={FLAGS['config'].config_filename}: its get_config() returns nothing")
@@ -119,7 +121,7 @@ def _command_line(words: list[str]) -> Iterator[None]:
 def _with_config(argv: list[str]) -> list[str]:
     """The command line, with the config that its workdir holds where it names none."""
     workdir, mode = _given(argv, "workdir"), _given(argv, "mode")
-    if not workdir or mode in modes.CONVERSIONS or _given(argv, "config") is not None:
+    if not workdir or mode in modes.WITHOUT_CONFIG or _given(argv, "config") is not None:
         return argv
     folder = Path(paths.given(workdir, "--workdir"))
     places = {
@@ -154,12 +156,18 @@ def _installed(location: str) -> str:
     return f"{beside}{colon}{variant}"
 
 
-def convert_files() -> None:
-    """--mode=import and --mode=export, which need no config."""
-    needed = {"import": ("checkpoint", "workdir"), "export": ("workdir", "output")}[FLAGS.mode]
+def run_without_config() -> None:
+    """--mode=import, export and compare."""
+    needed = {
+        "import": ("checkpoint", "workdir"),
+        "export": ("workdir", "output"),
+        "compare": ("runs", "workdir"),
+    }[FLAGS.mode]
     for flag in needed:
         if FLAGS[flag].value is None:
             fail(f"--{flag} is missing: --mode={FLAGS.mode} needs {' and '.join(needed)}")
+    if FLAGS.mode == "compare":
+        return modes.compare_runs(FLAGS.runs, FLAGS.workdir)
     if FLAGS.mode == "export":
         return modes.export_run(FLAGS.workdir, FLAGS.output, FLAGS.weights)
     return modes.import_file(
@@ -182,8 +190,8 @@ def main(argv: list[str], started: float | None = None) -> None:
         library_logs.silence()
     import_seconds = 0.0 if started is None else time.perf_counter() - started
     try:
-        if FLAGS.mode in modes.CONVERSIONS:
-            return convert_files()
+        if FLAGS.mode in modes.WITHOUT_CONFIG:
+            return run_without_config()
         if FLAGS.mode == "prepare" and FLAGS.workdir is None:
             fail("--workdir is missing: --mode=prepare writes the data set there")
         distributed.start({flag: FLAGS[flag].value for flag in distributed.VARIABLES})

@@ -23,6 +23,7 @@ from ig_jax.monitoring import console
 from ig_jax.parallel import distributed, lock
 from ig_jax.parallel.preemption import Stopped
 from ig_jax.programs import (
+    compare,
     demo,
     evaluate,
     export_checkpoint,
@@ -60,7 +61,7 @@ MODES = (  # in the order that users see
 )
 # In one process.
 ALONE = ("search", "demo", "replay", "visualize", "probe", "study", "select")
-CONVERSIONS = ("import", "export")  # of files; without a config
+WITHOUT_CONFIG = ("import", "export", "compare")
 DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 
 
@@ -165,6 +166,13 @@ def _train(exp: Experiment, workdir: Path, init_from: str | None) -> trainer.Out
     if outcome.stopped_by:
         raise Stopped(outcome.stopped_by)
     return outcome
+
+
+def compare_runs(runs: str, workdir: str | os.PathLike[str]) -> None:
+    """--mode=compare; `runs` are workdirs with commas between."""
+    distributed.require_devices()
+    places = [paths.given(place.strip(), "--runs") for place in runs.split(",") if place.strip()]
+    compare.run(places, Path(paths.given(workdir, "--workdir")))
 
 
 def import_file(
