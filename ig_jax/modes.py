@@ -68,11 +68,12 @@ DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 def default_workdir(config_location: str) -> str:
     """configs/digits.py -> runs/digits, configs/digits.py:variant -> runs/digits-variant.
 
-    A config beside the checkpoints of a run, as --mode=import writes it, is that run's.
+    A config.py beside checkpoints, as --mode=import writes it, is that run's.
     """
     path, _, variant = config_location.partition(":")
-    if (Path(path).parent / "checkpoints").is_dir():
-        return str(Path(path).parent)
+    folder = Path(path).parent
+    if Path(path).name == "config.py" and (folder / "checkpoints").is_dir():
+        return str(folder)
     return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
 
 

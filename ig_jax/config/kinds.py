@@ -185,6 +185,10 @@ def described() -> str:
 
 
 def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " | ".join(map(_type_name, typing.get_args(kind)))
+    if kind is types.NoneType:
+        return "None"
     if isinstance(kind, type) and typing.get_origin(kind) is None:
         return kind.__name__
     return re.sub(r"\b[a-z_]+\.", "", str(kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
     figure = blank(7.0, 4.0)
     axes = figure.subplots()
     names = {"loss/flow": "final output", "loss/internal_guidance": "intermediate readout"}
+    lowest = math.inf
     for key in dict.fromkeys(n for m in metrics for n in m if n.startswith("loss/")):
         points = [(m["images"], m[key]) for m in metrics if {"images", key} <= m.keys()]
         axes.plot(*zip(*points, strict=True), label=names.get(key, key.removeprefix("loss/")))
-    axes.set(xlabel="images seen", ylabel="loss, unweighted", yscale="log")
+        lowest = min(lowest, *(value for _, value in points))
+    axes.set(xlabel="images seen", ylabel="loss, unweighted")
+    if 0 < lowest < math.inf:  # some terms are negative: minus a similarity
+        axes.set_yscale("log")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=120)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ig_jax.errors import UserError
 from ig_jax.evaluation import base, image_evaluator
 from ig_jax.evaluation import report as metrics_report
 from ig_jax.evaluation.density_evaluator import FLOOR
@@ -30,13 +31,25 @@ def title(guidances: Guidances) -> str:
     return " + ".join(on) or "plain"
 
 
-def _evaluate(exp: Experiment, workdir: Path) -> tuple[dict[str, Any], dict[str, float], Any]:
+def _make_evaluator(exp: Experiment) -> tuple[base.Evaluator, base.HeldOut]:
+    """Raises UserError where there is nothing to compare samples with."""
+    evaluator, held_out = image_evaluator.make_evaluator(exp.config, exp.mesh)
+    if held_out is None:
+        raise UserError(
+            "--mode=demo: data.source holds out no examples, which the table begins with; use "
+            "--mode=train and --mode=sample, or more images"
+        )
+    return evaluator, held_out
+
+
+def _evaluate(
+    exp: Experiment, workdir: Path, evaluator: base.Evaluator, held_out: base.HeldOut
+) -> tuple[dict[str, Any], dict[str, float], Any]:
     """Results by variant with the floor first, seconds of sample and evaluate, and titles."""
     c = exp.config
     step, params = run_record.load_weights(exp, workdir)
     seconds = {"sample": 0.0, "evaluate": 0.0}
     started = time.perf_counter()
-    evaluator, held_out = image_evaluator.make_evaluator(exp.config, exp.mesh)
     generator = exp.pipeline.generator(
         guide=guide_model.load(exp.pipeline), decode=evaluator.decode
     )
@@ -81,14 +94,18 @@ def run(
 
     Raises:
       Stopped: a signal asked the training to stop.
-      UserError: as `train.run`.
+      UserError: as `train.run`; nothing is held out to compare with.
     """
     with lock.held(workdir) as held, disk_errors.reported(workdir):
+        started = time.perf_counter()
+        evaluator, held_out = _make_evaluator(exp)  # before the training, which may take long
+        making = time.perf_counter() - started
         outcome = trainer.train(exp, workdir, held, init_from)
         if outcome.stopped_by:
             raise Stopped(outcome.stopped_by)
         trainer.draw_losses(workdir)
-        results, seconds, titles = _evaluate(exp, workdir)
+        results, seconds, titles = _evaluate(exp, workdir, evaluator, held_out)
+        seconds["evaluate"] += making
         results["seconds"] = {"import": import_seconds, **outcome.seconds, **seconds}
         files.write_json(workdir / "results.json", results)
     corner = f"n = {results['settings']['judged_together']:,}"
