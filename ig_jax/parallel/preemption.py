@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -44,10 +45,14 @@ class StopSignal:
 
     def _note(self, number: int, frame: Any) -> None:
         self._restore()
+        name = signal.Signals(number).name
+        # Not through sys.stderr, which may be in the middle of a write.
+        with suppress(OSError):
+            os.write(2, f"\n{name}: stopping after this step; again to abort\n".encode())
         if self._together:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            self.received = signal.Signals(number).name
+            self.received = name
 
     def before(self, step: int) -> bool:
         """Returns whether to stop before this step; all processes get the same answer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +20,7 @@ from ig_jax.programs import guide_model, memory_check
 from ig_jax.training import step
 
 MIB = 2**20
+_SHOWN = 12  # times, at most
 
 
 def _modules(exp: Experiment) -> list[str]:
@@ -72,7 +75,7 @@ def _training(exp: Experiment) -> list[str]:
 
 
 def _sampling(exp: Experiment) -> list[str]:
-    """Shape-checks the sampler; shows every step with the guidance that is on."""
+    """Shape-checks the sampler; shows which guidance is on in which steps."""
     s = exp.config.sample
     n = s.batch_size
     generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline))
@@ -87,15 +90,22 @@ def _sampling(exp: Experiment) -> list[str]:
     lines = [
         f"sampling: {type(s.sampler).__name__}, {_cost(generator)}; t = 1 is noise",
         *[f"sampling does not fit here: {short}"] * bool(short),
-        f"{'step':>6}{'t':>10}{'t_next':>10}   guidance",
+        f"times: {_times(plan.grid)}",
+        f"{'steps':>9}{'from t':>10}{'to t':>10}   guidance",
     ]
     for segment in plan.segments:
         on = [f"{kind} {g.scale:g}" for kind, g in s.guidances.items() if kind in segment.on]
-        for i in range(segment.start, segment.stop):
-            lines.append(
-                f"{i:>6}{plan.grid[i]:>10.4f}{plan.grid[i + 1]:>10.4f}   {', '.join(on) or 'off'}"
-            )
+        first, last = segment.start, segment.stop - 1
+        steps = f"{first}" if first == last else f"{first}-{last}"
+        ends = "".join(f"{plan.grid[i]:>10.4f}" for i in (first, last + 1))
+        lines.append(f"{steps:>9}{ends}   {', '.join(on) or 'off'}")
     return lines
+
+
+def _times(grid: Sequence[float]) -> str:
+    """The times of a grid, of a long one the first and the last."""
+    shown = [f"{t:.4f}" for t in grid]
+    return ", ".join(shown if len(shown) <= _SHOWN else [*shown[:6], "...", *shown[-3:]])
 
 
 def _cost(generator: Generator) -> str:

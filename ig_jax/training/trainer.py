@@ -189,7 +189,9 @@ class Trainer:
 
     def _advance(self, steps: int, bar: Any) -> None:
         """Dispatches `steps` steps, then takes in the metrics of the dispatch before."""
-        started = time.perf_counter()
+        started, new = time.perf_counter(), steps not in self._compiled
+        if new:
+            bar.set_postfix_str("compiling")
         with self.window.measure("data"):
             rows = [next(self.data) for _ in range(steps)]
             stacked = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
@@ -199,7 +201,8 @@ class Trainer:
         with jax.transfer_guard("disallow"):
             self.state, metrics = self.dispatch(self.state, batches, self.encoder)
         self.step += steps
-        if steps not in self._compiled:
+        if new:
+            bar.set_postfix_str("")
             self._compiled.add(steps)
             seconds = time.perf_counter() - started
             self.seconds["compile"] += seconds

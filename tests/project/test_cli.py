@@ -239,7 +239,7 @@ def test_every_config_is_taken_from_the_command_line(call, monkeypatch, config):
     assert status == 0 and re.fullmatch(r"\d+ steps\n", out), err
 
 
-def test_a_dry_run_shows_parameters_and_guidance_of_every_step(call, tmp_path):
+def test_a_dry_run_shows_parameters_and_which_guidance_is_on_when(call, tmp_path):
     status, out, _ = call(
         *(TINY, "--dry_run", f"--workdir={tmp_path}/run"),
         *("--config.sample.sampler.num_steps=4", "--config.sample.cfg.high=0.5"),
@@ -248,12 +248,11 @@ def test_a_dry_run_shows_parameters_and_guidance_of_every_step(call, tmp_path):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(exp.abstract_params))
     assert status == 0
     assert re.search(rf"^total +{parameters:,} ", out, re.MULTILINE)
-    table = out[out.index("t_next") :].splitlines()[1:]
+    assert "\ntimes: 1.0000, 0.7500, 0.5000, 0.2500, 0.0000\n" in out
+    table = out[out.index("from t") :].splitlines()[1:]
     assert [line.split(maxsplit=3) for line in table] == [
-        ["0", "1.0000", "0.7500", "ig 2"],
-        ["1", "0.7500", "0.5000", "ig 2"],
-        ["2", "0.5000", "0.2500", "ig 2, cfg 1.2"],
-        ["3", "0.2500", "0.0000", "ig 2, cfg 1.2"],
+        ["0-1", "1.0000", "0.5000", "ig 2"],
+        ["2-3", "0.5000", "0.0000", "ig 2, cfg 1.2"],
     ]
     assert re.search(
         r"Euler, 4 steps, 6 network evaluations a sample, [\d.]+ [MG]FLOP; t = 1 is", out
@@ -261,11 +260,11 @@ def test_a_dry_run_shows_parameters_and_guidance_of_every_step(call, tmp_path):
     assert "loss/flow" in out and "loss/internal_guidance" in out
 
 
-def described(changes) -> tuple[str, list[list[str]]]:
-    """What a dry run says of sampling, and the rows of its table."""
+def described(changes) -> tuple[str, str, list[list[str]]]:
+    """What a dry run says of sampling, its times, and the rows of its table."""
     text = dry_run.describe(tiny.experiment(changes))
     about = text[text.index("sampling: ") :].splitlines()
-    return about[0], [line.split(maxsplit=3) for line in about[2:]]
+    return *about[:2], [line.split(maxsplit=3) for line in about[3:]]
 
 
 UNGUIDED = {"sample.ig.scale": 1.0, "sample.cfg.scale": 1.0}
@@ -273,26 +272,30 @@ UNGUIDED = {"sample.ig.scale": 1.0, "sample.cfg.scale": 1.0}
 
 def test_a_dry_run_counts_the_second_evaluation_of_heun2_as_guided_at_its_own_time():
     sampler = {"sample.sampler": {"name": "heun2", "num_steps": 2}, "sample.cfg.low": 0.5}
-    about, table = described(sampler)
+    about, _, table = described(sampler)
     # At 1, 1/2, 1/2 both branches, at 0 one.
     assert about.startswith("sampling: Heun2, 2 steps, 7 network evaluations a sample,")
-    assert [row[3] for row in table] == ["ig 2, cfg 1.2"] * 2
+    assert [row[3] for row in table] == ["ig 2, cfg 1.2"] * len(table)
 
 
 def test_a_dry_run_shows_the_pieces_of_a_sampler_that_chooses_its_steps():
     sampler = {"sample.sampler": {"name": "dopri5", "num_steps": 9}, "sample.ig.low": 0.25}
-    about, table = described({**UNGUIDED, **sampler, "sample.ig.scale": 3.0})
+    about, _, table = described({**UNGUIDED, **sampler, "sample.ig.scale": 3.0})
     assert "Dopri5, at most 9 steps of its own choice on each line below" in about
     assert table == [["0", "1.0000", "0.2500", "ig 3"], ["1", "0.2500", "0.0000", "off"]]
 
 
 def test_a_dry_run_shows_shifted_times():
-    _, table = described({**UNGUIDED, "sample.time_shift": 2.0})
-    assert table == [
-        ["0", "1.0000", "0.8000", "off"],
-        ["1", "0.8000", "0.5000", "off"],
-        ["2", "0.5000", "0.0000", "off"],
-    ]
+    _, times, table = described({**UNGUIDED, "sample.time_shift": 2.0})
+    assert times == "times: 1.0000, 0.8000, 0.5000, 0.0000"
+    assert table == [["0-2", "1.0000", "0.0000", "off"]]
+
+
+def test_a_dry_run_of_many_steps_is_short():
+    sampler = {"sample.sampler": {"name": "euler", "num_steps": 250}, "sample.cfg.high": 0.5}
+    _, times, table = described(sampler)
+    assert times.startswith("times: 1.0000, 0.9960, ") and times.endswith("0.0040, 0.0000")
+    assert "..." in times and [row[0] for row in table] == ["0-124", "125-249"]
 
 
 def test_the_workdir_holds_what_made_the_run(trained):
@@ -338,7 +341,7 @@ def test_the_default_workdir_is_named_after_the_config_and_its_argument():
 def test_the_program_tells_a_dry_run_on_stdout_and_ends_with_0(tmp_path):
     done = program(f"--config={tiny.ROOT}/configs/digits.py", "--dry_run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "total" in done.stdout and "t_next" in done.stdout
+    assert "total" in done.stdout and "from t" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

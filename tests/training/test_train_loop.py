@@ -118,10 +118,11 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_stop_signal_is_noted_once_and_then_obeyed(interruptible):
+def test_a_stop_signal_is_noted_once_and_then_obeyed(interruptible, capfd):
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.received == "SIGINT"
+        assert capfd.readouterr().err == "\nSIGINT: stopping after this step; again to abort\n"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is interruptible
