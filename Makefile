@@ -20,8 +20,9 @@ demo: .venv/.installed ## train, sample and evaluate on the digits, on any machi
 test: .venv/.installed-test ## run the tests; ARGS="..." goes to pytest
 	$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: .venv/.installed-test ## run the tests that take minutes, and golden ones as users compile
-	IG_JAX_TESTS_WITH_XLA_DEFAULTS=1 $(python) -m pytest -m "slow or golden" $(ARGS)
+test-slow: .venv/.installed-test ## run the tests that take minutes, and golden ones as users compile, with checks of types
+	IG_JAX_TESTS_WITH_XLA_DEFAULTS=1 $(python) -m pytest -m "slow or golden" \
+	  --jaxtyping-packages=ig_jax,beartype.beartype $(ARGS)
 
 lint: .venv/.installed-test ## check style and formatting
 	$(python) -m ruff check .

@@ -117,6 +117,8 @@ def get_config() -> ConfigDict:
     c.train.steps_per_dispatch = 1
     # Of the averaged weights; sampling uses the first.
     c.train.ema_decays = (0.9999,)
+    # Warm-up of all of them: a decay is at most 1 - (1 + step)^-power; 0 is none, 2/3 is usual.
+    c.train.ema_warmup_power = 0.0
     # Skips updates whose gradient norm is so many times the running median; 0 skips none.
     c.train.spike_factor = 0.0
     # readouts: trains the readouts alone, of a network that is trained already (--init_from).

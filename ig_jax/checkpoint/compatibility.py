@@ -55,6 +55,7 @@ FREE_OF_STATE = (
 SINCE = {
     "optim.vector_weight_decay": 0.0,
     "train.only": "",
+    "train.ema_warmup_power": 0.0,
     "objective.teacher_decay": 0.0,
     "objective.groups.shares": [],
     "objective.groups.dual_time": False,

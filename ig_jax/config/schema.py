@@ -107,8 +107,12 @@ class Train:
     ema_decays: tuple[float, ...]
     spike_factor: float
     only: str | None = unset("", None)
+    ema_warmup_power: float = 0.0
 
     def __post_init__(self):
+        rule = "must lie in [0, 1]; 0 is no warm-up, 2/3 is usual"
+        power = self.ema_warmup_power
+        require(0 <= power <= 1, "ema_warmup_power", power, rule)
         rule = f"must be {', '.join(PARTS)}, or None to train everything"
         require(self.only is None or self.only in PARTS, "only", self.only, rule)
         for name in ("batch_size", "accumulation", "steps_per_dispatch"):

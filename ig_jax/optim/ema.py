@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ig_jax.types import Params
 
@@ -35,14 +36,30 @@ def init(params: Params, decays: Decays) -> Averages:
     return {name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
 
 
-def update(averages: Averages, params: Params) -> Averages:
+def update(
+    averages: Averages, params: Params, step: Array | int = 0, warmup_power: float = 0.0
+) -> Averages:
     """e <- d e + (1 - d) p, for every leaf, fixed tables included (as the reference does).
 
     Parts of the network that `params` lacks stay as they are, to the bit.
+
+    Args:
+      step: updates done before this one.
+      warmup_power: d is at most 1 - (1 + step)^-power, so that an average forgets the initial
+        weights; 0: d is the decay from the start. As `EMAModel` of Hugging Face's diffusers.
     """
 
     def moved(decay: float, average: Params) -> Params:
+        if warmup_power:
+            decay = jnp.minimum(decay, 1 - (1.0 + step) ** -warmup_power)
         present = {name: average[name] for name in params}
         return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, present, params)
 
     return {d: {**average, **moved(float(d), average)} for d, average in averages.items()}
+
+
+def share_of_initial(decay: float, steps: int, warmup_power: float = 0.0) -> float:
+    """Weight of the initial parameters in an average after so many updates."""
+    if warmup_power:
+        return 0.0  # the first update leaves nothing of them
+    return float(decay) ** steps

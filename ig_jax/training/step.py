@@ -91,6 +91,7 @@ def update_state(
     gradients: Gradients,
     optimizer: optax.GradientTransformation,
     teacher_decay: float,
+    warmup_power: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on a batch with its randomness: gradient, clip, update, averages.
 
@@ -102,8 +103,9 @@ def update_state(
     grads, metrics = gradients(params, batch, teacher, state.step, frozen)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     net, terms = parted(optax.apply_updates(params, updates))
-    averages = ema.update(state.ema, net)
-    heads = ema.update({decay: state.ema_terms}, state.averaged_parts(terms))[decay]
+    moved = partial(ema.update, step=state.step, warmup_power=warmup_power)
+    averages = moved(state.ema, net)
+    heads = moved({decay: state.ema_terms}, state.averaged_parts(terms))[decay]
     metrics = {**metrics, "grad_norm": once(optim.gradient_norm(grads))}
     if isinstance(opt_state, optim.SpikeState):
         made = opt_state.skipped == state.opt_state.skipped
@@ -163,6 +165,7 @@ def train_step(
         gradients=collectives.over_devices(of_rows, exp.mesh, exp.axes),
         optimizer=exp.optimizer,
         teacher_decay=exp.teacher_decay,
+        warmup_power=exp.config.train.ema_warmup_power,
     )
 
 

@@ -43,6 +43,7 @@ from ig_jax.training.restore import restore
 from ig_jax.training.step import Metrics, Programs, init_state, make_dispatch
 
 FAILURE = "not_finite.json"  # the step at which a loss was no number
+MUCH = 0.05  # of the initial weights in an average, at the end
 
 
 def steps_until(step: int, per_dispatch: int, *events: int) -> int:
@@ -129,6 +130,8 @@ class Trainer:
             rows=local_rows(exp.mesh, c.train.batch_size),
         )
         console.say_data(c.data.source)
+        if not self.step:
+            self._warn_of_averages()
         self.encoder = jax.device_put(exp.encoder_weights, replicated(exp.mesh))
         self.writer = metric_writer.MetricWriter(workdir, resumed_at=self.step)
         if c.log.samples_every_steps:  # otherwise its decoder would be read for nothing
@@ -160,6 +163,17 @@ class Trainer:
         if step:
             console.say(f"resuming {self.workdir} at step {step}")
         return step, state
+
+    def _warn_of_averages(self) -> None:
+        """Says which averages will still hold much of the initial weights at the end."""
+        train, steps = self.exp.config.train, self.exp.total_steps
+        for decay in train.ema_decays:
+            share = ema.share_of_initial(decay, steps, train.ema_warmup_power)
+            if share > MUCH:
+                console.say(
+                    f"train.ema_decays: after {steps:,} steps {share:.0%} of the average of "
+                    f"{decay:g} are the initial weights; lower it, or set train.ema_warmup_power = 0.67"
+                )
 
     def _fresh(self) -> TrainState:
         """The state of step 0: of fresh weights, or of another run's."""

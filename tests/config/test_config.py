@@ -40,6 +40,7 @@ OPTIONAL = {
     "evaluate.reference": None,
     "evaluate.samples": None,
     "train.only": None,
+    "train.ema_warmup_power": 0.0,
     "objective.teacher_decay": None,
     "objective.groups.shares": (),
     "objective.groups.dual_time": False,

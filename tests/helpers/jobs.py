@@ -160,7 +160,7 @@ class Run:
         self.end()
         lines = self.processes[0].said("out").splitlines()
         # A killed one leaves its lock, which the next one says that it takes over.
-        left_out = ("[Gloo]", f"{self.workdir}: process ")
+        left_out = ("[Gloo]", f"{self.workdir}: process ", "train.ema_decays: after ")
         out = [line for line in lines if not line.startswith(left_out)]
         if any(process.status for process in self.processes):
             self.fail(f"it ended with statuses {[process.status for process in self.processes]}")

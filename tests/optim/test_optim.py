@@ -166,6 +166,26 @@ def test_each_average_is_the_closed_form_of_its_own_decay():
         np.testing.assert_allclose(average["pos_embed"], expected[1], rtol=1e-5, atol=1e-6)
 
 
+def test_averages_that_warm_up_forget_the_initial_weights():
+    """At step n the decay is 1 - (1 + n)^-p, up to its own."""
+    history = np.random.default_rng(1).standard_normal((40, 3)).astype(np.float32)
+    averages = ema.init({"w": jnp.asarray(history[0])}, (0.9999, 0.7))
+    move = jax.jit(ema.update, static_argnums=3)
+    expected = {name: history[0].astype(np.float64) for name in averages}
+    for step, w in enumerate(history[1:]):
+        averages = move(averages, {"w": jnp.asarray(w)}, jnp.int32(step), 0.75)
+        for name in expected:
+            d = min(float(name), 1 - (1 + step) ** -0.75)
+            expected[name] = d * expected[name] + (1 - d) * w
+        if not step:
+            np.testing.assert_array_equal(averages["0.9999"]["w"], w)
+    for name, average in averages.items():
+        np.testing.assert_allclose(average["w"], expected[name], rtol=1e-5, atol=1e-6)
+    assert np.abs(expected["0.9999"] - expected["0.7"]).max() > 0.1
+    assert ema.share_of_initial(0.9999, 5000) == pytest.approx(np.exp(-0.5), rel=1e-3)
+    assert ema.share_of_initial(0.9999, 5000, 0.67) == 0
+
+
 @pytest.mark.parametrize("decays", [(0.9999, 0.999), (0.5, 1e-5, 0.0), (0.0, 0.5), (1e-5, 0.5)])
 def test_the_first_average_is_that_of_the_first_decay_of_the_config(decays):
     """Whatever a compiled program makes of the order, which is that of the names."""
