@@ -21,7 +21,7 @@ Two CPU cores, a few minutes. README.md shows the tables that these made.
 from ml_collections import ConfigDict
 
 from configs import base, lightningdit_xl, sit_dts_xl
-from ig_jax.study.overrides import difference, merged
+from ig_jax.study.overrides import difference
 
 VARIANTS = (
     *("sit", "no_readout", "lightningdit", "accelerated", "layersync", "sra2"),
@@ -96,7 +96,7 @@ def get_config(variant: str = "sit") -> ConfigDict:
 
 
 def study(c: ConfigDict) -> None:
-    """What a network can learn from itself: each method alone, and some with IG (docs/study.md).
+    """What a network can learn from itself, each method alone (docs/study.md).
 
     A row is an entry of `methods`. The rest of `c` is the SiT without a readout, sampled without
     guidance.
@@ -117,9 +117,6 @@ def study(c: ConfigDict) -> None:
         "sample": {"ig": {"scale": 1.2}},
     }
     alone = {name: {"overrides": _change(name)} for name in ALONE}
-    with_ig = {
-        f"ig_{name}": {"overrides": merged(merged(readout, _change(name)), ig)} for name in WITH_IG
-    }
     c.study.methods = ConfigDict(
         {
             "none": {},
@@ -130,7 +127,6 @@ def study(c: ConfigDict) -> None:
             "acceleration_w06": {"overrides": _acceleration(0.6)},
             "ig_afterwards": {"init_from": "none", "overrides": afterwards},
             **alone,
-            **with_ig,
         }
     )
     c.study.baseline = "none"
@@ -143,7 +139,6 @@ ALONE = (
     *("sra", "sra2", "layersync", "dts", "self_flow"),
     *("self_conditioning", "contrastive", "dispersive"),
 )
-WITH_IG = ("sra", "self_flow")
 
 
 def _change(variant: str) -> dict:
