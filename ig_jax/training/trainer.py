@@ -172,7 +172,8 @@ class Trainer:
             if share > MUCH:
                 console.say(
                     f"train.ema_decays: after {steps:,} steps {share:.0%} of the average of "
-                    f"{decay:g} are the initial weights; lower it, or set train.ema_warmup_power = 0.67"
+                    f"{decay:g} are the initial weights; lower it, or set "
+                    "train.ema_warmup_power = 0.67"
                 )
 
     def _fresh(self) -> TrainState:
