@@ -20,6 +20,6 @@ def test_ten_thousand_mutated_configs_are_described_or_refused_in_a_sentence():
 
 def test_an_exception_of_another_kind_is_found(monkeypatch):
     """As before a name was asked whether it is a text."""
-    monkeypatch.setattr(parser, "_pick", lambda table, name, path: table[name])
+    monkeypatch.setattr(parser, "pick", lambda table, name, path: table[name])
     found = fuzz_configs.fuzz(200, 0, ("digits",), described=0)
     assert any("KeyError" in f.what or "TypeError" in f.what for f in found)

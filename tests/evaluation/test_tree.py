@@ -268,6 +268,7 @@ def test_the_judge_of_a_density_finds_exact_samples_faultless_and_noise_not():
     assert half["outliers"] > 0.5 and half["recall"] < good["recall"] - 0.1
 
 
+@pytest.mark.slow
 def test_the_toy_s_demo_draws_a_panel_with_the_readout_alone_and_a_rate_for_each(tmp_path):
     c = tree_config.get_config()
     c.train.steps, c.checkpoint.every_steps = 100, 100

@@ -298,6 +298,7 @@ def test_fixed_grid_samplers_arrive_where_the_published_ones_do(sampling):
         assert vectors["nfe"][case] <= calls <= doubled * vectors["nfe"][case]
 
 
+@pytest.mark.slow
 def test_the_adaptive_sampler_arrives_at_the_exact_solution(sampling):
     """The published one does not: it leaves IG out where it overshoots the end."""
     vectors = sampling.vectors

@@ -177,6 +177,7 @@ def advanced(devices: int, mesh: dict[str, int], **changes):
     return jax.tree.map(np.asarray, (before, *update(before, batch)))
 
 
+@pytest.mark.slow
 def test_two_devices_take_the_step_of_one(trained_on_one):
     _, state, found = trained_on_one
     _, state_2, found_2 = advanced(2, {"data": 1, "fsdp": 2, "tensor": 1})

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+pytestmark = pytest.mark.slow
 NUM = 1000
 
 

@@ -124,7 +124,7 @@ def everything(source) -> dict[str, np.ndarray]:
     return source.batch(np.arange(len(source)))
 
 
-@pytest.mark.parametrize("codec", KINDS)
+@pytest.mark.parametrize("codec", ["va_vae", pytest.param("sd_vae", marks=pytest.mark.slow)])
 def test_a_run_encodes_pictures_itself_where_they_are_its_source(
     codec, pictures, twins, weights, tmp_path
 ):

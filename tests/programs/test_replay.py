@@ -110,6 +110,7 @@ def test_a_damaged_note_of_a_failure_is_told(tmp_path, content):
         replay.run(tiny.experiment(), tmp_path)
 
 
+@pytest.mark.slow
 def test_updates_of_spikes_are_skipped_counted_and_told(tmp_path, capsys):
     """So low a factor that ordinary gradients are spikes."""
     exp = tiny.experiment({**SHORT, "train.steps": 40, "train.spike_factor": 1.01})

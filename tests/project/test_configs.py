@@ -37,7 +37,7 @@ VARIANTS = {
         "dit",
         "study",
     ],
-    "images": ["64", "latents"],
+    "images": ["64"],
     "lightningdit_ddae_b": ["unconditional", "baseline"],
     "lightningdit_ddae_l": ["unconditional"],
     "lightningdit_xl": ["no_cfg"],
@@ -57,6 +57,12 @@ def experiment(name: str, *variant: str) -> build.Experiment:
 def test_every_config_traces_its_training_step_and_its_sampler(run):
     text = dry_run.describe(experiment(*run))
     assert "training:" in text and "network evaluations a sample" in text
+
+
+def test_images_are_encoded_where_that_is_asked_for():
+    """It traces where the autoencoder's file is."""
+    exp = experiment("images", "latents")
+    assert exp.config.latent_shape == (32, 32, 4) and exp.num_classes == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -67,7 +67,7 @@ CHANGES = {
 def shown(page: str) -> list[list[str]]:
     """The words after `python main.py` of every command on a page."""
     blocks = re.findall(r"```bash\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    lines = [shlex.split(line) for block in blocks for line in block.strip().split("\n")]
+    lines = [shlex.split(x, comments=True) for b in blocks for x in b.strip().split("\n")]
     return [words[2:] for words in lines if words[:2] == ["python", "main.py"]]
 
 
