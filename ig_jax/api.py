@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.codecs.autoencoders import Autoencoder
 from ig_jax.config import probe as probe_settings
 from ig_jax.config.parser import make
@@ -16,7 +15,7 @@ from ig_jax.data import SOURCES
 from ig_jax.errors import UserError
 from ig_jax.evaluation import probing
 from ig_jax.evaluation.probing import ProbeResult
-from ig_jax.experiment import open_pipeline
+from ig_jax.experiment import open_run
 from ig_jax.io import paths
 from ig_jax.metrics import FEATURES
 from ig_jax.objectives import TERMS
@@ -53,7 +52,7 @@ def load(
     if place.is_dir():
         if published:
             raise UserError(f"{sorted(published)[0]}: is for published files, but {place} is a run")
-        pipeline = _of_run(place, weights, step)
+        pipeline = open_run(place, weights, step, "path")
     else:
         if weights != "ema" or step is not None:
             raise UserError(f"{place}: weights and step are of runs; name a file's part by part=")
@@ -64,20 +63,6 @@ def load(
         raise UserError(f"codec_weights: the codec of {place} has no weights; leave it out")
     file = paths.given(codec_weights, "codec_weights")
     return replace(pipeline, codec=replace(pipeline.codec, weights=file))
-
-
-def _of_run(workdir: Path, weights: str, step: int | None) -> Pipeline:
-    checkpoints = checkpoint_manager.of_run(workdir, "path")
-    try:
-        if step is None:
-            return checkpoints.newest(
-                lambda newest: open_pipeline(checkpoints, newest, weights, "weights"),
-                checkpoint_manager.WEIGHTS,
-            )[1]
-        checkpoints.require_step(step, "step")
-        return open_pipeline(checkpoints, step, weights, "weights")
-    finally:
-        checkpoints.close()
 
 
 def _of_file(file: Path, published: dict[str, Any]) -> Pipeline:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ig_jax import prng
+from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.codecs import CODECS
 from ig_jax.config.parser import make, named
@@ -212,6 +215,21 @@ def open_pipeline(
         params=replicate_locally(exp.mesh, params),
         codec=make(_DataCodec, {"codec": codec}, "data").codec,
     )
+
+
+def open_run(workdir: Path, weights: str, step: int | None, field: str) -> Pipeline:
+    """As `open_pipeline`, of a workdir: its newest whole checkpoint, or that of a step.
+
+    `field`: names the workdir in messages.
+    """
+    with closing(checkpoint_manager.of_run(workdir, field)) as checkpoints:
+        if step is None:
+            return checkpoints.newest(
+                lambda newest: open_pipeline(checkpoints, newest, weights, "weights"),
+                checkpoint_manager.WEIGHTS,
+            )[1]
+        checkpoints.require_step(step, "step")
+        return open_pipeline(checkpoints, step, weights, "weights")
 
 
 def of_checkpoint(checkpoints: Checkpoints, step: int, devices: Any = None) -> Experiment:

@@ -13,17 +13,17 @@ from ig_jax.plots.figure import blank
 _COLUMNS = 3
 _SMOOTHED = 0.05  # of a curve's points are averaged, at least
 
-
 Curve = tuple[list[int], list[float | int]]  # steps, values
+Curves = dict[str, dict[str, Curve]]  # by measure, then by run
 
 
-def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Curve]]:
-    """{measure: {run: its curve}}: losses by term, and evaluations.
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Curves:
+    """Losses by term, and evaluations.
 
     Args:
       runs: name -> lines of metrics.jsonl.
     """
-    found: dict[str, dict[str, Curve]] = {}
+    found: Curves = {}
     for name, lines in runs.items():
         for line in lines:
             for key, value in line.items():
@@ -43,9 +43,8 @@ def smoothed(values: Sequence[float | int]) -> np.ndarray:
     return (sums[centre + reach + 1] - sums[centre - reach]) / (2 * reach + 1)
 
 
-def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+def draw(found: Curves, runs: Sequence[str], path: Path) -> None:
     """A panel for every measure, a colour for every run: raw values faint, smoothed ones strong."""
-    found = curves(runs)
     rows = -(-len(found) // _COLUMNS)
     figure = blank(4.2 * min(_COLUMNS, len(found)), 3.1 * rows)
     panels = figure.subplots(rows, min(_COLUMNS, len(found)), squeeze=False).ravel()

@@ -6,7 +6,7 @@ import base64
 import html
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from ig_jax import pytree
-from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.errors import UserError, shown
 from ig_jax.evaluation.report import METRICS, to_text
-from ig_jax.experiment import open_pipeline
+from ig_jax.experiment import open_run
 from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, metric_writer
 from ig_jax.parallel import lock
-from ig_jax.pipeline import Pipeline
 from ig_jax.plots import image_grid, run_curves
 
 MOST_RUNS = 20
@@ -61,11 +59,12 @@ def run(runs: Sequence[str], workdir: Path) -> None:
         )
     found = [_read(name, place) for name, place in zip(_names(places), places, strict=True)]
     with lock.held(workdir), disk_errors.reported(workdir):
+        curves = run_curves.curves({r.name: r.lines for r in found})
         sections = [("Settings that differ", _settings(found))]
-        sections += [("Last losses", _losses(found)), ("Evaluations", _evaluations(found))]
+        sections += [("Last losses", _losses(found, curves)), ("Evaluations", _evaluations(found))]
         images = {}
-        if run_curves.curves({r.name: r.lines for r in found}):
-            run_curves.draw({r.name: r.lines for r in found}, workdir / "curves.png")
+        if curves:
+            run_curves.draw(curves, [r.name for r in found], workdir / "curves.png")
             images["curves.png"] = (
                 "Losses and evaluations by step; faint: as logged, strong: smoothed."
             )
@@ -124,13 +123,12 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _losses(runs: Sequence[Run]) -> Table:
+def _losses(runs: Sequence[Run], curves: run_curves.Curves) -> Table:
     """The last smoothed value of every loss, and at which step."""
-    found = run_curves.curves({r.name: r.lines for r in runs})
-    terms = [name for name in found if name.startswith("loss")]
+    terms = [name for name in curves if name.startswith("loss")]
     rows = [["run", "step", *terms]]
     for r in runs:
-        last = [found[t].get(r.name) for t in terms]
+        last = [curves[t].get(r.name) for t in terms]
         step = str(r.lines[-1]["step"]) if r.lines else ABSENT
         ends = [ABSENT if x is None else f"{_end(x[1]):.4g}" for x in last]
         rows.append([r.name, step, *ends])
@@ -159,7 +157,7 @@ def _draw_samples(runs: Sequence[Run], path: Path) -> list[str]:
     grids, remarks, shapes = {}, [], set()
     for r in runs:
         try:
-            pipeline = _opened(r.workdir)
+            pipeline = open_run(r.workdir, "ema", None, "--runs")
             images = pipeline.sample(np.arange(_SAMPLES) % pipeline.num_classes, seed=0)
             grids[r.name] = image_grid.grid(images, _COLUMNS, least_side=32)
             shapes.add((pipeline.latent_shape, pipeline.num_classes))
@@ -170,14 +168,6 @@ def _draw_samples(runs: Sequence[Run], path: Path) -> list[str]:
     if grids:
         image_grid.save(path, image_grid.panels(grids))
     return remarks
-
-
-def _opened(workdir: Path) -> Pipeline:
-    with closing(checkpoint_manager.of_run(workdir, "--runs")) as checkpoints:
-        return checkpoints.newest(
-            lambda step: open_pipeline(checkpoints, step, "ema", "weights"),
-            checkpoint_manager.WEIGHTS,
-        )[1]
 
 
 def _markdown(
