@@ -217,7 +217,7 @@ def _take_over(descriptor: int, file: Path) -> bool:
     Raises:
       InUse: whoever left the file still works there.
     """
-    owner = _owner(descriptor)
+    owner = _owner(descriptor, WRITING)
     if owner is None:
         console.say(f"{file}: names nobody; the folder is taken over")
     elif owner.is_elsewhere():
@@ -266,9 +266,9 @@ def _clock_of(folder: Path) -> int:
         return os.fstat(probe.fileno()).st_mtime_ns
 
 
-def _owner(descriptor: int) -> Owner | None:
-    """Waits until the file names an owner, and returns it."""
-    deadline = time.monotonic() + WRITING
+def _owner(descriptor: int, patience: float) -> Owner | None:
+    """Waits so many seconds until the file names an owner, and returns it."""
+    deadline = time.monotonic() + patience
     while True:
         owner = Owner.parse(os.pread(descriptor, _LARGEST, 0))
         if owner is not None or time.monotonic() > deadline:
@@ -284,7 +284,8 @@ def _lock(descriptor: int, file: Path) -> None:
     """
     deadline = time.monotonic() + ENDING
     while not _flock(descriptor):
-        owner = _owner(descriptor)
+        # Twice: whoever has it locked may itself wait so long for a name of its maker.
+        owner = _owner(descriptor, 2 * WRITING)
         is_ending = owner is not None and not owner.is_elsewhere() and owner.has_ended()
         if not is_ending or time.monotonic() > deadline:
             raise InUse(f"{file.parent} is in use by {owner or 'another process'}; {_OR}")
