@@ -10,10 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from ig_jax.checkpoint import run_file
 from ig_jax.errors import UserError
-from ig_jax.io import files
-
-RECORD = "config.json"
 
 
 def get_config(workdir: str = "") -> ConfigDict:
@@ -22,14 +20,10 @@ def get_config(workdir: str = "") -> ConfigDict:
     Raises:
       UserError: the workdir has no record, or a damaged one.
     """
-    file = Path(workdir) / RECORD
-    if not workdir or not file.exists():
-        raise UserError(f"--workdir={workdir}: holds no {RECORD} of a run; name its --config")
-    record = files.read_json(file)
-    recorded = record.get("config") if isinstance(record, dict) else None
-    if not isinstance(recorded, dict):
-        raise UserError(f"{file}: is damaged; name the --config of this run")
-    return ConfigDict({**base.get_config().to_dict(), **_tuples(recorded)})
+    if not workdir:
+        raise UserError("configs/workdir.py: name a workdir (configs/workdir.py:runs/digits)")
+    record = run_file.read(Path(workdir), "--workdir", "name the --config of this run")
+    return ConfigDict({**base.get_config().to_dict(), **_tuples(record["config"])})
 
 
 def _tuples(value: Any) -> Any:

@@ -66,7 +66,10 @@ SINCE = {
 
 # Fields that a run may change when it resumes, which is reported: they change later steps, and
 # leave what its state is made of.
-REPORTED = (*FREE_OF_STATE, "optim.b1", "optim.b2", "optim.eps", "optim.momentum")
+REPORTED = (
+    *(*FREE_OF_STATE, "optim.b1", "optim.b2", "optim.eps", "optim.momentum"),
+    *("train.batch_size", "train.accumulation", "train.ema_decays", "train.ema_warmup_power"),
+)
 # The same but for 0, which turns off a part of the state.
 REPORTED_UNLESS_0 = ("optim.clip_norm", "train.spike_factor")
 
@@ -96,10 +99,14 @@ def mismatches(
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(field, old value, new value) of what a run may change when it resumes, which is reported."""
-    a, b = pytree.flatten(as_json(old)), pytree.flatten(as_json(new))
-    both = [path for path in a if path in b and a[path] != b[path]]
     return [
-        (path, a[path], b[path])
-        for path in both
-        if path in REPORTED or (path in REPORTED_UNLESS_0 and a[path] and b[path])
+        (path, before, now)
+        for path, before, now in changed_fields(old, new)
+        if path in REPORTED or (path in REPORTED_UNLESS_0 and before and now)
     ]
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(field, old value, new value) of every field in which two raw configs that have it differ."""
+    a, b = pytree.flatten(as_json(old)), pytree.flatten(as_json(new))
+    return [(path, a[path], b[path]) for path in a if path in b and a[path] != b[path]]

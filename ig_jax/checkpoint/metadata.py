@@ -39,12 +39,12 @@ def read(folder: Path) -> dict[str, Any]:
     match integrity.parse(file):
         case {
             "step": int(step),
-            "data": {"next_index": int(index)},
-            "config": {"train": {"ema_decays": [*decays]}, **sections},
+            "data": dict(data),
+            "config": {"train": {"ema_decays": [*decays], **train}, **sections},
             "versions": dict(),
         } as metadata if (
             step == int(folder.name)
-            and index >= 0
+            and (examples := _examples(data, train)) is not None
             and all(isinstance(decay, float | int) for decay in decays)
             and all(isinstance(section, dict | int) for section in sections.values())
         ):
@@ -52,5 +52,17 @@ def read(folder: Path) -> dict[str, Any]:
             if isinstance(imported, bool):  # as it was written at first
                 imported = "weights" if imported else ""
             if isinstance(imported, str) and imported in LACKING:
-                return metadata | {"imported": imported}
+                return metadata | {"imported": imported, "data": {"examples": examples}}
     raise Damaged(file, "is not what was written")
+
+
+def _examples(data: Mapping[str, Any], train: Mapping[str, Any]) -> int | None:
+    """The examples that were seen; None where the metadata do not say."""
+    match data, train:
+        case {"examples": int(examples)}, _:
+            pass
+        case {"next_index": int(batch)}, {"batch_size": int(size)}:  # as older runs have it
+            examples = batch * size
+        case _:
+            return None
+    return examples if examples >= 0 else None

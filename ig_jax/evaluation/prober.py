@@ -91,7 +91,7 @@ class Prober:
         found = None if saved is None else saved.load(jax.eval_shape(probes.init))
         state = jax.device_put(probes.init() if found is None else found, replicated(self.mesh))
         start, size, losses = int(state.step), s.batch_size, None
-        batches = loader.batches(source, size, s.seed, start=start)
+        batches = loader.batches(source, size, s.seed, start=start * size)
         numbers = {"number": np.arange(size, dtype=np.int32)}
         total, done = probes.steps * size, start * size
         with console.progress(total, initial=done, unit="image", what="probing") as bar:

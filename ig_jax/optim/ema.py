@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -34,6 +35,25 @@ def first(averages: Averages, decays: Decays) -> Params:
 def init(params: Params, decays: Decays) -> Averages:
     """Averages start as copies: a zero start would need a bias correction."""
     return {name(decay): jax.tree.map(jnp.copy, params) for decay in decays}
+
+
+def of_decays(averages: Averages, decays: Decays) -> Averages:
+    """The averages of these decays, where a run goes on with others than before.
+
+    One that is new starts as a copy of that whose length, 1 / (1 - decay), is nearest its own by
+    ratio.
+    """
+
+    def distance(other: str, decay: float | int) -> float:
+        return abs(math.log((1 - float(other)) / (1 - decay)))
+
+    def average(decay: float | int) -> Params:
+        if name(decay) in averages:
+            return averages[name(decay)]
+        nearest = min(averages, key=lambda other: distance(other, decay))
+        return jax.tree.map(jnp.copy, averages[nearest])
+
+    return {name(decay): average(decay) for decay in decays}
 
 
 def update(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ig_jax import pytree
+from ig_jax.checkpoint import run_file
 from ig_jax.errors import UserError, shown
 from ig_jax.evaluation.report import METRICS, to_text
 from ig_jax.experiment import open_run
@@ -90,13 +91,7 @@ def _names(places: Sequence[Path]) -> list[str]:
 
 
 def _read(name: str, workdir: Path) -> Run:
-    file = workdir / "config.json"
-    if not file.exists():
-        raise UserError(f"--runs: {workdir} holds no config.json of a run; name workdirs of runs")
-    record = files.read_json(file)
-    config = record.get("config") if isinstance(record, dict) else None
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: is damaged; leave this run out")
+    config = run_file.read(workdir, "--runs", "name workdirs of runs")["config"]
     evaluations = []
     for results in sorted(workdir.glob("evaluations/*/results.json")):
         with suppress(UserError):  # one that was cut off is no result

@@ -336,6 +336,6 @@ def _save(state: TrainState, raw: Mapping[str, Any], workdir: Path) -> None:
     """A checkpoint of step 0."""
     checkpoints = Checkpoints(workdir)
     imported = "weights" if state.opt_state is None else "state"
-    checkpoints.save(state, {"next_index": 0}, raw, imported)
+    checkpoints.save(state, {"examples": 0}, raw, imported)
     checkpoints.wait()
     checkpoints.close()

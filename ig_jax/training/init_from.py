@@ -16,12 +16,12 @@ from typing import Any
 import jax
 
 from ig_jax import pytree
-from ig_jax.checkpoint import compatibility
+from ig_jax.checkpoint import compatibility, run_file
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.checkpoint.manager import CheckpointError, Checkpoints
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.io import files, paths
+from ig_jax.io import paths
 from ig_jax.monitoring import console
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import TrainState
@@ -43,8 +43,8 @@ def parsed(text: str) -> dict[str, Any]:
 
 def recorded(workdir: Path) -> dict[str, Any] | None:
     """The start of a run as its config.json has it, as `parsed`; None: fresh weights."""
-    with suppress(UserError, AttributeError):
-        return files.read_json(workdir / "config.json").get("init_from")
+    with suppress(UserError):
+        return run_file.read(workdir, "--workdir", "").get("init_from")
     return None
 
 

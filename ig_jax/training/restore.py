@@ -13,19 +13,28 @@ from ig_jax.training.step import init_state
 
 
 def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[TrainState, int]:
-    """The state of a checkpoint, and the number of its next batch.
+    """The state of a checkpoint, and how many examples it has seen.
 
     Raises:
       CheckpointError: it was made under settings that this run does not go on from.
     """
     if step == 0:
         return _from_import(exp, checkpoints), 0
-    checkpoints.require(step, exp.config.raw, compatibility.CONTINUES)
+    fix = (
+        "use its settings, or train another run from its weights: --workdir=NEW "
+        f"--init_from={checkpoints.workdir}"
+    )
+    checkpoints.require(step, exp.config.raw, compatibility.CONTINUES, fix)
     meta = checkpoints.meta(step)
-    state = checkpoints.restore(step, exp.abstract_state)
-    for line in resume_changes.describe_changes(exp, meta["config"], step):
+    config, examples = meta["config"], meta["data"]["examples"]
+    resume_changes.require_length(exp, config, step, examples)
+    like, (average, *_) = exp.abstract_state, exp.abstract_state.ema.values()
+    before = {ema.name(decay): average for decay in config["train"]["ema_decays"]}
+    state = checkpoints.restore(step, like.replace(ema=before))
+    state = state.replace(ema=ema.of_decays(state.ema, exp.config.train.ema_decays))
+    for line in resume_changes.describe_changes(exp, config, step):
         console.say(line)
-    return state, meta["data"]["next_index"]
+    return state, examples
 
 
 def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:

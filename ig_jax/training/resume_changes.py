@@ -12,8 +12,36 @@ from ig_jax import optim
 from ig_jax.checkpoint import compatibility
 from ig_jax.config.parser import make
 from ig_jax.config.schema import Train
-from ig_jax.errors import shown
+from ig_jax.errors import UserError, shown
 from ig_jax.experiment import Experiment
+
+
+def require_length(exp: Experiment, old: Mapping[str, Any], step: int, examples: int) -> None:
+    """Raises UserError where batches of another size leave open how long a run is.
+
+    Args:
+      exp, old, step: as for `describe_changes`.
+      examples: seen before the step.
+    """
+    train, before = exp.config.train, old["train"]["batch_size"]
+    if train.batch_size == before:
+        return
+    said = f"train.batch_size = {train.batch_size}: was {before} until step {step}, so that "
+    falling = [name for name, term in exp.config.objective.terms.items() if term.weight_factor != 1]
+    if falling:
+        raise UserError(
+            f"{said}the epochs by which the weight of {falling[0]} changes are no longer known by "
+            f"the step; keep it, or train another run from these weights (--init_from)"
+        )
+    if train.steps is None:
+        name = "images" if train.images is not None else "epochs"
+        dataset = len(exp.config.data.source)
+        whole = train.images if train.images is not None else train.epochs * dataset
+        left = max(0, -int(-(whole - examples) // train.batch_size))
+        raise UserError(
+            f"{said}train.{name} no longer gives the number of steps; give it: --config.train."
+            f"{name}=0 --config.train.steps={step + left} is as many {name}"
+        )
 
 
 def describe_changes(exp: Experiment, old: Mapping[str, Any], step: int) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 from clu import parameter_overview
 
 from ig_jax import optim
-from ig_jax.checkpoint import versions
+from ig_jax.checkpoint import run_file, versions
 from ig_jax.checkpoint.manager import ARRAY_ITEMS, HEAD_ITEMS, Checkpoints
 from ig_jax.data import loader
 from ig_jax.errors import UserError
@@ -126,7 +126,7 @@ class Trainer:
             c.data.source,
             c.train.batch_size,
             c.seed,
-            start=self._data_start,
+            start=self._seen_at_start,
             rows=local_rows(exp.mesh, c.train.batch_size),
         )
         console.say_data(c.data.source)
@@ -150,19 +150,23 @@ class Trainer:
     def _begin(self) -> tuple[int, TrainState]:
         """The newest readable checkpoint's state, or a fresh one."""
         if self.checkpoints.latest_step() is None:
-            self._data_start = 0
+            self._seen_at_start = 0
             state = self._fresh()
             overview = parameter_overview.get_parameter_overview(state.trained, include_stats=False)
             if jax.process_index() == 0:
                 files.write_text(self.workdir / "parameters.txt", overview + "\n")
             return 0, state
         heads = [name for name in HEAD_ITEMS if getattr(self.exp.abstract_state, name)]
-        step, (state, self._data_start) = self.checkpoints.newest(
+        step, (state, self._seen_at_start) = self.checkpoints.newest(
             partial(restore, self.exp, self.checkpoints), (*ARRAY_ITEMS, *heads)
         )
         if step:
             console.say(f"resuming {self.workdir} at step {step}")
         return step, state
+
+    def _seen(self, step: int) -> int:
+        """Examples in the batches of all steps up to this one."""
+        return self._seen_at_start + (step - self._began_at) * self.exp.config.train.batch_size
 
     def _warn_of_averages(self) -> None:
         """Says which averages will still hold much of the initial weights at the end."""
@@ -200,7 +204,17 @@ class Trainer:
             }
             if self._source is not None:
                 record["init_from"] = self._source
-            files.write_json(self.workdir / "config.json", record)
+            if self.step:
+                record["changes"] = self._changes()
+            files.write_json(self.workdir / run_file.FILE, record)
+
+    def _changes(self) -> list[dict[str, Any]]:
+        """The settings that changed when this run resumed, now or before."""
+        earlier = []
+        with suppress(UserError):  # a record that is lost or damaged is written anew
+            earlier = run_file.read(self.workdir, "--workdir", "").get("changes", [])
+        made_under = self.checkpoints.meta(self.step)["config"]
+        return run_file.changes(earlier, made_under, self.exp.config.raw, self.step)
 
     def _advance(self, steps: int, bar: Any) -> None:
         """Dispatches `steps` steps, then takes in the metrics of the dispatch before."""
@@ -239,7 +253,8 @@ class Trainer:
             return
         self._require_workdir()
         with self.window.measure("checkpoint"):
-            self.checkpoints.save(self.state, self.data.get_state(), self.exp.config.raw)
+            seen = {"examples": self._seen(self.step)}
+            self.checkpoints.save(self.state, seen, self.exp.config.raw)
 
     def _log(self, bar: Any) -> None:
         self._settle()
@@ -247,7 +262,7 @@ class Trainer:
         summary = self.window.summary(batch_size, self.rates)
         summary["learning_rate"] = float(self._learning_rate(self.step - 1))
         self._require_workdir()
-        self.writer.scalars(self.step, {"images": self.step * batch_size, **summary})
+        self.writer.scalars(self.step, {"images": self._seen(self.step), **summary})
         bar.set_postfix(self._shown(summary), refresh=False)
         skipped = summary.get(throughput.SKIPPED)
         if skipped:
@@ -322,9 +337,9 @@ class Trainer:
     def note_failure(self, error: NonFiniteLoss) -> None:
         """Writes down which step and which examples --mode=replay has to look at."""
         c = self.exp.config
-        number = self._data_start + error.step - 1 - self._began_at
-        examples = loader.indices(c.data.source, c.train.batch_size, c.seed, number)
-        record = {"step": error.step, "loss": str(error.loss), "batch": number}
+        seen = self._seen(error.step - 1)
+        examples = loader.indices(c.data.source, c.train.batch_size, c.seed, seen)
+        record = {"step": error.step, "loss": str(error.loss)}
         if jax.process_index() == 0:
             record["examples"] = examples.tolist()
             files.write_json(self.workdir / FAILURE, record)

@@ -54,7 +54,7 @@ LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.
 
 
 def save(checkpoints, step):
-    checkpoints.save(state(step), {"next_index": step}, CONFIG)
+    checkpoints.save(state(step), {"examples": step}, CONFIG)
 
 
 def read(checkpoints):
@@ -171,8 +171,11 @@ def change(folder, changes):
         {"step": None},
         {"data": None},
         {"data": {}},
+        {"data": {"examples": "2"}},
+        {"data": {"examples": -1}},
         {"data": {"next_index": "2"}},
         {"data": {"next_index": -1}},
+        {"data": {"next_index": 2}, "config": {"train": {"ema_decays": [0.9]}}},
         {"config": {}},
         {"config": {"train": {"ema_decays": [0.9]}, "model": "sit"}},
         {"config": {"train": {"ema_decays": ["x"]}}},
@@ -193,7 +196,7 @@ def test_a_checkpoint_s_record_that_is_not_what_was_written_counts_as_damage(
         with pytest.raises(CheckpointError, match="metadata: .*; choose another step"):
             checkpoints.meta(2)
         assert checkpoints.newest()[0] == 1
-        assert checkpoints.meta(1)["data"] == {"next_index": 1}
+        assert checkpoints.meta(1)["data"] == {"examples": 1}
     assert "2 cannot be read (meta/metadata is " in capfd.readouterr().out
 
 
@@ -260,7 +263,7 @@ def test_only_what_is_read_need_be_whole(workdir, capfd):
 def test_imported_weights_have_no_other_arrays(tmp_path):
     with opened(tmp_path) as checkpoints:
         weights = state(0).replace(opt_state=None, ema=None)
-        checkpoints.save(weights, {"next_index": 0}, CONFIG, "weights")
+        checkpoints.save(weights, {"examples": 0}, CONFIG, "weights")
         checkpoints.wait()
         assert checkpoints.newest()[0] == 0
 

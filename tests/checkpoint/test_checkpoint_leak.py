@@ -21,7 +21,7 @@ def test_a_save_keeps_no_objects(tmp_path: Path):
 
     def objects_after(first: int) -> int:
         for step in range(first, first + SAVES):
-            checkpoints.save(state.replace(step=jnp.int32(step)), {"next_index": 0}, {})
+            checkpoints.save(state.replace(step=jnp.int32(step)), {"examples": 0}, {})
         checkpoints.wait()
         gc.collect()
         return sys.getallocatedblocks()

@@ -65,14 +65,17 @@ def test_images_and_labels_stay_together():
 
 @pytest.mark.parametrize("start", [1, 2, 3, 7])
 def test_a_resumed_stream_is_the_unbroken_one_from_that_batch_on(start):
-    np.testing.assert_array_equal(labels(10 - start, 4, start=start), labels(10, 4)[start:])
+    np.testing.assert_array_equal(labels(10 - start, 4, start=4 * start), labels(10, 4)[start:])
 
 
-def test_the_state_after_n_batches_is_n():
-    iterator = loader.batches(Numbers(10), 4, seed=0, start=2)
-    for _ in range(3):
-        next(iterator)
-    assert iterator.get_state()["next_index"] == 5
+@pytest.mark.parametrize("size", [3, 5, 8])
+@pytest.mark.parametrize("batches", [1, 5])
+def test_batches_of_another_size_go_on_from_the_next_example(size, batches):
+    unbroken = labels(20, 4).ravel()
+    after = labels(4, size, start=4 * batches)
+    np.testing.assert_array_equal(after.ravel(), unbroken[4 * batches :][: after.size])
+    examples = loader.indices(Numbers(10), size, 0, 4 * batches + 2 * size)
+    np.testing.assert_array_equal(examples, after[2])
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 6]])
@@ -82,7 +85,7 @@ def test_some_rows_of_a_batch_are_those_of_the_whole_one(rows):
 
 def test_the_examples_of_a_batch_are_known_without_reading_it():
     for number, batch in enumerate(labels(5, 8)):
-        np.testing.assert_array_equal(loader.indices(Numbers(10), 8, 0, number), batch)
+        np.testing.assert_array_equal(loader.indices(Numbers(10), 8, 0, 8 * number), batch)
 
 
 def test_a_batch_larger_than_the_source_is_refused_with_both_numbers():

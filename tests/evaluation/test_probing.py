@@ -71,7 +71,7 @@ def test_a_killed_probe_ends_with_the_same_bits(tmp_path, monkeypatch):
     for killed_at in (7, 13):
 
         def some(*args, left=killed_at, **kwargs):
-            for number, rows in enumerate(batches(*args, **kwargs), kwargs["start"]):
+            for number, rows in enumerate(batches(*args, **kwargs), kwargs["start"] // args[1]):
                 if number == left:
                     raise Killed
                 yield rows

@@ -32,7 +32,7 @@ def save(changes, workdir, *steps: int) -> None:
         params, averages = jax.tree.map(drawn, (state.params, state.ema))
         count = jax.device_put(np.int32(step), state.step.sharding)
         now = state.replace(step=count, params=params, ema=averages, opt_state=None)
-        checkpoints.save(now, {"next_index": step}, exp.config.raw)
+        checkpoints.save(now, {"examples": step}, exp.config.raw)
     checkpoints.wait()
     checkpoints.close()
 

@@ -103,13 +103,13 @@ class Programs:
         return step.make_dispatch(self.exp).lower(self.state, batches, {}).compile()
 
     def batches(self, start: int) -> tuple[Any, Any]:
-        """The next STEPS batches of the data, and where a run goes on after them."""
+        """The next STEPS batches behind `start` examples, and where a run goes on after them."""
         c = self.exp.config
         data = loader.batches(c.data.source, c.train.batch_size, c.seed, start=start)
         rows = [next(data) for _ in range(STEPS)]
         stacked = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
         placed = to_global(stacked, self.exp.mesh, c.train.batch_size, axis=1)
-        return placed, data.get_state()
+        return placed, {"examples": start + STEPS * c.train.batch_size}
 
     def train(self, state: TrainState, start: int = 0) -> tuple[TrainState, Any]:
         state, metrics = self.advance(state, self.batches(start)[0], {})
@@ -179,7 +179,7 @@ def moved(folder: Path, programs: Mapping[Shape, Programs], state: TrainState) -
     checkpoints = checkpoint_manager.Checkpoints(folder)
     checkpoints.save(state, position, source.exp.config.raw)
     checkpoints.wait()
-    start = checkpoints.meta(STEPS)["data"]["next_index"]
+    start = checkpoints.meta(STEPS)["data"]["examples"]
     others = {(2, 4, 1): None, (1, 2, 1): None} | programs
     losses, whole = {}, arrays(saved=state)
     for to in others:
@@ -193,7 +193,7 @@ def moved(folder: Path, programs: Mapping[Shape, Programs], state: TrainState) -
             losses[name_of("on", to)] = programs[to].train(restored, start)[1]["loss"].tolist()
     np.savez(folder / "moved.npz", **whole)
     checkpoints.close()
-    unbroken = source.train(state, STEPS)[1]["loss"].tolist()
+    unbroken = source.train(state, start)[1]["loss"].tolist()
     return {"start": start, "unbroken": unbroken, "losses": losses}
 
 

@@ -311,7 +311,7 @@ def test_older_checkpoints_say_whether_they_are_imported(tmp_path, written, mean
     file = tmp_path / "checkpoints" / "0" / "meta" / "metadata"
     file.parent.mkdir(parents=True)
     config = {"train": {"ema_decays": [0.9]}}
-    meta = {"step": 0, "data": {"next_index": 0}, "config": config, "versions": {}}
+    meta = {"step": 0, "data": {"examples": 0}, "config": config, "versions": {}}
     file.write_text(json.dumps(meta | {"imported": written}))
     assert checkpoints.imported(0) == meant
     checkpoints.close()

@@ -405,7 +405,7 @@ def test_an_imported_optimizers_state_is_refused_where_a_term_trains_a_head(tmp_
     exp = tiny.experiment(devices=jax.devices()[:1])
     state = step.init_state(exp)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, {"next_index": 0}, exp.config.raw, "state")
+    checkpoints.save(state, {"examples": 0}, exp.config.raw, "state")
     checkpoints.wait()
     checkpoints.close()
     with pytest.raises(CheckpointError, match="train heads of sra2, but .* covers none"):
@@ -417,7 +417,7 @@ def test_imported_weights_are_trained_on_with_a_fresh_head(tmp_path):
     weights = jax.tree.map(lambda x: x + 1, step.init_state(exp).params)
     checkpoints = Checkpoints(tmp_path)
     imported = TrainState(jnp.int32(0), weights, opt_state=None, ema=None)
-    checkpoints.save(imported, {"next_index": 0}, exp.config.raw, "weights")
+    checkpoints.save(imported, {"examples": 0}, exp.config.raw, "weights")
     checkpoints.wait()
     checkpoints.close()
     state = trainer.Trainer(tiny.experiment(SRA2), tmp_path).state

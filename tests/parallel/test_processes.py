@@ -120,14 +120,15 @@ def test_they_end_with_the_parameters_of_one(folder, seen, alone):
 def test_the_order_of_the_data_goes_on_whoever_reads_it(folder, seen):
     checkpoints = Checkpoints(folder / "run")
     for step in checkpoints.all_steps():
-        assert checkpoints.meta(step)["data"]["next_index"] == step
+        assert checkpoints.meta(step)["data"]["examples"] == 16 * step
     checkpoints.close()
     c = tiny.experiment().config
-    whole = loader.batches(c.data.source, 16, c.seed, start=seen["stopped_at"])
+    whole = loader.batches(c.data.source, 16, c.seed, start=16 * seen["stopped_at"])
     batch = next(whole)["label"]
     rows = [np.arange(8), np.arange(8, 16)]
     parts = [
-        loader.batches(c.data.source, 16, c.seed, start=seen["stopped_at"], rows=r) for r in rows
+        loader.batches(c.data.source, 16, c.seed, start=16 * seen["stopped_at"], rows=r)
+        for r in rows
     ]
     np.testing.assert_array_equal(np.concatenate([next(p)["label"] for p in parts]), batch)
 

@@ -105,7 +105,7 @@ def test_a_run_without_a_checkpoint_is_compared_all_the_same(runs, tmp_path):
         ("{0}", "name 2 to 20 workdirs"),
         ("{0},{0}", "name 2 to 20 workdirs"),
         ("{0},{0}/", "name 2 to 20 workdirs"),
-        ("{0},{0}/checkpoints", "checkpoints holds no config.json of a run"),
+        ("{0},{0}/checkpoints", "checkpoints: holds no config.json of a run"),
         ("{0},{0}/../plain", "in several ways; name every workdir once"),
         ("{0},s3://bucket/run", "--runs = 's3://bucket/run'"),
     ],

@@ -36,10 +36,10 @@ def diverged(tmp_path_factory):
 def test_a_failure_is_noted_with_its_step_and_its_examples(diverged):
     _, exp, noted = diverged
     c = exp.config
-    batch = next(loader.batches(c.data.source, 16, c.seed, start=noted["step"] - 1))
+    batch = next(loader.batches(c.data.source, 16, c.seed, start=16 * (noted["step"] - 1)))
     labels = c.data.source.batch(np.array(noted["examples"]))["label"]
     np.testing.assert_array_equal(labels, batch["label"])
-    assert noted["batch"] == noted["step"] - 1 and noted["loss"] in ("nan", "inf")
+    assert noted["loss"] in ("nan", "inf")
 
 
 def test_replay_goes_to_the_step_and_changes_nothing(diverged, capsys):
@@ -57,7 +57,7 @@ def test_replay_begins_with_the_weights_that_training_began_with(tmp_path):
     weights = jax.tree.map(lambda x: x + 1, init_state(exp).params)
     checkpoints = Checkpoints(tmp_path)
     imported = TrainState(jax.numpy.int32(0), weights, opt_state=None, ema=None)
-    checkpoints.save(imported, {"next_index": 0}, exp.config.raw, "weights")
+    checkpoints.save(imported, {"examples": 0}, exp.config.raw, "weights")
     checkpoints.wait()
     checkpoints.close()
     state, done, start = replay._state_before(exp, tmp_path, 5)
