@@ -9,13 +9,16 @@ ARGS ?=
 python := .venv/bin/python
 pip_install := $(python) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo demo-emoji test test-slow lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.installed ## train, sample and evaluate on the digits, on any machine
 	$(python) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo
+
+demo-emoji: .venv/.installed-emoji ## the same on emoji in colour (about 40 minutes on 2 cores)
+	$(python) main.py --config=configs/emoji.py --workdir=runs/emoji --mode=demo
 
 test: .venv/.installed-test ## run the tests; ARGS="..." goes to pytest
 	$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -46,7 +49,11 @@ clean: ## remove .venv and caches, keep runs/
 	@$(pip_install) -r requirements.txt
 	@touch $@
 
-.venv/.installed-test: requirements-test.txt .venv/.installed
+.venv/.installed-emoji: requirements-emoji.txt .venv/.installed
+	@$(pip_install) -r requirements.txt -r requirements-emoji.txt
+	@touch $@
+
+.venv/.installed-test: requirements-test.txt requirements-emoji.txt .venv/.installed
 	@echo "Installing requirements-test.txt into .venv"
-	@$(pip_install) -r requirements.txt -r requirements-test.txt
+	@$(pip_install) -r requirements.txt -r requirements-emoji.txt -r requirements-test.txt
 	@touch $@

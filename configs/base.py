@@ -119,6 +119,9 @@ def get_config() -> ConfigDict:
     c.train.ema_decays = (0.9999,)
     # Warm-up of all of them: a decay is at most 1 - (1 + step)^-power; 0 is none, 2/3 is usual.
     c.train.ema_warmup_power = 0.0
+    # Lengths of power-function averages, from which --mode=ema composes any other, such as
+    # (0.05, 0.1), in shares of the run: docs/averages.md. () trains without.
+    c.train.ema_sigma_rel = ()
     # Skips updates whose gradient norm is so many times the running median; 0 skips none.
     c.train.spike_factor = 0.0
     # readouts: trains the readouts alone, of a network that is trained already (--init_from).
@@ -128,6 +131,8 @@ def get_config() -> ConfigDict:
     c.checkpoint.every_steps = 10_000
     c.checkpoint.keep_last = 2
     c.checkpoint.keep_every_steps = 100_000  # kept for good; 0 keeps none
+    # Stores those of train.ema_sigma_rel for good; 0 stores none.
+    c.checkpoint.averages_every_steps = 0
 
     c.log = ConfigDict()
     c.log.every_steps = 100

@@ -32,6 +32,7 @@ import configs
 from configs import published
 from configs import workdir as recorded
 from ig_jax import modes
+from ig_jax.checkpoint import run_file
 from ig_jax.config import kinds
 from ig_jax.errors import UserError
 from ig_jax.io import paths
@@ -125,7 +126,7 @@ def _with_config(argv: list[str]) -> list[str]:
         return argv
     folder = Path(paths.given(workdir, "--workdir"))
     places = {
-        folder / recorded.RECORD: f"{recorded.__file__}:{folder}",
+        folder / run_file.FILE: f"{recorded.__file__}:{folder}",
         folder / "config.py": str(folder / "config.py"),  # what --mode=import wrote
     }
     found = [location for file, location in places.items() if file.exists()]

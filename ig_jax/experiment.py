@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from ig_jax import prng
 from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.checkpoint import stored_averages
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.codecs import CODECS
 from ig_jax.config.parser import make, named
@@ -157,7 +158,7 @@ class Experiment:
 
     def _state(self, params: Params, terms: Params) -> TrainState:
         """The state of step 0 with these parameters."""
-        averages = ema.init(params, self.config.train.ema_decays)
+        averages = ema.init(params, self.config.train.averages)
         only = self.config.train.only
         opt_state = self.optimizer.init(trained(params, terms, only))
         heads = jax.tree.map(jnp.copy, self.objective.averaged(terms))
@@ -205,10 +206,11 @@ def open_pipeline(
       UserError: there are no such weights.
     """
     exp = of_checkpoint(checkpoints, step, devices)
-    known = ("ema", "raw", *map(ema.name, exp.config.train.ema_decays))
-    if weights not in known:
+    known = ("ema", "raw", *exp.config.train.averages)
+    derived = exp.config.train.ema_sigma_rel and ema.length(weights) is not None
+    if weights not in known and not derived:
         raise UserError(f"{field} = {shown(weights)}: must be one of {', '.join(known)}")
-    params = checkpoints.weights(step, weights, exp.replicated_params)
+    params = stored_averages.weights(checkpoints, step, weights, exp.replicated_params)
     codec = checkpoints.meta(step)["config"]["data"]["codec"]
     return replace(
         exp.pipeline,

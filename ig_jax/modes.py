@@ -24,6 +24,7 @@ from ig_jax.parallel import distributed, lock
 from ig_jax.parallel.preemption import Stopped
 from ig_jax.programs import (
     compare,
+    compose_average,
     demo,
     evaluate,
     export_checkpoint,
@@ -53,14 +54,15 @@ _PROGRAMS = {
     "replay": replay,
     "visualize": visualize,
     "probe": probe,
+    "ema": compose_average,
     **_TABLES,
 }
 MODES = (  # in the order that users see
     *("train", "sample", "evaluate", "search", "demo", "prepare", "reference"),
-    *("replay", "visualize", "probe", "study", "select"),
+    *("replay", "visualize", "probe", "ema", "study", "select"),
 )
 # In one process.
-ALONE = ("search", "demo", "replay", "visualize", "probe", "study", "select")
+ALONE = ("search", "demo", "replay", "visualize", "probe", "ema", "study", "select")
 WITHOUT_CONFIG = ("import", "export", "compare")
 DECLARED = declared.DECLARABLE  # of --mode=import: what a file does not say
 

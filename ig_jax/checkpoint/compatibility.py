@@ -56,6 +56,7 @@ SINCE = {
     "optim.vector_weight_decay": 0.0,
     "train.only": "",
     "train.ema_warmup_power": 0.0,
+    "train.ema_sigma_rel": [],
     "objective.teacher_decay": 0.0,
     "objective.groups.shares": [],
     "objective.groups.dual_time": False,

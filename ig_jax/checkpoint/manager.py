@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from ig_jax.errors import UserError, shown
 from ig_jax.io import disk_errors
 from ig_jax.monitoring import console, library_logs
 from ig_jax.optim import ema
+from ig_jax.optim.ema import Averages
 from ig_jax.optim.train_state import AVERAGED_HEADS, HEADS_OF_TERMS, TrainState
 from ig_jax.parallel.processes import barrier
 from ig_jax.types import Params
@@ -104,6 +105,7 @@ class Checkpoints:
         keep_last: int = 1,
         keep_every_steps: int = 0,
         reading: bool = False,
+        folder: str = "checkpoints",
     ):
         check_folder(workdir)
         policies = [keep.LatestN(keep_last)]
@@ -112,7 +114,7 @@ class Checkpoints:
         self._policy = keep.AnyPreservationPolicy(policies)
         self._reading = reading
         self.workdir = workdir
-        self.directory = (workdir / "checkpoints").absolute()
+        self.directory = (workdir / folder).absolute()
         self._manager = self._open()
         self._asked: int | None = None  # the step of the newest save
         self._failure = ""  # why that is not on disk
@@ -329,21 +331,26 @@ class Checkpoints:
         return like.replace(step=count, **items)
 
     def weights(self, step: int, which: str, like: Params) -> Params:
-        """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or a decay.
+        """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or an average.
 
         Leaves of `like` are abstract, and say where each is to be.
         """
         if which == "raw" or self.imported(step) == "weights":
             return self._read(step, {"params": like})["params"]
-        decays = self.meta(step)["config"]["train"]["ema_decays"]
-        names = [ema.name(decay) for decay in decays]
-        averages = self._read(step, {"ema": {name: like for name in names}})["ema"]
-        if which != "ema" and which not in averages:
+        names = ema.in_config(self.meta(step)["config"]["train"])
+        if which not in ("ema", *names):
             raise CheckpointError(
                 f"sample.weights = {which!r}: {self.directory} holds raw and the averages "
                 f"{', '.join(names)}"
             )
-        return ema.first(averages, decays) if which == "ema" else averages[which]
+        return self.averages(step, names, like)[names[0] if which == "ema" else which]
+
+    def averages(self, step: int, names: Sequence[str], like: Params) -> Averages:
+        """The averages of a checkpoint; `names` are all that it holds, `like` as for `weights`."""
+        return self._read(step, {"ema": dict.fromkeys(names, like)})["ema"]
+
+    def remove(self, step: int) -> None:
+        self._manager.delete(step)
 
     def terms(self, step: int, like: Params) -> Params:
         """The heads of loss terms of a checkpoint, all that it holds, placed as `like`."""

@@ -6,11 +6,13 @@ there is one, and the settings that changed when the run resumed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ig_jax.checkpoint import compatibility
+from ig_jax.checkpoint import compatibility, versions
 from ig_jax.errors import UserError
 from ig_jax.io import files
 
@@ -36,19 +38,32 @@ def read(workdir: Path, field: str, fix: str) -> dict[str, Any]:
     raise UserError(f"{file}: is damaged; {fix}")
 
 
-def changes(
-    earlier: list[Any], old: Mapping[str, Any], new: Mapping[str, Any], step: int
-) -> list[dict[str, Any]]:
-    """The changes of a run's settings so far, each {step, field, before, now}.
+def write(
+    workdir: Path,
+    config: Mapping[str, Any],
+    init_from: Mapping[str, Any] | None,
+    step: int,
+    made_under: Mapping[str, Any] | None,
+) -> None:
+    """Writes the record of a run that starts or resumes.
 
     Args:
-      earlier: as recorded before; those at later steps than this are undone.
-      old: the raw config under which the checkpoint of the step was made.
-      new: that of the run as it goes on.
+      config: raw, as the run goes on.
+      init_from: the run that the weights of step 0 are of; None: they are fresh.
       step: at which it resumes.
+      made_under: the raw config under which the checkpoint of that step was made; None at step 0.
     """
-    kept = [c for c in earlier if isinstance(c, dict) and c.get("step", step) < step]
-    return kept + [
-        {"step": step, "field": field, "before": before, "now": now}
-        for field, before, now in compatibility.changed_fields(old, new)
-    ]
+    record = {"config": dict(config), "versions": versions.versions(), "command": sys.argv}
+    if init_from is not None:
+        record["init_from"] = init_from
+    if made_under is not None:
+        earlier = []
+        with suppress(UserError):  # a record that is lost or damaged is written anew
+            earlier = read(workdir, "--workdir", "").get("changes", [])
+        # Those of later steps are undone.
+        kept = [c for c in earlier if isinstance(c, dict) and c.get("step", step) < step]
+        record["changes"] = kept + [
+            {"step": step, "field": field, "before": before, "now": now}
+            for field, before, now in compatibility.changed_fields(made_under, config)
+        ]
+    files.write_json(workdir / FILE, record)

@@ -218,10 +218,23 @@ def _check_sampling(c: Config) -> None:
             f"sample.cfg.scale = {s.cfg.scale}: needs a network trained with dropped labels; set "
             "objective.label_drop above 0 (the reference uses 0.1), or the scale to 1 (off)"
         )
-    if s.weights not in ("ema", "raw", *map(ema.name, c.train.ema_decays)):
+    derived = c.train.ema_sigma_rel and ema.length(s.weights) is not None
+    if s.weights not in ("ema", "raw", *c.train.averages) and not derived:
+        lengths = ", or sigma_rel_ and a length, such as sigma_rel_0.08"
         raise ConfigError(
             f"sample.weights = {shown(s.weights)}: must be ema (the first decay), raw, or one of "
             f"train.ema_decays = {shown(c.train.ema_decays)}"
+            f"{lengths if c.train.ema_sigma_rel else ''}"
+        )
+
+
+def _check_averages(c: Config) -> None:
+    lengths, every = c.train.ema_sigma_rel, c.checkpoint.averages_every_steps
+    if bool(lengths) != bool(every):
+        raise ConfigError(
+            f"train.ema_sigma_rel = {lengths}, checkpoint.averages_every_steps = {every}: averages "
+            "of other lengths are composed of stored ones; set both (a 50th of the run is a good "
+            "interval), or neither: () and 0"
         )
 
 
@@ -331,6 +344,7 @@ def parse(config: ml_collections.ConfigDict, devices: int = 1) -> Config:
     _check_model(parsed)
     _check_sampling(parsed)
     _check_teacher(parsed)
+    _check_averages(parsed)
     _check_only(parsed)
     _check_visualize(parsed)
     _check_probe(parsed)

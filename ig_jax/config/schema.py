@@ -23,6 +23,7 @@ from ig_jax.metrics.inception import Inception
 from ig_jax.objectives import TERMS
 from ig_jax.objectives.base import Term
 from ig_jax.objectives.token_groups import GroupSettings, SamplingGroups
+from ig_jax.optim import ema, power_ema
 from ig_jax.optim.train_state import PARTS
 from ig_jax.plots.token_pca import BASES, TOKEN_NORMS
 from ig_jax.samplers import SAMPLERS
@@ -108,6 +109,7 @@ class Train:
     spike_factor: float
     only: str | None = unset("", None)
     ema_warmup_power: float = 0.0
+    ema_sigma_rel: tuple[float, ...] = ()
 
     def __post_init__(self):
         rule = "must lie in [0, 1]; 0 is no warm-up, 2/3 is usual"
@@ -134,6 +136,21 @@ class Train:
             self.ema_decays,
             f"needs at least one decay, not above {MOST_AVERAGES}, each once; the first samples",
         )
+
+        rule = (
+            f"needs two lengths or more, each once and in [{power_ema.SHORTEST}, "
+            f"{power_ema.LONGEST}], or none; 0.05 and 0.1 are usual"
+        )
+        lengths = {ema.name_of_length(length) for length in self.ema_sigma_rel}
+        fit = all(ema.length(name) is not None for name in lengths)
+        number = len(self.ema_sigma_rel)
+        known = fit and number == len(lengths) in (0, *range(2, MOST_AVERAGES + 1))
+        require(known, "ema_sigma_rel", self.ema_sigma_rel, rule)
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Names of all averages, the one that is sampled first."""
+        return tuple(ema.in_config(vars(self)))
 
     def steps_per_epoch(self, dataset_size: int) -> int:
         """Whole batches in the data set, at least 1: an epoch of schedules of loss weights."""
@@ -163,8 +180,11 @@ class CheckpointSettings:
     every_steps: int
     keep_last: int
     keep_every_steps: int
+    averages_every_steps: int = 0
 
     def __post_init__(self):
+        every, rule = self.averages_every_steps, "must not be negative (0 stores none)"
+        require(every >= 0, "averages_every_steps", every, rule)
         require(self.every_steps >= 1, "every_steps", self.every_steps, "must be at least 1")
         require(self.keep_last >= 1, "keep_last", self.keep_last, "must be at least 1")
         if self.keep_every_steps % self.every_steps or self.keep_every_steps < 0:

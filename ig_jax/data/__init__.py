@@ -2,6 +2,7 @@
 
 from ig_jax.data.sources.array_record import ArrayRecord
 from ig_jax.data.sources.digits import Digits
+from ig_jax.data.sources.emoji import Emoji
 from ig_jax.data.sources.image_folder import ImageFolder
 from ig_jax.data.sources.npy_folder import NpyFolder
 from ig_jax.data.sources.own_images import OwnImages
@@ -13,6 +14,7 @@ from ig_jax.data.sources.tree_density import Tree
 SOURCES = {
     "array_record": ArrayRecord,
     "digits": Digits,
+    "emoji": Emoji,
     "image_folder": ImageFolder,
     "npy_folder": NpyFolder,
     "own_images": OwnImages,

@@ -16,6 +16,7 @@ import numpy as np
 
 from ig_jax import experiment, pytree
 from ig_jax.checkpoint import manager as checkpoint_manager
+from ig_jax.checkpoint import stored_averages
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.codecs import CODECS, to_uint8
 from ig_jax.errors import UserError
@@ -53,7 +54,7 @@ def _read(workdir: Path, weights: str) -> Run:
             raise UserError(
                 f"model.readouts = {exp.config.model.readouts}: the published networks have one"
             )
-        params = checkpoints.weights(step, weights, exp.replicated_params)
+        params = stored_averages.weights(checkpoints, step, weights, exp.replicated_params)
         head = _alignment_head(checkpoints, step, exp)
     finally:
         checkpoints.close()

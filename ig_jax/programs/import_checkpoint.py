@@ -28,7 +28,6 @@ from ig_jax.interop.published_file import HEAD_LAYERS, TRAINING_ONLY
 from ig_jax.io import files, state_dict
 from ig_jax.io.state_dict import Found, TrainingFile
 from ig_jax.monitoring import console
-from ig_jax.optim import ema
 from ig_jax.optim.train_state import HEADS_OF_TERMS, TrainState, trained
 from ig_jax.parallel.mesh import replicated
 from ig_jax.pipeline import Pipeline
@@ -321,7 +320,7 @@ def _whole_state(
     terms = _terms("model", head, exp, lay_out)
     like = jax.eval_shape(exp.optimizer.init, trained(exp.abstract_params, exp.abstract_terms))
     opt_state = optimizer_state.fill(optimizer, like, lay_out)
-    averages = {ema.name(decay): average for decay in exp.config.train.ema_decays}
+    averages = {name: average for name in exp.config.train.averages}
     return TrainState(np.int32(0), params, opt_state, averages, terms)
 
 

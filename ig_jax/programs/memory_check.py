@@ -44,7 +44,7 @@ def shortage(exp: Experiment, mode: str) -> str:
     of_files = mode == "evaluate" and exp.config.evaluate.samples  # no network is needed for those
     if mode in _SAMPLES and not of_files:
         shortages += [_of_weights(exp), _of_samples(exp)]
-    if mode in ("visualize", "probe"):
+    if mode in ("visualize", "probe", "ema"):
         shortages.append(_of_weights(exp))
     if mode == "probe":
         shortages += [_of_probes(exp), _of_probed(exp)]

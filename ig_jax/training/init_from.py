@@ -103,7 +103,7 @@ def start(exp: Experiment, source: Mapping[str, Any]) -> tuple[TrainState, int]:
     heads = {name: weights["heads"].get(name, head) for name, head in heads.items()}
     rest = {name: weights.get(name, values) for name, values in fresh.params.items()}
     params = {name: heads if name == "heads" else values for name, values in rest.items()}
-    return fresh.replace(params=params, ema=ema.init(params, exp.config.train.ema_decays)), step
+    return fresh.replace(params=params, ema=ema.init(params, exp.config.train.averages)), step
 
 
 def _require_same_network(exp: Experiment, checkpoints: Checkpoints, step: int) -> None:

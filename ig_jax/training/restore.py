@@ -29,9 +29,9 @@ def restore(exp: Experiment, checkpoints: Checkpoints, step: int) -> tuple[Train
     config, examples = meta["config"], meta["data"]["examples"]
     resume_changes.require_length(exp, config, step, examples)
     like, (average, *_) = exp.abstract_state, exp.abstract_state.ema.values()
-    before = {ema.name(decay): average for decay in config["train"]["ema_decays"]}
+    before = {name: average for name in ema.in_config(config["train"])}
     state = checkpoints.restore(step, like.replace(ema=before))
-    state = state.replace(ema=ema.of_decays(state.ema, exp.config.train.ema_decays))
+    state = state.replace(ema=ema.chosen(state.ema, exp.config.train.averages))
     for line in resume_changes.describe_changes(exp, config, step):
         console.say(line)
     return state, examples
@@ -46,7 +46,7 @@ def _from_import(exp: Experiment, checkpoints: Checkpoints) -> TrainState:
     c, like, workdir = exp.config, exp.abstract_state, checkpoints.workdir
     checkpoints.require(0, c.raw, compatibility.SAMPLES)
     average = checkpoints.weights(0, "ema", like.params)
-    averages = ema.init(average, c.train.ema_decays)
+    averages = ema.init(average, c.train.averages)
     if checkpoints.imported(0) != "state":
         console.say(f"starting from the weights in {workdir}")
         state, held = init_state(exp), checkpoints.heads(0)

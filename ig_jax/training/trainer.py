@@ -7,7 +7,6 @@ number alone, so that a resumed run computes bit for bit what an unbroken one do
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,7 +20,7 @@ import numpy as np
 from clu import parameter_overview
 
 from ig_jax import optim
-from ig_jax.checkpoint import run_file, versions
+from ig_jax.checkpoint import run_file, stored_averages
 from ig_jax.checkpoint.manager import ARRAY_ITEMS, HEAD_ITEMS, Checkpoints
 from ig_jax.data import loader
 from ig_jax.errors import UserError
@@ -118,9 +117,12 @@ class Trainer:
             keep_every_steps=c.checkpoint.keep_every_steps,
         )
         begun = self.checkpoints.latest_step() is not None
+        self._averages: stored_averages.StoredAverages | None = None
         self._source = init_from_run.chosen(workdir, init_from, begun=begun)
         self.step, self.state = self._begin()
         self._began_at = self._logged_at = self.step
+        if c.checkpoint.averages_every_steps:
+            self._averages = stored_averages.StoredAverages(workdir, self.step)
         self._record()
         self.data = loader.batches(
             c.data.source,
@@ -197,24 +199,9 @@ class Trainer:
     def _record(self) -> None:
         """Writes what makes this run: resolved config, versions, command line."""
         if jax.process_index() == 0:
-            record = {
-                "config": dict(self.exp.config.raw),
-                "versions": versions.versions(),
-                "command": sys.argv,
-            }
-            if self._source is not None:
-                record["init_from"] = self._source
-            if self.step:
-                record["changes"] = self._changes()
-            files.write_json(self.workdir / run_file.FILE, record)
-
-    def _changes(self) -> list[dict[str, Any]]:
-        """The settings that changed when this run resumed, now or before."""
-        earlier = []
-        with suppress(UserError):  # a record that is lost or damaged is written anew
-            earlier = run_file.read(self.workdir, "--workdir", "").get("changes", [])
-        made_under = self.checkpoints.meta(self.step)["config"]
-        return run_file.changes(earlier, made_under, self.exp.config.raw, self.step)
+            raw, source = self.exp.config.raw, self._source
+            made_under = self.checkpoints.meta(self.step)["config"] if self.step else None
+            run_file.write(self.workdir, raw, source, self.step, made_under)
 
     def _advance(self, steps: int, bar: Any) -> None:
         """Dispatches `steps` steps, then takes in the metrics of the dispatch before."""
@@ -256,6 +243,13 @@ class Trainer:
             seen = {"examples": self._seen(self.step)}
             self.checkpoints.save(self.state, seen, self.exp.config.raw)
 
+    def _save_averages(self) -> None:
+        self._settle()
+        self._require_workdir()
+        with self.window.measure("checkpoint"):
+            seen = {"examples": self._seen(self.step)}
+            self._averages.save(self.state, seen, self.exp.config.raw)
+
     def _log(self, bar: Any) -> None:
         self._settle()
         batch_size = self.exp.config.train.batch_size
@@ -280,6 +274,8 @@ class Trainer:
         """Event -> every how many steps it happens."""
         c = self.exp.config
         every = {"log": c.log.every_steps, "save": c.checkpoint.every_steps}
+        if c.checkpoint.averages_every_steps:
+            every["averages"] = c.checkpoint.averages_every_steps
         if c.log.samples_every_steps:
             every["preview"] = c.log.samples_every_steps
         if c.evaluate.while_training.every_steps:
@@ -291,6 +287,8 @@ class Trainer:
             self._log(bar)
         if "save" in due:
             self._save()
+        if "averages" in due:
+            self._save_averages()
         drawn = due & {"preview", "evaluate"}
         if drawn:
             started = time.perf_counter()
@@ -346,6 +344,8 @@ class Trainer:
 
     def close(self) -> None:
         self.writer.close()
+        if self._averages:
+            self._averages.close()
         self.checkpoints.close()
 
 

@@ -41,6 +41,8 @@ OPTIONAL = {
     "evaluate.samples": None,
     "train.only": None,
     "train.ema_warmup_power": 0.0,
+    "train.ema_sigma_rel": (),
+    "checkpoint.averages_every_steps": 0,
     "objective.teacher_decay": None,
     "objective.groups.shares": (),
     "objective.groups.dual_time": False,

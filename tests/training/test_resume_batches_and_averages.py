@@ -73,7 +73,7 @@ def test_averages_that_stay_go_on_and_a_new_one_starts_from_the_nearest(gone_on)
 )
 def test_near_is_by_ratio_of_lengths(decay, nearest):
     averages = {name: {"w": np.float32(name)} for name in ("0.6", "0.9", "0.97")}
-    found = ema.of_decays(averages, (decay, 0.9))
+    found = ema.chosen(averages, (decay, 0.9))
     assert list(found) == [ema.name(decay), "0.9"]
     assert found[ema.name(decay)]["w"] == np.float32(nearest)
 
