@@ -243,6 +243,9 @@ def get_config() -> ConfigDict:
     c.evaluate.reference = placeholder(str)
     # every_steps = 0 is never.
     c.evaluate.while_training = ConfigDict({"every_steps": 0, "num": 10_000})
+    # The flow loss of the first average on held-out examples under the same noise, eval/loss; 0 is
+    # never.
+    c.evaluate.while_training.loss_every_steps = 0
 
     # --mode=search: settings below `sample` that are tried.
     c.search = ConfigDict()

@@ -65,5 +65,6 @@ def get_config(variant: str = "32") -> ConfigDict:
     c.sample.cfg = base.guidance(1.0)
 
     c.evaluate.num = 1000
+    c.evaluate.while_training.loss_every_steps = 250
     c.evaluate.features = ConfigDict({"name": "classifier"})
     return c

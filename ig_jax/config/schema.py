@@ -300,10 +300,13 @@ class Sample:
 class EvaluateWhileTraining:
     every_steps: int
     num: int = at_most(MOST_SAMPLES)
+    loss_every_steps: int = 0
 
     def __post_init__(self):
         rule = "must not be negative (0: only by --mode=evaluate)"
         require(self.every_steps >= 0, "every_steps", self.every_steps, rule)
+        rule = "must not be negative (0 computes none)"
+        require(self.loss_every_steps >= 0, "loss_every_steps", self.loss_every_steps, rule)
         require(self.num >= 10, "num", self.num, ENOUGH)
 
 

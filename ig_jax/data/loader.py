@@ -31,7 +31,7 @@ def batches(
 
     Args:
       source: where examples come from.
-      batch_size: global, at most the size of the source.
+      batch_size: global; above the size of the source a batch holds examples more than once.
       seed: with the epoch, decides the order.
       start: examples to skip without reading them: those that earlier batches held, of whatever
         size they were.
@@ -39,13 +39,10 @@ def batches(
       threads: that gather ahead.
 
     Raises:
-      UserError: the source holds fewer examples than one batch.
+      UserError: the source holds no examples.
     """
-    if len(source) < batch_size:
-        raise UserError(
-            f"train.batch_size = {batch_size}: must not exceed the {len(source)} examples that the "
-            "data set holds"
-        )
+    if not len(source):
+        raise UserError("data.source: holds no examples")
     taken = slice(None) if rows is None else rows
     skipped, offset = divmod(start, batch_size)
     order = _order(source, batch_size, seed, offset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,21 @@ from ig_jax.experiment import Experiment
 from ig_jax.generation.cost import cost
 from ig_jax.generation.generator import Generator
 from ig_jax.monitoring import flops
+from ig_jax.monitoring.peak_flops import peak_flops
 from ig_jax.objectives.metrics import BY_TIME
+from ig_jax.optim import ema
 from ig_jax.optim.train_state import HEADS_OF_TERMS, trained
 from ig_jax.parallel import partitioning
-from ig_jax.parallel.mesh import bytes_each
+from ig_jax.parallel.mesh import bytes_each, parts_of_batch
 from ig_jax.programs import guide_model, memory_check
 from ig_jax.training import step
+from ig_jax.training.step import Noised
+from ig_jax.types import Params
 
 MIB = 2**20
 _SHOWN = 12  # times, at most
+_REFERENCES = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "TPU v5e")
+_UTILISATION = 0.4  # of a device's peak: what large transformers commonly reach in training
 
 
 def _modules(exp: Experiment) -> list[str]:
@@ -42,6 +49,48 @@ def _modules(exp: Experiment) -> list[str]:
     return lines
 
 
+def _kept_for_gradients(exp: Experiment, rows: int) -> int:
+    """Bytes that the forward pass of so many images leaves for the backward pass, as traced.
+
+    What the compiled program needs beside (and saves) is not in it. Weights in the network's dtype
+    are left out, which the difference between two numbers of images does not see.
+    """
+    source, state = exp.config.data.source, exp.abstract_state
+    teacher = trained(state.ema[ema.name(exp.teacher_decay)], state.ema_terms)
+
+    def residuals(params: Params, batch: Noised) -> Any:
+        *inputs, mirrored = batch
+
+        def loss(params: Params) -> Any:
+            return exp.objective(params, *inputs, teacher, 0, state.frozen, mirrored)
+
+        _, backward, _ = jax.vjp(loss, params, has_aux=True)
+        return backward
+
+    def size(rows: int) -> int:
+        stored = jax.ShapeDtypeStruct((rows, *source.stored_shape), source.stored_dtype)
+        batch = {"stored": stored, "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+        noised = jax.eval_shape(lambda b: step.noise(exp, b, 0, exp.encoder_weights), batch)
+        return pytree.num_bytes(jax.eval_shape(residuals, state.trained, noised))
+
+    return size(2 * rows) - size(rows)
+
+
+def _hours(exp: Experiment) -> list[str]:
+    """A line with the hours of training on some devices, and on those here where they are known."""
+    device = exp.mesh.devices.flat[0].device_kind
+    known = {device: peak_flops(device), **{name: peak_flops(name) for name in _REFERENCES}}
+    named = exp.config.log.peak_tflops
+    if named is not None:
+        known = {f"a device of {named:g} TFLOP/s": named * 1e12}
+    count = exp.gradient_flops(exp.config.train.batch_size) * exp.total_steps
+    hours = {name: count / (_UTILISATION * peak) / 3600 for name, peak in known.items() if peak}
+    if max(hours.values()) < 1:
+        return []
+    each = ", ".join(f"{number:,.0f} hours of {name}" for name, number in hours.items())
+    return [f"time: {each}, at {_UTILISATION:.0%} of the peak"]
+
+
 def _training(exp: Experiment) -> list[str]:
     """Shape-checks a training step; says what its state takes."""
     c = exp.config
@@ -56,9 +105,15 @@ def _training(exp: Experiment) -> list[str]:
     _, metrics = jax.eval_shape(step.make_dispatch(exp), state, batches, exp.encoder_weights)
     size, each = pytree.num_bytes(state) / MIB, bytes_each(state) / MIB
     mesh = " x ".join(f"{name} {size}" for name, size in exp.mesh.shape.items())
+    steps, dataset = exp.total_steps, len(c.data.source)
+    rows = n // c.train.accumulation // parts_of_batch(exp.mesh)
+    kept, total = _kept_for_gradients(exp, rows), exp.gradient_flops(n) * steps
     lines = [
-        f"training: {exp.total_steps:,} steps of {n} images; parameters, optimizer and averages "
-        f"take {size:,.1f} MiB",
+        f"training: {steps:,} steps of {n} images, {steps * n:,} in all, or "
+        f"{steps * n / dataset:,.3g} epochs of {dataset:,}; {flops.in_words(total)}",
+        *_hours(exp),
+        f"memory: parameters, optimizer and averages take {size:,.1f} MiB; the backward pass keeps "
+        f"about {kept / MIB:,.1f} MiB a device, of {rows} images at a time",
         f"metrics: {', '.join(name for name in metrics if not name.startswith(BY_TIME))}",
         f"mesh: {mesh}; of the state, each device holds {each:,.1f} MiB",
     ]

@@ -24,8 +24,8 @@ from ig_jax.io.row_store import RowStore
 from ig_jax.monitoring import console, metric_writer
 from ig_jax.parallel.mesh import replicate_locally
 from ig_jax.study import probe
-from ig_jax.study.held_out_loss import HeldOutLoss
 from ig_jax.study.methods import Row
+from ig_jax.training.held_out_loss import HeldOutLoss
 from ig_jax.types import Params
 
 LOSS, PROBE = "loss", "probe"

@@ -24,8 +24,6 @@ from ig_jax.checkpoint import run_file, stored_averages
 from ig_jax.checkpoint.manager import ARRAY_ITEMS, HEAD_ITEMS, Checkpoints
 from ig_jax.data import loader
 from ig_jax.errors import UserError
-from ig_jax.evaluation import during_training
-from ig_jax.evaluation.image_evaluator import make_evaluator
 from ig_jax.experiment import Experiment
 from ig_jax.io import disk_errors, files
 from ig_jax.monitoring import console, metric_writer, profiler, throughput
@@ -33,11 +31,11 @@ from ig_jax.monitoring.throughput import NonFiniteLoss
 from ig_jax.optim import ema
 from ig_jax.optim.train_state import TrainState
 from ig_jax.parallel import lock
-from ig_jax.parallel.mesh import local_rows, replicate_locally, replicated, to_global, to_host
+from ig_jax.parallel.mesh import local_rows, replicated, to_global, to_host
 from ig_jax.parallel.preemption import StopSignal
 from ig_jax.plots.losses import plot_losses
 from ig_jax.training import init_from as init_from_run
-from ig_jax.training import preview
+from ig_jax.training.evaluations import Evaluations
 from ig_jax.training.restore import restore
 from ig_jax.training.step import Metrics, Programs, init_state, make_dispatch
 
@@ -69,14 +67,6 @@ class Outcome:
     finished: bool
     stopped_by: str | None  # the signal that asked for it, even if the run was just finished
     seconds: Mapping[str, float]  # compile, train
-
-
-def _evaluation(exp: Experiment) -> during_training.DuringTraining:
-    settings = exp.config.evaluate
-    evaluator, _ = make_evaluator(exp.config, exp.mesh)
-    return during_training.DuringTraining(
-        exp.pipeline, evaluator, num=settings.while_training.num, seed=settings.seeds[0]
-    )
 
 
 def rates(exp: Experiment) -> throughput.Rates:
@@ -132,14 +122,16 @@ class Trainer:
             rows=local_rows(exp.mesh, c.train.batch_size),
         )
         console.say_data(c.data.source)
+        if c.train.batch_size > len(c.data.source):
+            console.say(
+                f"train.batch_size = {c.train.batch_size}: a batch holds some of the "
+                f"{len(c.data.source):,} examples more than once"
+            )
         if not self.step:
             self._warn_of_averages()
         self.encoder = jax.device_put(exp.encoder_weights, replicated(exp.mesh))
         self.writer = metric_writer.MetricWriter(workdir, resumed_at=self.step)
-        if c.log.samples_every_steps:  # otherwise its decoder would be read for nothing
-            self.preview = preview.Preview(exp.pipeline, workdir)
-        if c.evaluate.while_training.every_steps:
-            self.evaluation = _evaluation(exp)
+        self.evaluations = Evaluations(exp, workdir, self.writer)
         self.rates, self.window = rates(exp), throughput.Window()
         self._learning_rate = optim.learning_rate(c.optim, exp.total_steps)
         self.profile = profiler.Profile(
@@ -276,11 +268,7 @@ class Trainer:
         every = {"log": c.log.every_steps, "save": c.checkpoint.every_steps}
         if c.checkpoint.averages_every_steps:
             every["averages"] = c.checkpoint.averages_every_steps
-        if c.log.samples_every_steps:
-            every["preview"] = c.log.samples_every_steps
-        if c.evaluate.while_training.every_steps:
-            every["evaluate"] = c.evaluate.while_training.every_steps
-        return every
+        return every | self.evaluations.every
 
     def _handle(self, due: set[str], bar: Any) -> None:
         if "log" in due:
@@ -289,24 +277,13 @@ class Trainer:
             self._save()
         if "averages" in due:
             self._save_averages()
-        drawn = due & {"preview", "evaluate"}
-        if drawn:
+        evaluated = due & self.evaluations.every.keys()
+        if evaluated:
             started = time.perf_counter()
-            self._draw(drawn)
+            self.evaluations.compute(evaluated, self.state, self.step, self._seen(self.step))
             seconds = time.perf_counter() - started
             self.window.leave_out(seconds)
             console.leave_out(bar, seconds)
-
-    def _draw(self, due: set[str]) -> None:
-        """Samples from the averaged weights, for previews and evaluation."""
-        averaged = ema.first(self.state.ema, self.exp.config.train.ema_decays)
-        weights = replicate_locally(self.exp.mesh, averaged)
-        if "preview" in due and jax.process_index() == 0:
-            with console.room_or_not("previews", self.workdir):
-                image = self.preview.draw(weights, self.step)
-                self.writer.images(self.step, "samples", image)
-        if "evaluate" in due:
-            self.writer.scalars(self.step, self.evaluation.compute(weights))
 
     def run(self) -> Outcome:
         """Trains to the end, or until a signal asks to stop; both save."""
@@ -365,7 +342,7 @@ def run(
 
     Raises:
       UserError: another program works in the workdir, or it holds another model's run; a loss is
-        not finite; the data set is too small; the disk is full or gone.
+        not finite; the data set is empty; the disk is full or gone.
     """
     with lock.held(workdir) as held:
         return train(exp, workdir, held, init_from, programs)

@@ -39,6 +39,7 @@ OPTIONAL = {
     "sample.token_groups.each_step": False,
     "evaluate.reference": None,
     "evaluate.samples": None,
+    "evaluate.while_training.loss_every_steps": 0,
     "train.only": None,
     "train.ema_warmup_power": 0.0,
     "train.ema_sigma_rel": (),

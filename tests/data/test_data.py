@@ -88,10 +88,12 @@ def test_the_examples_of_a_batch_are_known_without_reading_it():
         np.testing.assert_array_equal(loader.indices(Numbers(10), 8, 0, 8 * number), batch)
 
 
-def test_a_batch_larger_than_the_source_is_refused_with_both_numbers():
-    with pytest.raises(UserError, match="batch_size = 11: must not exceed the 10 examples"):
-        labels(1, 11)
-    assert sorted(labels(1, 10)[0]) == list(range(10))
+def test_a_batch_larger_than_the_source_holds_each_example_about_as_often():
+    stream = labels(4, 25).ravel()
+    for epoch in stream.reshape(10, 10):
+        assert sorted(epoch) == list(range(10))
+    with pytest.raises(UserError, match="data.source: holds no examples"):
+        labels(1, 4, size=0)
 
 
 def as_rows(images, classes) -> np.ndarray:

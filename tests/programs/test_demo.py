@@ -92,3 +92,6 @@ def test_losses_are_drawn_from_any_metrics(tmp_path):
         losses.plot_losses(chosen, tmp_path / "loss.png")
         sizes.append((tmp_path / "loss.png").stat().st_size)
     assert sizes[0] > sizes[1] > 1000  # a curve less
+    held_out = [{"images": n, losses.HELD_OUT: 3.0 / n} for n in (4, 8)]
+    losses.plot_losses([*lines, *held_out], tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > sizes[0]

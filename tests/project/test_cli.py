@@ -16,7 +16,8 @@ import jax
 import pytest
 import tiny
 
-from ig_jax import modes
+from configs import sit_xl
+from ig_jax import experiment, modes
 from ig_jax.config import run_config
 from ig_jax.data.sources.digits import Digits
 from ig_jax.programs import dry_run
@@ -283,6 +284,45 @@ def test_a_dry_run_shows_the_pieces_of_a_sampler_that_chooses_its_steps():
     about, _, table = described({**UNGUIDED, **sampler, "sample.ig.scale": 3.0})
     assert "Dopri5, at most 9 steps of its own choice on each line below" in about
     assert table == [["0", "1.0000", "0.2500", "ig 3"], ["1", "0.2500", "0.0000", "off"]]
+
+
+def training(changes) -> str:
+    text = dry_run.describe(tiny.experiment(changes, jax.devices()[:1]))
+    return text[text.index("training: ") : text.index("sampling: ")]
+
+
+def kept(changes) -> float:
+    return float(re.search(r"keeps about ([\d,.]+) MiB", training(changes))[1].replace(",", ""))
+
+
+def test_a_dry_run_counts_images_epochs_and_what_gradients_keep():
+    text = training({"train.steps": 1000, "train.batch_size": 32})
+    assert "1,000 steps of 32 images, 32,000 in all, or 22.2 epochs of 1,442; " in text
+    assert "FLOP\nmemory: " in text  # an hour of no device
+    assert "MiB a device, of 32 images at a time" in text
+    once = kept({"train.batch_size": 64})
+    assert kept({"train.batch_size": 128}) == pytest.approx(2 * once, rel=0.1)
+    parts = {"train.batch_size": 128, "train.accumulation": 2}
+    assert kept(parts) == pytest.approx(once, rel=0.01)
+    assert kept({"train.batch_size": 64, "model.remat": "full"}) < once / 2
+
+
+def test_a_dry_run_gives_the_hours_of_common_devices_or_of_the_one_that_is_named():
+    def hours(peak: float | None) -> list[tuple[str, str]]:
+        c = sit_xl.get_config("no_data")
+        c.log.peak_tflops = peak
+        [line] = dry_run._hours(experiment.experiment(run_config.parse(c), jax.devices()[:1]))
+        return re.findall(r"([\d,]+) hours of ([^,]+),", line)
+
+    names = ["NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "TPU v5e"]
+    assert [name for _, name in hours(None)] == names
+    h100, a100, _ = (float(number.replace(",", "")) for number, _ in hours(None))
+    assert a100 / h100 == pytest.approx(989.5 / 312, rel=2e-3)
+    # 7.1e11 FLOP an image (forward, and twice that for the gradient), 1.02e9 images.
+    assert h100 == pytest.approx(7.11e11 * 800 * 1281167 / (0.4 * 989.5e12) / 3600, rel=5e-3)
+    [(number, name)] = hours(98.95)
+    assert name == "a device of 98.95 TFLOP/s"
+    assert float(number.replace(",", "")) == pytest.approx(10 * h100, rel=2e-3)
 
 
 def test_a_dry_run_shows_shifted_times():

@@ -12,7 +12,7 @@ import tiny
 from ig_jax.config.studies import LinearProbe
 from ig_jax.errors import UserError
 from ig_jax.study import measures
-from ig_jax.study.held_out_loss import PASSES, HeldOutLoss
+from ig_jax.training.held_out_loss import PASSES, HeldOutLoss
 
 PROBE = LinearProbe((2, 1), 0.25)
 

@@ -20,6 +20,7 @@ from ig_jax.parallel.preemption import SIGNALS, Stopped, StopSignal
 from ig_jax.programs import evaluate
 from ig_jax.training import step as training_step
 from ig_jax.training import trainer as train
+from ig_jax.training.held_out_loss import HeldOutLoss
 
 
 def boundaries(start: int, per_dispatch: int, every: list[int], total: int) -> list[int]:
@@ -205,6 +206,33 @@ def test_lines_of_steps_that_are_run_again_are_dropped(tmp_path):
     metric_writer.MetricWriter(tmp_path, resumed_at=12).close()
     assert [m["step"] for m in metric_writer.read_metrics(tmp_path)] == [6, 12]
     assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
+
+
+def test_the_held_out_loss_is_that_of_the_first_average_under_the_same_noise(tmp_path, capsys):
+    changes = {"evaluate.while_training.loss_every_steps": 12}
+    exp = tiny.experiment(changes)
+    train.run(exp, tmp_path)
+    lines = {m["step"]: m for m in metric_writer.read_metrics(tmp_path) if "eval/loss" in m}
+    assert {step: m["images"] for step, m in lines.items()} == {12: 12 * 16, 24: 24 * 16}
+    loss = HeldOutLoss(exp)
+    expected = loss(tiny.trained().weights("0.9"), exp.config.seed)
+    assert lines[24]["eval/loss"] == pytest.approx(expected, rel=1e-6)
+    assert lines[24]["eval/loss"] < lines[12]["eval/loss"]
+    assert loss(tiny.trained().weights("0.8"), exp.config.seed) != pytest.approx(expected, rel=1e-4)
+
+
+def test_without_held_out_examples_no_loss_of_them_is_logged(tmp_path, capsys):
+    source = {"name": "synthetic", "side": 8, "channels": 1, "num_classes": 10, "size": 5}
+    changes = {
+        "data": {"source": source, "codec": {"name": "as_stored"}},
+        "evaluate.while_training.loss_every_steps": 1,
+        "train.steps": 1,
+    }
+    train.run(tiny.experiment(changes), tmp_path)
+    assert not any("eval/loss" in m for m in metric_writer.read_metrics(tmp_path))
+    said = capsys.readouterr().out
+    assert "no eval/loss is logged: data.source holds out no examples" in said
+    assert "train.batch_size = 16: a batch holds some of the 5 examples more than once" in said
 
 
 def test_samples_are_judged_while_training_as_evaluation_judges_them(tmp_path):
