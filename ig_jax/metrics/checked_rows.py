@@ -26,7 +26,8 @@ def row_blocks(values: np.ndarray, name: str, size: int) -> Iterator[Float64[np.
             "flatten or pool the other axes first"
         )
     for start in range(0, max(len(values), 1), size):
-        block = np.asarray(values[start : start + size], dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN of a damaged file; see below
+            block = np.asarray(values[start : start + size], dtype=np.float64)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if bad.size:
             raise ValueError(

@@ -33,6 +33,7 @@ if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     sys.path.insert(0, str(ROOT))
 
+import jax
 import numpy as np
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
@@ -159,7 +160,7 @@ def dry_run(settings: ConfigDict, most: int) -> None:
 
     After `most` descriptions nothing is described.
     """
-    parsed = run_config.parse(settings)
+    parsed = run_config.parse(settings, devices=jax.device_count())
     exp = experiment.experiment(parsed)
     key = _seen_by_describe(parsed)
     if key in _described or len(_described) >= most:

@@ -215,6 +215,10 @@ def good(pool):
         ({"pool": np.zeros((7, 4))}, "'pool' is float64 (7, 4), but must be float32 [n, 4]"),
         ({"pool": np.zeros((7, 5), np.float32)}, "'pool' is float32 (7, 5), but must be"),
         ({"pool": np.full((7, 4), np.nan, np.float32)}, "pool row 0 of 7 holds NaN or infinity"),
+        (
+            {"pool": np.full((7, 4), 0x7FA00000, np.uint32).view(np.float32)},  # a signalling NaN
+            "pool row 0 of 7 holds NaN or infinity",
+        ),
         ({"pool": np.zeros((3, 4), np.float32)}, "'pool' is float32 (3, 4), but must be"),
         ({"arr_0": np.zeros((3, 4, 4, 3), np.uint8)}, "'arr_0' is uint8 (3, 4, 4, 3), but must"),
         ({"arr_0": np.zeros((5, 4, 4, 3))}, "'arr_0' is float64 (5, 4, 4, 3), but must be uint8"),
