@@ -11,13 +11,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from ig_jax import pytree
 from ig_jax.errors import UserError
 from ig_jax.io import files
 from ig_jax.monitoring.console import room_or_not, say
@@ -111,6 +112,14 @@ class Events:
             b"".join(self._record(step=step, summary=scalar(n, v)) for n, v in values.items())
         )
 
+    def hparams(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Settings by name, and the scalars by which TensorBoard's tab HPARAMS compares runs."""
+        given = {name: value for name, value in values.items() if value is not None}
+        numbers = bool | int | float
+        plain = {n: v if isinstance(v, numbers) else str(v) for n, v in given.items()}
+        parts = self._summary.hparams(plain, dict.fromkeys(metrics))
+        self._file.add(b"".join(self._record(summary=part) for part in parts))
+
     def image(self, step: int, name: str, image: Any) -> None:
         """One uint8 image [h, w, c]."""
         summary = self._summary.image(name, image, dataformats="HWC")
@@ -139,6 +148,11 @@ class MetricWriter:
         if self._active:
             self._lines.add((json.dumps({"step": step, **values}) + "\n").encode())
             self._events.scalars(step, values)
+
+    def settings(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """The raw config of a run, as TensorBoard's hyper-parameters; `metrics` compare them."""
+        if self._active:
+            self._events.hparams(pytree.flatten(config), metrics)
 
     def images(self, step: int, name: str, image: Any) -> None:
         """One uint8 image [h, w, c]."""

@@ -52,6 +52,13 @@ class Evaluations:
         if LOSS in self.every:
             self._loss = HeldOutLoss(exp)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """A metric of each kind that is logged: the loss, the distance of the feature space."""
+        features = self._exp.config.evaluate.features
+        logged = {LOSS: HELD_OUT, SAMPLES: f"eval/{features.frechet}"}
+        return tuple(name for event, name in logged.items() if event in self.every)
+
     def compute(self, due: Collection[str], state: TrainState, step: int, seen: int) -> None:
         """Computes and writes some of `every`.
 

@@ -132,6 +132,7 @@ class Trainer:
         self.encoder = jax.device_put(exp.encoder_weights, replicated(exp.mesh))
         self.writer = metric_writer.MetricWriter(workdir, resumed_at=self.step)
         self.evaluations = Evaluations(exp, workdir, self.writer)
+        self.writer.settings(c.raw, ("loss", *self.evaluations.metrics))
         self.rates, self.window = rates(exp), throughput.Window()
         self._learning_rate = optim.learning_rate(c.optim, exp.total_steps)
         self.profile = profiler.Profile(

@@ -1,5 +1,6 @@
 """Training: what a step computes in any arrangement, what a run leaves behind, and resuming."""
 
+import struct
 from functools import partial
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 import tiny
 from PIL import Image
 from runs import assert_same_bits, metrics
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 from vectors import quick_jit
 
 from ig_jax import optim
@@ -195,6 +197,24 @@ def test_tensorboard_gets_every_scalar(unbroken):
     [file] = (unbroken.workdir / "tensorboard").iterdir()
     for name in metrics(unbroken.workdir)[0].keys() - {"step"}:
         assert name.encode() in file.read_bytes()
+
+
+def test_tensorboard_gets_the_settings_as_hyper_parameters(unbroken):
+    [file] = (unbroken.workdir / "tensorboard").iterdir()
+    found, content = {}, file.read_bytes()
+    while content:
+        (size,) = struct.unpack("<Q", content[:8])
+        for value in event_pb2.Event.FromString(content[12 : 12 + size]).summary.value:
+            if value.metadata.plugin_data.plugin_name == "hparams":
+                plugin = plugin_hparams_pb2.HParamsPluginData
+                found[value.tag] = plugin.FromString(value.metadata.plugin_data.content)
+        content = content[12 + size + 4 :]
+    start = found["_hparams_/session_start_info"].session_start_info.hparams
+    assert start["optim.learning_rate"].number_value == 3e-3
+    assert start["model.name"].string_value == "sit" and start["model.qk_norm"].bool_value is False
+    assert start["train.ema_decays"].string_value == "(0.9, 0.8)"
+    [metric] = found["_hparams_/experiment"].experiment.metric_infos
+    assert metric.name.tag == "loss"
 
 
 @pytest.fixture(scope="module", params=[6, pytest.param(18, marks=pytest.mark.slow)])
