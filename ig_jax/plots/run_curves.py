@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ig_jax.plots.figure import blank
+from ig_jax.plots.losses import HELD_OUT
 
 _COLUMNS = 3
 _SMOOTHED = 0.05  # of a curve's points are averaged, at least
@@ -56,7 +57,8 @@ def draw(found: Curves, runs: Sequence[str], path: Path) -> None:
                 continue
             axes.plot(at, values, color=colours[name], alpha=0.25)
             axes.plot(at, smoothed(values), color=colours[name], label=name)
-        axes.set(xlabel="step", title=measure.removeprefix("eval/"))
+        title = "held-out loss" if measure == HELD_OUT else measure.removeprefix("eval/")
+        axes.set(xlabel="step", title=title)
         if measure.startswith("loss") and all(min(v) > 0 for _, v in by_run.values()):
             axes.set_yscale("log")
         axes.grid(alpha=0.3, which="both")

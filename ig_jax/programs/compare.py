@@ -66,12 +66,10 @@ def run(runs: Sequence[str], workdir: Path) -> None:
         images = {}
         if curves:
             run_curves.draw(curves, [r.name for r in found], workdir / "curves.png")
-            images["curves.png"] = (
-                "Losses and evaluations by step; faint: as logged, strong: smoothed."
-            )
+            images["curves.png"] = ("Curves", "Losses and evaluations; faint: as logged.")
         remarks = _draw_samples(found, workdir / "samples.png")
         if (workdir / "samples.png").exists():
-            images["samples.png"] = "Samples of the same noise and labels."
+            images["samples.png"] = ("Samples", "Of the same noise and labels.")
         title = f"{' and '.join(r.name for r in found)}"
         files.write_text(workdir / "compare.md", _markdown(title, sections, images, remarks))
         page = _page(title, sections, images, remarks, workdir)
@@ -166,13 +164,17 @@ def _draw_samples(runs: Sequence[Run], path: Path) -> list[str]:
 
 
 def _markdown(
-    title: str, sections: Sequence[tuple[str, Table]], images: Mapping[str, str], remarks: list[str]
+    title: str,
+    sections: Sequence[tuple[str, Table]],
+    images: Mapping[str, tuple[str, str]],
+    remarks: list[str],
 ) -> str:
     lines = [f"# {title}", ""]
     for heading, table in sections:
         escaped = [[cell.replace("|", "\\|") for cell in row] for row in table]
         lines += [f"## {heading}", "", console.markdown(escaped) if table[1:] else "None.", ""]
-    lines += [f"![{text}]({name})\n" for name, text in images.items()]
+    for name, (heading, text) in images.items():
+        lines += [f"## {heading}", "", text, "", f"![{heading}]({name})", ""]
     return "\n".join([*lines, *remarks]).rstrip() + "\n"
 
 
@@ -191,7 +193,7 @@ img { max-width: 100%; background: white; border-radius: 4px; }
 def _page(
     title: str,
     sections: Sequence[tuple[str, Table]],
-    images: Mapping[str, str],
+    images: Mapping[str, tuple[str, str]],
     remarks: list[str],
     folder: Path,
 ) -> str:
@@ -200,10 +202,10 @@ def _page(
     for heading, table in sections:
         parts.append(f"<h2>{html.escape(heading)}</h2>")
         parts.append(_html_table(table) if table[1:] else "<p>None.</p>")
-    for name, text in images.items():
+    for name, (heading, text) in images.items():
         encoded = base64.b64encode(files.read_bytes(folder / name)).decode()
-        parts.append(f"<h2>{html.escape(text)}</h2>")
-        parts.append(f'<img alt="{html.escape(text)}" src="data:image/png;base64,{encoded}">')
+        parts.append(f"<h2>{heading}</h2><p>{text}</p>")
+        parts.append(f'<img alt="{heading}" src="data:image/png;base64,{encoded}">')
     parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -89,13 +91,35 @@ def test_the_page_needs_no_other_file_and_is_whole(compared):
     assert page.count("<table>") == 3 and not re.search(r'(src|href)="(?!data:)', page)
 
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
+def test_a_browser_shows_the_page_light_and_dark(compared, tmp_path):
+    shades = {}
+    for name, setting in (("light", "1"), ("dark", "0")):
+        flags = (
+            f"--headless --no-sandbox --disable-gpu --window-size=1000,1500 --screenshot={name}.png"
+        )
+        theme = f"--blink-settings=preferredColorScheme={setting}"
+        page = (compared / "compare.html").as_uri()
+        subprocess.run([BROWSER, *flags.split(), theme, page], cwd=tmp_path, check=True)
+        with Image.open(tmp_path / f"{name}.png") as image:
+            pixels = np.asarray(image.convert("L")).astype(float)
+        shades[name] = np.median(pixels)
+        bands = pixels[:1200].reshape(6, -1)
+        assert (bands.std(axis=1) > 5).all()  # tables, curves and samples all the way down
+    assert shades["light"] > 230 and shades["dark"] < 40
+
+
 def test_a_run_without_a_checkpoint_is_compared_all_the_same(runs, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text((runs[0] / "config.json").read_text())
     modes.compare_runs(f"{bare}, {runs[0]}", tmp_path / "to")
     text = (tmp_path / "to" / "compare.md").read_text()
-    assert "No samples of bare: " in text and "![Samples" in text
+    assert "No samples of bare: " in text and "![Samples](samples.png)" in text
     assert "## Settings that differ\n\nNone." in text and "## Evaluations\n\nNone." in text
 
 
