@@ -22,6 +22,7 @@ from ig_jax.evaluation.base import Evaluator, HeldOut
 from ig_jax.evaluation.density_evaluator import DensityEvaluator
 from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows
 from ig_jax.io.row_store import Row
+from ig_jax.metrics import influence
 from ig_jax.metrics import reference_statistics as statistics
 from ig_jax.metrics.frechet import frechet_distance
 from ig_jax.metrics.inception_score import inception_score, inception_score_torch_fidelity
@@ -136,6 +137,32 @@ class ImageEvaluator:
         if "nearest" in rows:
             measures["nearest"] = float(np.median(rows["nearest"]))
         return measures
+
+    def standard_errors(self, rows: Rows, measures: Mapping[str, float]) -> dict[str, float]:
+        """Standard errors of the measures that `compute` gave of these rows, where they are known.
+
+        Of other samples of the same network; of recall, of other real images. Frechet distances
+        have one where there are twice as many samples as features (`metrics.influence`).
+        """
+        n, real = len(rows["pool"]), self.real
+        errors = {}
+        for name, feature, known in (
+            (self.features.space.frechet, "pool", real.pool),
+            ("sfid", "spatial", real.spatial),
+        ):
+            if name in measures and n >= 2 * rows[feature].shape[1]:
+                influences = influence.of_frechet_distance(known, rows[feature])
+                errors[name] = influence.standard_error(influences)
+        if "inception_score" in measures:
+            influences = influence.of_inception_score(rows["logits"])
+            errors["inception_score"] = influence.standard_error(influences)
+        counted = {"accuracy": n, "precision": n}
+        if "recall" in measures:
+            counted["recall"] = len(real.rows())
+        for name in counted.keys() & measures.keys():
+            share = measures[name]
+            errors[name] = float(np.sqrt(share * (1 - share) / counted[name]))
+        return {name: errors[name] for name in measures if name in errors}
 
     def record(self) -> dict[str, Any]:
         """Everything that the metrics depend on, besides the samples."""

@@ -41,6 +41,16 @@ def to_text(name: str, stats: Mapping[str, float]) -> str:
     return f"{mean} ± {std}" if stats["std"] else mean
 
 
+def intervals(measures: Mapping[str, float], errors: Mapping[str, float]) -> str:
+    """'FID 2.31 ± 0.08, ...', 1.96 standard errors, in the units of the headings."""
+    parts = []
+    for name, error in errors.items():
+        heading, decimals, factor = METRICS[name]
+        value, half = (f"{x * factor:.{decimals}f}" for x in (measures[name], 1.96 * error))
+        parts.append(f"{heading} {value} ± {half}")
+    return ", ".join(parts)
+
+
 def spread(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """{'fd': {'mean', 'std'}, ...} over seeds; the standard deviation is the sample's (n - 1)."""
     several = len(values) > 1

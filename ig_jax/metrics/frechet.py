@@ -27,14 +27,14 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """
     require_same_dimension(a, b)
     shift = a.mean - b.mean
-    between = _factor(a.covariance).T @ _factor(b.covariance)
+    between = factor(a.covariance).T @ factor(b.covariance)
     root_trace = np.linalg.svd(between, compute_uv=False).sum()
     distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root_trace
     # A squared metric: what is left below zero is the rounding of near-equal traces.
     return max(float(distance), 0.0)
 
 
-def _factor(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d r"]:
+def factor(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d r"]:
     """F with F F^T = covariance, r its rank."""
     values, vectors = np.linalg.eigh(covariance)
     rounding = len(values) * np.finfo(np.float64).eps * values[-1]

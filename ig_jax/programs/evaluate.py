@@ -100,11 +100,13 @@ class _Evaluation:
 
         `held_out` is evaluated too, and larger sets of samples also in runs of its size.
         """
-        measured, in_runs = [], []
+        measured, in_runs, errors = [], [], []
         size = len(held_out[1]) if held_out else 0
         for store, labels in seen:
             rows: Rows = {name: store.read(name) for name in store.names}
             measured.append(self.evaluator.compute(rows, labels))
+            if isinstance(self.evaluator, ImageEvaluator):
+                errors.append(self.evaluator.standard_errors(rows, measured[-1]))
             if 0 < size < self.num:
                 in_runs.append(compute_in_runs(self.evaluator, rows, labels, size))
         if held_out:
@@ -115,6 +117,7 @@ class _Evaluation:
         record = {
             "measures": metrics_report.spread(measured),
             "each": measured,
+            "standard_errors": errors,  # of each
             "samples": self.num,
             **rest,
             **self.evaluator.record(),
@@ -188,6 +191,9 @@ def _say(record: Mapping[str, Any], where: Path) -> None:
             rows[f"samples (n = {n:,})"] = record["in_runs_of_the_floor"]
     console.say(metrics_report.table(rows))
     console.say(metrics_report.summary(record))
+    if record.get("standard_errors"):  # older records lack them
+        each = metrics_report.intervals(record["each"][0], record["standard_errors"][0])
+        console.say(f"95 % intervals of one such set of samples, for this network: {each}")
     console.say(f"numbers: {where}")
 
 

@@ -17,6 +17,7 @@ from ig_jax.evaluation.feature_extractor import FeatureExtractor
 from ig_jax.evaluation.report import METRICS
 from ig_jax.generation import variants
 from ig_jax.guidance import Guidance
+from ig_jax.metrics import influence
 from ig_jax.metrics.classifier import Classifier
 from ig_jax.programs import evaluate, sample
 
@@ -259,6 +260,20 @@ class Bar:
         self.total += n
 
 
+def test_standard_errors_of_all_measures_are_known_of_enough_samples(judged):
+    evaluator = judged[0]
+    rows = evaluator.extract(evaluator.training[:300])
+    measures = evaluator.compute(rows, None)
+    errors = evaluator.standard_errors(rows, measures)
+    assert list(errors) == ["fd", "precision", "recall", "inception_score"]
+    n = len(evaluator.training)
+    assert errors["recall"] == pytest.approx(
+        np.sqrt(measures["recall"] * (1 - measures["recall"]) / n)
+    )
+    influences = influence.of_frechet_distance(evaluator.real.pool, rows["pool"])
+    assert errors["fd"] == pytest.approx(np.std(influences) / np.sqrt(300))
+
+
 def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
     params, bar = tiny.trained().weights(), Bar()
     generator = exp.pipeline.generator()
@@ -287,6 +302,10 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     assert record["each"] == [measure(judged, *part) for part in drawn]
     assert record["measures"] == metrics_report.spread(record["each"])
     assert record["measures"]["fd"]["std"] > 0
+    share = record["each"][1]["precision"]
+    error = record["standard_errors"][1]["precision"]
+    assert error == pytest.approx(np.sqrt(share * (1 - share) / 20))
+    assert len(record["standard_errors"]) == 2 and "fd" not in record["standard_errors"][0]
     # Two dozen steps: nearer to the digits than noise would be, far from the floor.
     assert record["measures"]["fd"]["mean"] > 2 * record["floor"]["fd"]["mean"]
     settings = record["settings"]
@@ -298,6 +317,7 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     assert record["network_sha256"] == pytree.digest(average)
     assert set(record["versions"]) >= {"jax", "python"}
     said = capsys.readouterr().out
+    assert "95 % intervals of one such set of samples, for this network: label accuracy %" in said
     assert "| held-out data (n = 355) |" in said and "| samples (n = 20) " in said
     assert record["floor_samples"] == 355 and "in_runs_of_the_floor" not in record
     assert record["an_image"]["evaluations"] == 6  # three steps, doubled by CFG
