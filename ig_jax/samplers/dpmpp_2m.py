@@ -24,10 +24,12 @@ from ig_jax.diffusion.process import Coefficients, data_from_velocity
 from ig_jax.samplers.multistep import Multistep, Past, in_the_middle
 from ig_jax.types import Field, Latents, Scalar
 
+ROUNDING = 1e-7  # an alpha below it is 0: the cosine of pi / 2 is -4e-8 in float32
+
 
 def _position(c: Coefficients) -> Scalar:
     """-lambda, which falls from noise to data."""
-    alpha = jnp.maximum(c.alpha, 0)  # the cosine of pi / 2 is below 0 in float32
+    alpha = jnp.where(c.alpha < ROUNDING, 0, c.alpha)
     return jnp.log(c.sigma) - jnp.log(alpha)
 
 
