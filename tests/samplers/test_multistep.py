@@ -120,7 +120,7 @@ def test_dpm_solver_follows_a_constant_prediction_of_the_data_exactly(path, step
     low, high = Flow(path, "uniform").interval(sampling=True)
 
     def velocity(x, t):
-        return process.velocity_from_data(coefficients(path)(t), data, x)
+        return process.velocity_from_data(coefficients(path)(t), jnp.full_like(x, data), x)
 
     grid = low + (high - low) * np.append(UNEVEN[:steps], 0.0)
     c = coefficients(path)(jnp.asarray(grid))
@@ -192,7 +192,7 @@ def test_dpm_solver_is_of_first_order_exactly_where_log_snr_has_no_end(path):
     low, high = Flow(path, "uniform").interval(sampling=True)
     grid = low + (high - low) * UNEVEN
     states = walk("dpmpp_2m", grid, [(gaussian(path), 0, 7)], START, trajectory=True)
-    before = [START, *states[:-1]]
+    before = [jnp.asarray(START), *states[:-1]]
     off = [
         np.max(np.abs(state - first_order(path, x, t, t_next)))
         for state, x, t, t_next in zip(states, before, grid[:-1], grid[1:], strict=True)
