@@ -157,8 +157,9 @@ def get_config() -> ConfigDict:
     c.sample.weights = "ema"
     # Numbered images, samples.npz as ADM reads it, or both.
     c.sample.files = ("png", "npz")
-    # euler, heun, heun2, euler_maruyama, or dopri5 (at most num_steps; rtol=1e-3, atol=1e-6); of a
-    # ddpm process also ancestral and ddim (eta=0.0): spacing="even", clip_denoised=False.
+    # euler, heun, heun2, dpmpp_2m, adams_bashforth, euler_maruyama, or dopri5 (at most num_steps;
+    # rtol=1e-3, atol=1e-6); of a ddpm process also ancestral and ddim (eta=0.0): spacing="even",
+    # clip_denoised=False. docs/samplers.md compares them.
     c.sample.sampler = ConfigDict({"name": "euler_maruyama", "num_steps": 250})
     # Above 1: more of a fixed grid's steps at high noise.
     c.sample.time_shift = 1.0

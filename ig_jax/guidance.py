@@ -269,6 +269,7 @@ class Guided:
             score=self.process.score,
             velocity_at_end=None if on == on_at_end else at_end,
             noise_and_variance=partial(self._guided, TO_NOISE, on),
+            coefficients=self.process.coefficients,
             of_step=None if self.groups_of_step is None else of_step,
         )
 

@@ -141,6 +141,8 @@ class Process(Protocol):
 
     def score(self, velocity: Latents, x: Latents, t: Times) -> Latents: ...
 
+    def coefficients(self, t: Array) -> Any: ...  # `diffusion.process.Coefficients`
+
 
 class Field(NamedTuple):
     """All that a sampler may see: no network, no labels, no guidance.
@@ -155,6 +157,8 @@ class Field(NamedTuple):
     # (x, t) -> the noise in x, and where the log variance of a step lies (`NetOutput.variance`), by
     # one evaluation; for samplers that take the steps of a process.
     noise_and_variance: Callable[[Latents, Scalar], tuple[Latents, Latents | None]] | None = None
+    # Time -> alpha, sigma and their derivatives (`diffusion.process.Coefficients`).
+    coefficients: Callable[[Scalar], Any] | None = None
     # Step of the grid -> the field of that step; None: this one serves all steps.
     of_step: Callable[[Array], Field] | None = None
 

@@ -35,6 +35,9 @@ class Sampler(Protocol):
     # a batch of one, and guidance intervals become times of its grid.
     adaptive: bool
     stochastic: bool  # adds noise at its steps
+    # Reads the step before: `step` takes a `Past` in place of noise, and returns one beside the
+    # latents; `last_step` takes one (`samplers/multistep.py`).
+    multistep: bool
     # Asks for the guidance at a step's end as well (`Field.velocity_at_end`).
     guided_at_end: bool
     # The only process whose steps it takes; its grid then holds times of that process, and is
@@ -91,6 +94,7 @@ class FixedGrid:
 
     adaptive: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    multistep: ClassVar[bool] = False
     guided_at_end: ClassVar[bool] = False
     process: ClassVar[type | None] = None
     reads_variance: ClassVar[bool] = False
@@ -128,7 +132,8 @@ def integrate(
     Args:
       sampler: the rule for a step.
       grid: float64 [steps + 1], the sampler's own or a transformed one.
-      fields: (field, start, stop) with the field of steps start..stop-1, in order.
+      fields: (field, start, stop) with the field of steps start..stop-1, in order; a multistep
+        sampler begins anew in each.
       x: standard normal latents [b, h, w, c] at the grid's first time.
       noise: step index -> fresh standard normal latents.
       trajectory: whether to return the states on the way, too.
@@ -143,16 +148,23 @@ def integrate(
 
     for field, start, stop in fields:
 
-        def body(x: Latents, i: Array, field: Field = field):
-            x = sampler.step(_of_step(field, i), x, times[i], times[i + 1], noise(i))
-            return x, x if trajectory else None
+        def body(carry: tuple, i: Array, field: Field = field):
+            x, past = carry
+            here, t, t_next = _of_step(field, i), times[i], times[i + 1]
+            if sampler.multistep:
+                x, past = sampler.step(here, x, t, t_next, past)
+            else:
+                x = sampler.step(here, x, t, t_next, noise(i))
+            return (x, past), x if trajectory else None
 
+        past = sampler.nothing(x) if sampler.multistep else None
         if start < min(stop, last):
-            x, steps = lax.scan(body, x, jnp.arange(start, min(stop, last)))
+            (x, past), steps = lax.scan(body, (x, past), jnp.arange(start, min(stop, last)))
             states.append(steps)
         if stop > last:
             here = _of_step(field, jnp.int32(last))
-            x = sampler.last_step(here, x, times[last], times[last + 1])
+            behind = (past,) if sampler.multistep else ()
+            x = sampler.last_step(here, x, times[last], times[last + 1], *behind)
             states.append(x[None])
     return x, jnp.concatenate(states) if trajectory else None
 

@@ -31,6 +31,7 @@ class Dopri5:
     order: ClassVar[int] = 5
     adaptive: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
+    multistep: ClassVar[bool] = False
     guided_at_end: ClassVar[bool] = False
     process: ClassVar[type | None] = None
     reads_variance: ClassVar[bool] = False

@@ -103,7 +103,10 @@ def test_a_guide_lives_as_long_as_the_programs_that_hold_it(pipe, noise):
     assert kept() is not None
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_maruyama", "dopri5"])
+SOLVERS = ["euler", "heun", "euler_maruyama", "dopri5", "dpmpp_2m", "adams_bashforth"]
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
 def test_the_trajectory_ends_in_the_samples_and_follows_the_steps(pipe, noise, sampler):
     given = {"labels": LABELS, "noise": noise, "sampler": sampler, "steps": 5, "seed": 2}
     if sampler == "dopri5":

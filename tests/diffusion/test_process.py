@@ -228,10 +228,11 @@ def carry(process_, prediction, told_time, sampler, start, noise):
 
 @every_path
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_network_that_predicts_perfectly_carries_noise_to_the_data(path, prediction):
+@pytest.mark.parametrize("name", ["heun2", "dpmpp_2m", "adams_bashforth"])
+def test_a_network_that_predicts_perfectly_carries_noise_to_the_data(path, prediction, name):
     process_ = flow(path, prediction=prediction)
     start = jnp.linspace(-2, 2, 5)[:, None, None, None]
-    sampler = SAMPLERS["heun2"](200)
+    sampler = SAMPLERS[name](200)
     end = carry(process_, prediction, lambda told: told, sampler, start, lambda i: start)
     np.testing.assert_allclose(end, MEAN + STD * start, atol=0.01)
 
@@ -459,7 +460,11 @@ def told_ddpm(step):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_steps"), [("euler", 250), ("heun", 125), ("heun2", 125), ("dopri5", 1000)]
+    ("name", "num_steps"),
+    [
+        *(("euler", 250), ("heun", 125), ("heun2", 125), ("dopri5", 1000)),
+        *(("dpmpp_2m", 250), ("adams_bashforth", 250)),
+    ],
 )
 def test_a_perfect_ddpm_network_carries_noise_to_the_data_along_the_ode(name, num_steps):
     start = jnp.linspace(-2, 2, 5)[:, None, None, None]

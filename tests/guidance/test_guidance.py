@@ -260,7 +260,7 @@ def test_the_stated_number_of_evaluations_is_what_the_networks_were_asked(seed):
     assert guidance.evaluations(cut, sampler.calls()) == Evaluations(*asked)
 
 
-@pytest.mark.parametrize("name", ["euler", "euler_maruyama"])
+@pytest.mark.parametrize("name", ["euler", "euler_maruyama", "dpmpp_2m", "adams_bashforth"])
 def test_the_null_class_is_evaluated_inside_its_interval_alone(name):
     sampler, cfg = FIXED[name](8), Guidance(1.5, low=0.3, high=0.7)
     calls, _, _, _ = recorded_trajectory(sampler, ig=Guidance(2.0, 0.0, 1.0), cfg=cfg)
@@ -305,11 +305,12 @@ def test_internal_guidance_costs_no_evaluation(name):
     assert plain == with_ig
 
 
-def test_each_step_moves_by_its_own_guided_velocity():
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "adams_bashforth"])
+def test_each_step_moves_by_its_own_guided_velocity(name):
     """IG on steps 0 and 1, CFG on 1 and 2, autoguidance on 3: the sum of four steps of 1/4."""
     ig, cfg = Guidance(2.0, low=0.75, high=1.0), Guidance(3.0, low=0.5, high=0.75)
     given = {"ig": ig, "cfg": cfg, "autoguidance": Guidance(2.0, low=0.0, high=0.25)}
-    _, _, _, end = recorded_trajectory(FIXED["euler"](4), **given)
+    _, _, _, end = recorded_trajectory(FIXED[name](4), **given)
     by_step = np.array([[5, 12], [15, 36], [5, 11], [7, 3]])
     np.testing.assert_allclose(end.ravel(), -by_step.sum(axis=0) / 4, rtol=1e-6)
 
