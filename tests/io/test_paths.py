@@ -126,6 +126,6 @@ def test_a_workdir_is_expanded_and_a_url_refused_before_anything_is_made(tmp_pat
 def test_an_unknown_mode_is_refused_with_the_nearest_one(tmp_path):
     with pytest.raises(UserError, match="mode = 'smaple': no such mode; did you mean 'sample'"):
         modes.run(tiny.settings(), workdir=str(tmp_path), mode="smaple")
-    with pytest.raises(UserError, match="mode = 'x': no such mode; known: demo, evaluate, "):
+    with pytest.raises(UserError, match="mode = 'x': no such mode; known: demo, ema, evaluate, "):
         modes.run(tiny.settings(), workdir=str(tmp_path), mode="x")
     assert list(tmp_path.iterdir()) == []

@@ -328,7 +328,7 @@ def test_a_state_saved_on_eight_devices_is_restored_bit_for_bit_on_others(few, s
 
 def test_a_run_goes_on_elsewhere_with_the_next_batch_as_if_it_had_not_moved(few):
     moved = figures(few, "sit")["moved"]
-    assert moved["start"] == meshes.STEPS
+    assert moved["start"] == 32 * meshes.STEPS  # a batch is of 32
     assert moved["losses"].keys() == {"on_1x1x1", "on_8x1x1", "on_1x8x1"}
     assert moved["losses"]["on_1x8x1"] == moved["unbroken"]
     for losses in moved["losses"].values():

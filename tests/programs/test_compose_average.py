@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 
     def noting(*args):
         state, metrics = dispatch(*args)
-        seen.append(jax.tree.map(np.array, state.params))
+        seen.append(jax.tree.map(np.array, jax.device_get(state.params)))
         return state, metrics
 
     trainer.dispatch = noting

@@ -39,7 +39,7 @@ def gone_on(workdir):
     before, dispatch, taken = jax.device_get(trainer.state), trainer.dispatch, []
 
     def noting(state, batches, encoder):
-        taken.extend(np.asarray(batches["label"]))
+        taken.extend(jax.device_get(batches["label"]))
         return dispatch(state, batches, encoder)
 
     trainer.dispatch = noting
