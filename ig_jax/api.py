@@ -38,7 +38,8 @@ def load(
 
     Args:
       path: a workdir with checkpoints, or a published file (.pt, .safetensors).
-      weights: of a workdir: `ema` (the average of the first decay), `raw`, or a decay.
+      weights: of a workdir: `ema` (the average of the first decay), `raw`, a decay such as
+        `0.9999`, or a length that --mode=ema composed, such as `sigma_rel_0.08`.
       step: of a workdir: the checkpoint; the newest that is whole by default.
       codec_weights: the autoencoder's published file, where the run has one and it lies elsewhere.
       published: of a file: what it does not say by itself, as the flags of --mode=import:

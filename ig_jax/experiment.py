@@ -198,7 +198,7 @@ def open_pipeline(
     Args:
       checkpoints: of a run.
       step: of the checkpoint.
-      weights: `ema` (the first decay), `raw`, or a decay.
+      weights: `ema` (the first decay), `raw`, a decay, or a length (`sigma_rel_0.08`).
       field: names `weights` in messages.
       devices: all if None.
 
@@ -207,8 +207,8 @@ def open_pipeline(
     """
     exp = of_checkpoint(checkpoints, step, devices)
     known = ("ema", "raw", *exp.config.train.averages)
-    derived = exp.config.train.ema_sigma_rel and ema.length(weights) is not None
-    if weights not in known and not derived:
+    by_length = isinstance(weights, str) and ema.length(weights) is not None
+    if weights not in known and not (exp.config.train.ema_sigma_rel and by_length):
         raise UserError(f"{field} = {shown(weights)}: must be one of {', '.join(known)}")
     params = stored_averages.weights(checkpoints, step, weights, exp.replicated_params)
     codec = checkpoints.meta(step)["config"]["data"]["codec"]

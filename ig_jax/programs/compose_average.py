@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ig_jax.checkpoint import compatibility, stored_averages
+from ig_jax.checkpoint import compatibility, stored_averages, unreadable
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.errors import UserError, shown
@@ -57,6 +57,13 @@ def _stored(workdir: Path) -> Checkpoints:
     return stored_averages.opened(workdir, reading=True)
 
 
+def _is_whole(stored: Checkpoints, step: int) -> bool:
+    fault = unreadable.damage(stored.directory / str(step), ("ema",))
+    if fault:
+        console.say(f"{stored.directory / str(step)} cannot be read ({fault}): left out")
+    return not fault
+
+
 def _compose(
     exp: Experiment,
     workdir: Path,
@@ -65,7 +72,9 @@ def _compose(
     step: int,
     length: float,
 ) -> Path:
-    steps = [earlier for earlier in stored.all_steps() if earlier < step]
+    steps = [
+        earlier for earlier in stored.all_steps() if earlier < step and _is_whole(stored, earlier)
+    ]
     lengths = exp.config.train.ema_sigma_rel
     profiles = [Profile(each, s) for s in (*steps, step) for each in lengths]
     coefficients, error = power_ema.compose(profiles, Profile(length, step))

@@ -52,8 +52,8 @@ def _modules(exp: Experiment) -> list[str]:
 def _kept_for_gradients(exp: Experiment, rows: int) -> int:
     """Bytes that the forward pass of so many images leaves for the backward pass, as traced.
 
-    What the compiled program needs beside (and saves) is not in it. Weights in the network's dtype
-    are left out, which the difference between two numbers of images does not see.
+    Weights in the network's dtype are among it. What the compiled program needs beside, and what it
+    saves, is not.
     """
     source, state = exp.config.data.source, exp.abstract_state
     teacher = trained(state.ema[ema.name(exp.teacher_decay)], state.ema_terms)
@@ -67,13 +67,10 @@ def _kept_for_gradients(exp: Experiment, rows: int) -> int:
         _, backward, _ = jax.vjp(loss, params, has_aux=True)
         return backward
 
-    def size(rows: int) -> int:
-        stored = jax.ShapeDtypeStruct((rows, *source.stored_shape), source.stored_dtype)
-        batch = {"stored": stored, "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
-        noised = jax.eval_shape(lambda b: step.noise(exp, b, 0, exp.encoder_weights), batch)
-        return pytree.num_bytes(jax.eval_shape(residuals, state.trained, noised))
-
-    return size(2 * rows) - size(rows)
+    stored = jax.ShapeDtypeStruct((rows, *source.stored_shape), source.stored_dtype)
+    batch = {"stored": stored, "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+    noised = jax.eval_shape(lambda b: step.noise(exp, b, 0, exp.encoder_weights), batch)
+    return pytree.num_bytes(jax.eval_shape(residuals, state.trained, noised))
 
 
 def _hours(exp: Experiment) -> list[str]:

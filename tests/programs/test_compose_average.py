@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+import ig_jax
 from ig_jax import modes
 from ig_jax.checkpoint import stored_averages
 from ig_jax.checkpoint.manager import Checkpoints
@@ -136,6 +137,25 @@ def test_few_stored_averages_are_warned_of(workdir, capsys):
         shutil.rmtree(workdir / "averages" / str(step))
     composed(workdir, "sigma_rel_0.24")
     assert "; store averages more often, or choose a length nearer" in capsys.readouterr().out
+
+
+def test_a_damaged_store_is_left_out_with_a_line(workdir, capsys):
+    (workdir / "averages" / "8" / "meta" / "metadata").write_text("{")
+    composed(workdir, "sigma_rel_0.2")
+    said = capsys.readouterr().out
+    assert "averages/8 cannot be read (meta/metadata " in said and "of 18 averages at 9" in said
+
+
+def test_python_opens_it_by_its_name_and_refuses_a_number(workdir):
+    composed(workdir, "sigma_rel_0.2")
+    by_length = ig_jax.load(workdir, weights="sigma_rel_0.2")
+    [file] = (workdir / "ema").iterdir()
+    like = tiny.experiment(STORES).abstract_params
+    saved = stored_averages.composed(workdir, 20, "sigma_rel_0.2").load(like)
+    jax.tree.map(np.testing.assert_array_equal, by_length.params, saved)
+    for odd in (0.2, "sigma_rel_0.9", None):
+        with pytest.raises(UserError, match="weights = .*: must be one of ema, raw, 0.9, 0.8"):
+            ig_jax.load(workdir, weights=odd)
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw", "0.9"])
