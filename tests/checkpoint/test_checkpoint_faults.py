@@ -186,11 +186,10 @@ def change(folder, changes):
     ],
     ids=lambda damage: str(damage)[:40],
 )
+@pytest.mark.parametrize("reading", [True, False])
 def test_a_checkpoint_s_record_that_is_not_what_was_written_counts_as_damage(
-    workdir, damage, capfd
+    workdir, damage, reading, capfd
 ):
-    """Read by one that may move nothing for some of them, by one that may for the others."""
-    reading = len(str(damage)) % 2 == 1
     step = workdir / "checkpoints" / "2"
     change(step, damage) if isinstance(damage, dict) else put(step / "meta/metadata", damage)
     with opened(workdir, keep_last=2, reading=reading) as checkpoints:
