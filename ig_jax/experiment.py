@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from ig_jax import prng
 from ig_jax.checkpoint import manager as checkpoint_manager
-from ig_jax.checkpoint import stored_averages
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.codecs import CODECS
 from ig_jax.config.parser import make, named
@@ -206,11 +205,10 @@ def open_pipeline(
       UserError: there are no such weights.
     """
     exp = of_checkpoint(checkpoints, step, devices)
-    known = ("ema", "raw", *exp.config.train.averages)
-    by_length = isinstance(weights, str) and ema.length(weights) is not None
-    if weights not in known and not (exp.config.train.ema_sigma_rel and by_length):
+    train, known = exp.config.train, ("ema", "raw", *exp.config.train.averages)
+    if weights not in known and not (isinstance(weights, str) and train.has_average(weights)):
         raise UserError(f"{field} = {shown(weights)}: must be one of {', '.join(known)}")
-    params = stored_averages.weights(checkpoints, step, weights, exp.replicated_params)
+    params = checkpoints.weights(step, weights, exp.replicated_params)
     codec = checkpoints.meta(step)["config"]["data"]["codec"]
     return replace(
         exp.pipeline,

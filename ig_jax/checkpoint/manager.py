@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from ig_jax.checkpoint import (
     compatibility,
+    composed_average,
     integrity,
     malloc_arenas,
     metadata,
@@ -331,13 +332,19 @@ class Checkpoints:
         return like.replace(step=count, **items)
 
     def weights(self, step: int, which: str, like: Params) -> Params:
-        """Raw or averaged weights of a checkpoint: `raw`, `ema` (the first decay), or an average.
+        """Raw or averaged weights of a step: `raw`, `ema` (the first decay), or an average.
 
-        Leaves of `like` are abstract, and say where each is to be.
+        An average may be one that --mode=ema composed. Leaves of `like` are abstract, and say where
+        each is to be.
+
+        Raises:
+          UserError: there is no such average, or it is to be composed first.
         """
+        names, length = ema.in_config(self.meta(step)["config"]["train"]), ema.length(which)
+        if length is not None and which not in names:
+            return composed_average.read(self.workdir, step, length, like)
         if which == "raw" or self.imported(step) == "weights":
             return self._read(step, {"params": like})["params"]
-        names = ema.in_config(self.meta(step)["config"]["train"])
         if which not in ("ema", *names):
             raise CheckpointError(
                 f"sample.weights = {which!r}: {self.directory} holds raw and the averages "

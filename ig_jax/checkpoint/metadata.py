@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside arrays: its step, data position, config and versions."""
+"""Metadata of a checkpoint: its step, data position, config and versions."""
 
 from __future__ import annotations
 

@@ -218,8 +218,7 @@ def _check_sampling(c: Config) -> None:
             f"sample.cfg.scale = {s.cfg.scale}: needs a network trained with dropped labels; set "
             "objective.label_drop above 0 (the reference uses 0.1), or the scale to 1 (off)"
         )
-    derived = c.train.ema_sigma_rel and ema.length(s.weights) is not None
-    if s.weights not in ("ema", "raw", *c.train.averages) and not derived:
+    if s.weights not in ("ema", "raw") and not c.train.has_average(s.weights):
         lengths = ", or sigma_rel_ and a length, such as sigma_rel_0.08"
         raise ConfigError(
             f"sample.weights = {shown(s.weights)}: must be ema (the first decay), raw, or one of "

@@ -152,6 +152,11 @@ class Train:
         """Names of all averages, the one that is sampled first."""
         return tuple(ema.in_config(vars(self)))
 
+    def has_average(self, name: str) -> bool:
+        """Whether weights of this name can be had: an average, or a length to compose."""
+        by_length = bool(self.ema_sigma_rel) and ema.length(name) is not None
+        return name in self.averages or by_length
+
     def steps_per_epoch(self, dataset_size: int) -> int:
         """Whole batches in the data set, at least 1: an epoch of schedules of loss weights."""
         return max(1, dataset_size // self.batch_size)
@@ -164,15 +169,18 @@ class Train:
         """
         if self.steps is not None:
             return self.steps
-        if self.images is not None:
-            name, value, images = "images", self.images, self.images
-        else:
-            name, value, images = "epochs", self.epochs, self.epochs * dataset_size
+        name, images = self.length_in_images(dataset_size)
         steps = max(1, -int(-images // self.batch_size))
         if steps > WHOLE:
             rule = f"make {steps:.3g} steps, must not make more than {WHOLE}"
-            raise ConfigError(f"train.{name} = {value}: {rule}")
+            raise ConfigError(f"train.{name} = {getattr(self, name)}: {rule}")
         return steps
+
+    def length_in_images(self, dataset_size: int) -> tuple[str, float]:
+        """The field that gives the length of a run without `steps`, and that length in images."""
+        if self.images is not None:
+            return "images", self.images
+        return "epochs", self.epochs * dataset_size
 
 
 @dataclass(frozen=True)

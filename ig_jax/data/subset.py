@@ -13,6 +13,14 @@ ENOUGH = 1000  # examples to choose by: accuracies then differ by chance by a po
 MOST = 0.2  # of a data set that has fewer than that can be spared from
 
 
+def every_nth_of_class(labels: np.ndarray, n: int) -> np.ndarray:
+    """Mask of the n-th, 2n-th, ... example of each class, in their order: a fixed held-out part."""
+    rank = np.zeros(len(labels), int)  # position of each example among its class
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange(np.sum(labels == label))
+    return rank % n == n - 1
+
+
 @dataclass(frozen=True, eq=False)
 class Subset:
     """The examples of a source that have the given indices, in their order."""

@@ -70,8 +70,12 @@ def _require_values(logits: np.ndarray) -> None:
 
 
 def _split_score(logits: Float64[np.ndarray, "n c"]) -> float:
+    return float(np.exp(divergences(logits).mean()))
+
+
+def divergences(logits: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n"]:
+    """Divergence of each image's classes from those of the mean; the score is exp of its mean."""
     # Both logarithms are formed without a probability: one that underflows to 0 has a finite log.
     log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     log_marginal = np.logaddexp.reduce(log_p, axis=0) - np.log(len(logits))
-    divergence = (np.exp(log_p) * (log_p - log_marginal)).sum(axis=1)
-    return float(np.exp(divergence.mean()))
+    return (np.exp(log_p) * (log_p - log_marginal)).sum(axis=1)

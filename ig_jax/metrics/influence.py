@@ -1,4 +1,4 @@
-"""How much each sample moves a metric, and standard errors from that: infinitesimal jackknife.
+"""Influences of single samples on a metric, and standard errors: the infinitesimal jackknife.
 
 A metric of n samples changes by u_i / n, to first order, where sample i counts a little more; its
 standard error is then the standard deviation of u over sqrt(n) (Jaeckel 1972; Efron 1982). Unlike
@@ -13,6 +13,7 @@ from jaxtyping import Float64
 
 from ig_jax.metrics.checked_rows import BLOCK_ROWS, row_blocks
 from ig_jax.metrics.frechet import factor
+from ig_jax.metrics.inception_score import divergences
 from ig_jax.metrics.moments import Gaussian, Moments
 
 
@@ -56,7 +57,5 @@ def of_inception_score(logits: np.ndarray) -> Float64[np.ndarray, "n"]:
     They are score * (D_i - mean D), D_i the divergence of image i's classes from the mean's; what
     it changes in the mean adds nothing to first order.
     """
-    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True).astype(np.float64)
-    log_marginal = np.logaddexp.reduce(log_p, axis=0) - np.log(len(log_p))
-    divergence = (np.exp(log_p) * (log_p - log_marginal)).sum(axis=1)
+    divergence = divergences(logits.astype(np.float64))
     return np.exp(divergence.mean()) * (divergence - divergence.mean())

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ig_jax.checkpoint import compatibility, stored_averages, unreadable
+from ig_jax.checkpoint import compatibility, composed_average, stored_averages, unreadable
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.errors import UserError, shown
@@ -91,7 +91,7 @@ def _compose(
                 total = part if total is None else jax.tree.map(np.add, total, part)
                 bar.update(1)
     name = ema.name_of_length(length)
-    file = stored_averages.composed(workdir, step, name)
+    file = composed_average.state_file(workdir, step, name)
     file.path.parent.mkdir(exist_ok=True)
     file.save(total)
     said = (

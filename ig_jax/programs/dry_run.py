@@ -73,14 +73,13 @@ def _kept_for_gradients(exp: Experiment, rows: int) -> int:
     return pytree.num_bytes(jax.eval_shape(residuals, state.trained, noised))
 
 
-def _hours(exp: Experiment) -> list[str]:
-    """A line with the hours of training on some devices, and on those here where they are known."""
+def _hours(exp: Experiment, count: int) -> list[str]:
+    """A line with the hours of `count` FLOPs on some devices, and on those here where known."""
     device = exp.mesh.devices.flat[0].device_kind
     known = {device: peak_flops(device), **{name: peak_flops(name) for name in _REFERENCES}}
     named = exp.config.log.peak_tflops
     if named is not None:
         known = {f"a device of {named:g} TFLOP/s": named * 1e12}
-    count = exp.gradient_flops(exp.config.train.batch_size) * exp.total_steps
     hours = {name: count / (_UTILISATION * peak) / 3600 for name, peak in known.items() if peak}
     if max(hours.values()) < 1:
         return []
@@ -108,7 +107,7 @@ def _training(exp: Experiment) -> list[str]:
     lines = [
         f"training: {steps:,} steps of {n} images, {steps * n:,} in all, or "
         f"{steps * n / dataset:,.3g} epochs of {dataset:,}; {flops.in_words(total)}",
-        *_hours(exp),
+        *_hours(exp, total),
         f"memory: parameters, optimizer and averages take {size:,.1f} MiB; the backward pass keeps "
         f"about {kept / MIB:,.1f} MiB a device, of {rows} images at a time",
         f"metrics: {', '.join(name for name in metrics if not name.startswith(BY_TIME))}",

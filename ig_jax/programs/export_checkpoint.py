@@ -16,7 +16,6 @@ import numpy as np
 
 from ig_jax import experiment, pytree
 from ig_jax.checkpoint import manager as checkpoint_manager
-from ig_jax.checkpoint import stored_averages
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.codecs import CODECS, to_uint8
 from ig_jax.errors import UserError
@@ -54,7 +53,7 @@ def _read(workdir: Path, weights: str) -> Run:
             raise UserError(
                 f"model.readouts = {exp.config.model.readouts}: the published networks have one"
             )
-        params = stored_averages.weights(checkpoints, step, weights, exp.replicated_params)
+        params = checkpoints.weights(step, weights, exp.replicated_params)
         head = _alignment_head(checkpoints, step, exp)
     finally:
         checkpoints.close()

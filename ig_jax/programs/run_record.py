@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ig_jax.checkpoint import compatibility, stored_averages
+from ig_jax.checkpoint import compatibility
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.experiment import Experiment
 from ig_jax.guidance import KINDS
@@ -27,9 +27,7 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
 
     def read(step: int) -> Params:
         checkpoints.require(step, exp.config.raw, compatibility.SAMPLES)
-        return stored_averages.weights(
-            checkpoints, step, exp.config.sample.weights, exp.replicated_params
-        )
+        return checkpoints.weights(step, exp.config.sample.weights, exp.replicated_params)
 
     try:
         step, params = checkpoints.newest(read, checkpoint_manager.WEIGHTS)

@@ -1,4 +1,4 @@
-"""What a run shows of its averaged weights while it trains: previews, metrics, a held-out loss."""
+"""Looks at the averaged weights of a run while it trains: previews, metrics, a held-out loss."""
 
 from __future__ import annotations
 

@@ -34,9 +34,7 @@ def require_length(exp: Experiment, old: Mapping[str, Any], step: int, examples:
             f"the step; keep it, or train another run from these weights (--init_from)"
         )
     if train.steps is None:
-        name = "images" if train.images is not None else "epochs"
-        dataset = len(exp.config.data.source)
-        whole = train.images if train.images is not None else train.epochs * dataset
+        name, whole = train.length_in_images(len(exp.config.data.source))
         left = max(0, -int(-(whole - examples) // train.batch_size))
         raise UserError(
             f"{said}train.{name} no longer gives the number of steps; give it: --config.train."

@@ -10,7 +10,7 @@ import tiny
 
 import ig_jax
 from ig_jax import modes
-from ig_jax.checkpoint import stored_averages
+from ig_jax.checkpoint import composed_average, stored_averages
 from ig_jax.checkpoint.manager import Checkpoints
 from ig_jax.errors import UserError
 from ig_jax.optim import ema
@@ -81,7 +81,7 @@ def test_a_composed_average_is_that_of_the_whole_run_and_is_sampled_with(run, wo
     expected = expected["sigma_rel_0.075"]
     checkpoints = Checkpoints(workdir, reading=True)
     like = tiny.experiment(STORES).replicated_params
-    found = stored_averages.weights(checkpoints, 20, "sigma_rel_0.075", like)
+    found = checkpoints.weights(20, "sigma_rel_0.075", like)
     checkpoints.close()
 
     def distance(a, b):
@@ -151,7 +151,7 @@ def test_python_opens_it_by_its_name_and_refuses_a_number(workdir):
     by_length = ig_jax.load(workdir, weights="sigma_rel_0.2")
     [file] = (workdir / "ema").iterdir()
     like = tiny.experiment(STORES).abstract_params
-    saved = stored_averages.composed(workdir, 20, "sigma_rel_0.2").load(like)
+    saved = composed_average.state_file(workdir, 20, "sigma_rel_0.2").load(like)
     jax.tree.map(np.testing.assert_array_equal, by_length.params, saved)
     for odd in (0.2, "sigma_rel_0.9", None):
         with pytest.raises(UserError, match="weights = .*: must be one of ema, raw, 0.9, 0.8"):

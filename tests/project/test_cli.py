@@ -305,7 +305,9 @@ def test_a_dry_run_gives_the_hours_of_common_devices_or_of_the_one_that_is_named
     def hours(peak: float | None) -> list[tuple[str, str]]:
         c = sit_xl.get_config("no_data")
         c.log.peak_tflops = peak
-        [line] = dry_run._hours(experiment.experiment(run_config.parse(c), jax.devices()[:1]))
+        exp = experiment.experiment(run_config.parse(c), jax.devices()[:1])
+        count = exp.gradient_flops(c.train.batch_size) * exp.total_steps
+        [line] = dry_run._hours(exp, count)
         return re.findall(r"([\d,]+) hours of ([^,]+),", line)
 
     names = ["NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "TPU v5e"]

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ig_jax.data.subset import every_nth_of_class
 from ig_jax.errors import shown
 
 _SPLITS = ("train", "held_out")
@@ -36,10 +37,7 @@ class Digits:
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
-        rank = np.zeros(len(labels), int)  # position of each image among its class
-        for label in range(self.num_classes):
-            rank[labels == label] = np.arange(np.sum(labels == label))
-        chosen = (rank % 5 == 4) == (self.split == "held_out")
+        chosen = every_nth_of_class(labels, 5) == (self.split == "held_out")
         pixels = np.round(images * (255 / 16)).astype(np.uint8)
         return pixels.reshape(-1, *self.stored_shape)[chosen], labels[chosen].astype(np.int32)
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ig_jax.bounds import at_most
+from ig_jax.data.subset import every_nth_of_class
 from ig_jax.errors import UserError, shown
 
 _SPLITS = ("train", "held_out")
@@ -125,10 +126,7 @@ class Emoji:
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         images, labels = _drawn(self.size)
-        rank = np.zeros(len(labels), int)  # position of each image among its class
-        for label in range(self.num_classes):
-            rank[labels == label] = np.arange(np.sum(labels == label))
-        chosen = (rank % 10 == 9) == (self.split == "held_out")
+        chosen = every_nth_of_class(labels, 10) == (self.split == "held_out")
         return images[chosen], labels[chosen]
 
     def summary(self) -> str:
