@@ -260,7 +260,7 @@ def get_config() -> ConfigDict:
     # grid: every combination; random: between least and greatest.
     c.search.space.method = "grid"
     c.search.space.candidates = 32  # drawn by the random method
-    # Also low and high, and sampler.num_steps.
+    # Also low and high, sampler.num_steps, readout, and sigma_rel (docs/averages.md).
     c.search.space.values = ConfigDict(
         {"ig": {"scale": (1.0, 1.4, 1.8, 2.2)}, "cfg": {"scale": (1.0, 1.2, 1.4)}}
     )

@@ -35,9 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leaves what stays to the end, modules and tests, out of every garbage collection."""
+    """Leaves what stays to the end, modules and tests, out of every garbage collection.
+
+    Collects seldom, as the program does: tracing makes many objects that stay.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 10)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

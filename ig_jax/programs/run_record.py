@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,25 @@ def load_weights(exp: Experiment, workdir: Path) -> tuple[int, Params]:
     Raises:
       UserError: there is no checkpoint, or it was made with another model.
     """
-    checkpoints = checkpoint_manager.of_run(workdir, "--workdir")
+    with closing(checkpoint_manager.of_run(workdir, "--workdir")) as checkpoints:
 
-    def read(step: int) -> Params:
-        checkpoints.require(step, exp.config.raw, compatibility.SAMPLES)
-        return checkpoints.weights(step, exp.config.sample.weights, exp.replicated_params)
+        def read(step: int) -> Params:
+            checkpoints.require(step, exp.config.raw, compatibility.SAMPLES)
+            return checkpoints.weights(step, exp.config.sample.weights, exp.replicated_params)
 
-    try:
         step, params = checkpoints.newest(read, checkpoint_manager.WEIGHTS)
         return step, replicate_locally(exp.mesh, params)
-    finally:
-        checkpoints.close()
+
+
+def weights_at(exp: Experiment, workdir: Path, step: int, which: str) -> Params:
+    """Weights `which` (see `Checkpoints.weights`) of a step that `load_weights` gave.
+
+    Raises:
+      UserError: they are not there any more.
+    """
+    with closing(checkpoint_manager.of_run(workdir, "--workdir")) as checkpoints:
+        params = checkpoints.weights(step, which, exp.replicated_params)
+        return replicate_locally(exp.mesh, params)
 
 
 def settings(exp: Experiment, step: int) -> dict[str, Any]:

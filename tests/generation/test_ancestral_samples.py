@@ -144,7 +144,7 @@ def test_a_search_may_vary_steps_and_eta():
         >= {"sampler.num_steps": 6, "sampler.eta": 0.5}.items()
     )
     point = Candidate.of({"sampler.num_steps": 9, "sampler.eta": 0.25})
-    _, sampler, _ = search_program.apply_candidate(s, point, ())
+    sampler = search_program.apply_candidate(s, point, ()).sampler
     assert (sampler.num_steps, sampler.eta) == (9, 0.25)
 
 

@@ -186,3 +186,39 @@ def test_a_run_without_stored_averages_is_refused(tmp_path):
 def test_settings_that_do_not_fit_are_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         tiny.experiment({**STORES, **changes})
+
+
+def test_a_search_over_lengths_composes_what_it_needs_and_samples_with_it(workdir):
+    changes = {
+        "sample.weights": "sigma_rel_0.05",
+        **{"search.num": 20, "search.rounds": 1},
+        "search.space": {
+            **{"method": "grid", "candidates": 1},
+            "values": {"sigma_rel": (0.05, 0.07, 0.1), "ig": {"scale": (2.0,)}},
+        },
+    }
+    rows = modes.run(settings(**changes), workdir=workdir, mode="search")
+    assert [p.name for p in (workdir / "ema").iterdir()] == ["step_00000020_sigma_rel_0.07.npz"]
+    by_length = {row["candidate"]["sigma_rel"]: row for row in rows}
+    assert sorted(by_length) == [0.05, 0.07, 0.1] and by_length[0.05]["default"]
+    assert len({row["fd"]["mean"] for row in rows}) == 3
+    alone = {**changes, "sample.weights": "sigma_rel_0.07"}
+    alone["search.space"] = {**changes["search.space"], "values": {"ig": {"scale": (2.0, 3.0)}}}
+    (workdir / "search.json").unlink()
+    again = modes.run(settings(**alone), workdir=workdir, mode="search")
+    [own] = [row for row in again if row["default"]]
+    assert own["fd"] == by_length[0.07]["fd"]
+
+
+@pytest.mark.parametrize(
+    "weights, lengths, message",
+    [
+        ("ema", (0.05,), "sigma_rel: a search over averages begins at the config's own; name one"),
+        ("sigma_rel_0.05", (0.05, 0.5), "sigma_rel=0.5: must be 0.005 to 0.25"),
+    ],
+)
+def test_a_search_over_no_lengths_is_refused(workdir, weights, lengths, message):
+    space = {"method": "grid", "candidates": 1, "values": {"sigma_rel": lengths}}
+    with pytest.raises(UserError, match=message):
+        changes = {"sample.weights": weights, "search.space": space}
+        modes.run(settings(**changes), workdir=workdir, mode="search")

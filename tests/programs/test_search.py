@@ -48,7 +48,7 @@ def test_a_measurement_is_that_of_evaluation_with_the_same_samples(found):
     _, params = run_record.load_weights(exp, workdir)
     evaluator, _ = image_evaluator.make_evaluator(exp.config, exp.mesh)
     [row] = [row for row in rows if row["candidate"] == {"ig.scale": 3.0}]
-    guidances, sampler, _ = search.apply_candidate(c.sample, Candidate.of(row["candidate"]), ())
+    guidances, sampler, *_ = search.apply_candidate(c.sample, Candidate.of(row["candidate"]), ())
 
     class Bar:
         def update(self, n): ...
@@ -80,7 +80,7 @@ def test_a_search_with_other_settings_is_refused_and_the_record_kept(found):
 def test_a_candidate_changes_what_it_names_and_nothing_else():
     s = tiny.experiment().config.sample
     values = {"ig.scale": 3.0, "cfg.low": 0.25, "sampler.num_steps": 7.0}
-    guidances, sampler, readout = search.apply_candidate(s, Candidate.of(values), (1,))
+    guidances, sampler, *_ = search.apply_candidate(s, Candidate.of(values), (1,))
     assert sampler.num_steps == 7 and isinstance(sampler.num_steps, int)
     assert guidances["ig"].scale == 3 and guidances["ig"].high == s.ig.high
     assert guidances["cfg"].low == 0.25 and guidances["cfg"].scale == s.cfg.scale

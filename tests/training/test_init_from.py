@@ -215,7 +215,7 @@ def test_a_search_goes_over_readouts_too():
     tried = {(c.values["ig.scale"], c.values["readout"]) for c in compared((1, 2))}
     assert tried == {(1, 1), (2, 1), (2, 2)}  # without guidance there is nothing to read
     c = tiny.experiment(READOUTS).config
-    _, _, readout = search.apply_candidate(c.sample, compared((1, 2))[-1], c.model.readouts)
+    readout = search.apply_candidate(c.sample, compared((1, 2))[-1], c.model.readouts).readout
     assert readout == 2 and isinstance(readout, int)
     with pytest.raises(UserError, match="readout=3: must name a depth of model.readouts"):
         compared((1, 3))
