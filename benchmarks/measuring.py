@@ -31,7 +31,7 @@ from ig_jax.monitoring import console
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
-MODEL_FLAGS = {"depth": int, "hidden_size": int, "remat": str, "unroll": int, "dtype": str}
+MODEL_FLAGS = {"depth": int, "hidden_size": int, "num_heads": int, "remat": str, "unroll": int, "dtype": str}
 
 
 class Seconds(NamedTuple):

@@ -17,6 +17,7 @@ from ig_jax import prng
 from ig_jax.config.schema import Sample
 from ig_jax.generation.plan import Plan, plan
 from ig_jax.guidance import Guidances, Guided, GuideModel
+from ig_jax.models import trunk
 from ig_jax.parallel import collectives
 from ig_jax.parallel.mesh import BATCH, local_mesh, over_batch, replicated
 from ig_jax.samplers import base
@@ -108,6 +109,7 @@ class Generator:
             static_argnums=(0, 1),
             in_shardings=(whole, whole, whole, whole, whole, rows, rows, rows),
             out_shardings=rows,
+            compiler_options=trunk.compiler_options(),
         )
 
     @property

@@ -39,6 +39,29 @@ class Between(NamedTuple):
     apply: Callable[[State], State]
 
 
+def compiler_options() -> dict[str, str]:
+    """Those of `jax.jit` for programs that run blocks.
+
+    XLA for CPUs takes barriers away before it fuses: `run_blocks` needs them.
+    """
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if _on_cpu() else {}
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _apart(block: Block, unroll: int) -> Block:
+    """`block`, whose result is computed once, whatever it goes into.
+
+    XLA for CPUs would fuse the sum of the residual stream, and of its gradient, into each of its
+    many readers, through all blocks that are written out one after the other: half of a step.
+    """
+    if unroll == 1 or not _on_cpu():
+        return block
+    return lambda params, x: lax.optimization_barrier(block(params, x))
+
+
 def rematerialised(block: Callable, remat: str, *, looped: bool = True) -> Callable:
     """`block` under the named policy of `REMAT`.
 
@@ -77,6 +100,7 @@ def run_blocks(
       The state after the last block, and {depth: state after that block} for `exits`.
     """
     depth = jax.tree.leaves(stacked)[0].shape[0]
+    block = _apart(block, unroll)
     if unroll >= depth:
         block = rematerialised(block, remat, looped=False)
         return _one_by_one(block, stacked, x, exits, between)
@@ -145,7 +169,7 @@ def first_blocks(
       block, stacked, x, unroll, between: see `run_blocks`.
       exits: depths (1 = after the first block), at least one.
     """
-    left = {}
+    left, block = {}, _apart(block, unroll)
 
     def body(x: State, i: jax.Array) -> tuple[State, None]:
         # One block of the whole stack: slicing off the first blocks would copy them.

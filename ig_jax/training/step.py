@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from ig_jax import optim, prng, pytree
 from ig_jax.experiment import Experiment
+from ig_jax.models import trunk
 from ig_jax.monitoring import throughput
 from ig_jax.objectives.base import Draws, Objective
 from ig_jax.objectives.metrics import Mean, once
@@ -191,6 +192,7 @@ def _compiled(dispatch: Callable[..., Any], exp: Experiment, *more: Any) -> Call
         in_shardings=(placed, over_batch(exp.mesh, axis=1), whole, *more),
         out_shardings=(placed, whole),
         donate_argnums=0,
+        compiler_options=trunk.compiler_options(),
     )
 
 
