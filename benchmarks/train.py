@@ -37,6 +37,7 @@ from benchmarks import measuring
 from benchmarks.measuring import Seconds
 from ig_jax import prng
 from ig_jax.experiment import Experiment
+from ig_jax.models import trunk
 from ig_jax.monitoring import flops
 from ig_jax.optim import ema
 from ig_jax.optim.muon import newton_schulz_flops
@@ -127,7 +128,8 @@ def breakdown(
 ) -> dict[str, Part]:
     """The parts of a step; `FORWARD` is a piece of the one behind it."""
     batch = {name: value[0] for name, value in batches.items()}
-    draw, alone, both = noised(exp), jax.jit(forward(exp)), jax.jit(gradients(exp))
+    compiled = partial(jax.jit, compiler_options=trunk.compiler_options())
+    draw, alone, both = noised(exp), compiled(forward(exp)), compiled(gradients(exp))
     ready = draw(state.step, batch, encoder)
     teacher = state.ema[ema.name(exp.teacher_decay)]
     step, params = state.step, state.trained
