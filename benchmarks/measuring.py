@@ -31,7 +31,8 @@ from ig_jax.monitoring import console
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
-MODEL_FLAGS = {"depth": int, "hidden_size": int, "num_heads": int, "remat": str, "unroll": int, "dtype": str}
+SIZES = {"depth": int, "hidden_size": int, "num_heads": int}
+MODEL_FLAGS = {**SIZES, "remat": str, "unroll": int, "dtype": str}
 
 
 class Seconds(NamedTuple):
@@ -74,10 +75,10 @@ class Built(NamedTuple):
     compile_seconds: float  # little where a cache on disk has it
 
 
-def built(function: Any, *args: Any) -> Built:
-    """Compiles a function of `jax.jit`."""
+def built(function: Any, *args: Any, **options: Any) -> Built:
+    """Compiles a function of `jax.jit`, or what else can be lowered."""
     start = time.perf_counter()
-    lowered = function.lower(*args)
+    lowered = function.lower(*args, **options)
     traced = time.perf_counter()
     program = lowered.compile()
     return Built(program, traced - start, time.perf_counter() - traced)
@@ -164,7 +165,7 @@ def circumstances(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     model = exp.config.raw["model"]
     return {
         "config": flags.config,
-        "model": {name: model[name] for name in ("name", "num_heads", *MODEL_FLAGS)},
+        "model": {name: model[name] for name in ("name", *MODEL_FLAGS)},
         "mesh": dict(exp.mesh.shape),
         **machine(exp.mesh.devices.ravel().tolist()),
         "windows": flags.windows,

@@ -26,6 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,7 @@ def lower_sampler(exp: Experiment) -> jax.stages.Lowered:
     size = exp.config.sample.batch_size * mesh.size // exp.mesh.size
     row = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows)
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole)
-    return jax.jit(lambda *args: generator(*args)).lower(params, seed, row, row)
+    return generator.lower(params, seed, row, row)
 
 
 LOWER = {"train": lower_step, "sample": lower_sampler}
@@ -169,7 +170,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-    lowered = LOWER[args.what](exp)
+    with mock.patch.object(jax, "default_backend", lambda: "tpu"):
+        lowered = LOWER[args.what](exp)
     start = time.perf_counter()
     try:
         compiled = lowered.compile()

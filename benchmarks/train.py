@@ -128,8 +128,7 @@ def breakdown(
 ) -> dict[str, Part]:
     """The parts of a step; `FORWARD` is a piece of the one behind it."""
     batch = {name: value[0] for name, value in batches.items()}
-    compiled = partial(jax.jit, compiler_options=trunk.compiler_options())
-    draw, alone, both = noised(exp), compiled(forward(exp)), compiled(gradients(exp))
+    draw, alone, both = noised(exp), trunk.jit(forward(exp)), trunk.jit(gradients(exp))
     ready = draw(state.step, batch, encoder)
     teacher = state.ema[ema.name(exp.teacher_decay)]
     step, params = state.step, state.trained

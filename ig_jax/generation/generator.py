@@ -24,6 +24,8 @@ from ig_jax.samplers import base
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import DTYPES, Codec, Labels, Latents, NetFn, Params, Process, Scalar, TokenGroups
 
+Scales = Mapping[str, np.float32]  # of each guidance
+
 
 class Output(NamedTuple):
     """A batch of samples on the devices."""
@@ -104,12 +106,11 @@ class Generator:
         whole, rows = replicated(self.mesh), over_batch(self.mesh)
         weights = codec.decoder_weights() if decode is None else {}
         self._codec_weights = jax.device_put(weights, whole)
-        self._program = jax.jit(
+        self._program = trunk.jit(
             self._generate,
             static_argnums=(0, 1),
             in_shardings=(whole, whole, whole, whole, whole, rows, rows, rows),
             out_shardings=rows,
-            compiler_options=trunk.compiler_options(),
         )
 
     @property
@@ -222,8 +223,36 @@ class Generator:
           guidances, sampler, readout: others than those of `sampling`.
           trajectory: whether to return the latents after each step, too.
         """
+        chosen, scales = self._chosen(guidances, sampler, readout)
+        whole = self._whole(params, scales, seed)
+        return self._program(chosen, trajectory, *whole, indices, y, noise)
+
+    def lower(
+        self,
+        params: Params,
+        seed: jax.Array,
+        indices: jax.Array,
+        y: Labels,
+        guidances: Guidances | None = None,
+    ) -> jax.stages.Lowered:
+        """The program of such a call, whose arguments may be abstract."""
+        chosen, scales = self._chosen(guidances)
+        return self._program.lower(
+            chosen, False, *self._whole(params, scales, seed), indices, y, None
+        )
+
+    def _chosen(
+        self,
+        guidances: Guidances | None,
+        sampler: Sampler | None = None,
+        readout: int | None = None,
+    ) -> tuple[Plan, Scales]:
+        """The plan, and the scales of guidance, which are arguments of its program."""
         guidances = self.sampling.guidances if guidances is None else guidances
         scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
-        chosen, guide = self.plan(guidances, sampler, readout), self.guide and self.guide.params
-        whole = (params, guide, self._codec_weights, scales, seed)
-        return self._program(chosen, trajectory, *whole, indices, y, noise)
+        return self.plan(guidances, sampler, readout), scales
+
+    def _whole(self, params: Params, scales: Scales, seed: Any) -> tuple[Any, ...]:
+        """The arguments that every device has whole."""
+        guide = self.guide and self.guide.params
+        return params, guide, self._codec_weights, scales, seed

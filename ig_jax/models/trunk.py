@@ -39,12 +39,13 @@ class Between(NamedTuple):
     apply: Callable[[State], State]
 
 
-def compiler_options() -> dict[str, str]:
-    """Those of `jax.jit` for programs that run blocks.
+def jit(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` of a program that runs blocks; no other jitted function may call it.
 
-    XLA for CPUs takes barriers away before it fuses: `run_blocks` needs them.
+    XLA for CPUs takes barriers away before it fuses, and `run_blocks` needs them.
     """
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if _on_cpu() else {}
+    kept = {"xla_disable_hlo_passes": "cse_barrier_expander"} if _on_cpu() else {}
+    return jax.jit(function, compiler_options=kept, **options)
 
 
 def _on_cpu() -> bool:

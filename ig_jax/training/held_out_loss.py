@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
 from ig_jax import prng
 from ig_jax.experiment import Experiment
+from ig_jax.models import trunk
 from ig_jax.objectives.flow import FlowMatching
 from ig_jax.objectives.token_groups import GroupSettings
 from ig_jax.parallel.mesh import to_global, to_host
@@ -37,7 +37,7 @@ class HeldOutLoss:
             groups=GroupSettings(),
         )
         self._mesh, self._size = exp.local_mesh, exp.config.sample.batch_size
-        self._program = jax.jit(self._each)
+        self._program = trunk.jit(self._each)
 
     def _each(self, params: Params, batch: Batch, encoder: Params, seed: Array, i: Array) -> Array:
         """The loss of each example [b] of a batch, with the draws of number i."""

@@ -187,12 +187,11 @@ def _compiled(dispatch: Callable[..., Any], exp: Experiment, *more: Any) -> Call
     """`more`: places of the arguments behind those that every dispatch takes."""
     whole = replicated(exp.mesh)
     placed = jax.tree.map(lambda x: x.sharding, exp.abstract_state)
-    return jax.jit(
+    return trunk.jit(
         dispatch,
         in_shardings=(placed, over_batch(exp.mesh, axis=1), whole, *more),
         out_shardings=(placed, whole),
         donate_argnums=0,
-        compiler_options=trunk.compiler_options(),
     )
 
 
