@@ -76,9 +76,9 @@ class Built(NamedTuple):
 
 
 def built(function: Any, *args: Any, **options: Any) -> Built:
-    """Compiles a function of `jax.jit`, or what else can be lowered."""
+    """Compiles a function of `jax.jit`, or what else can be traced."""
     start = time.perf_counter()
-    lowered = function.lower(*args, **options)
+    lowered = function.trace(*args, **options).lower()
     traced = time.perf_counter()
     program = lowered.compile()
     return Built(program, traced - start, time.perf_counter() - traced)

@@ -122,7 +122,7 @@ def lower_sampler(exp: Experiment) -> jax.stages.Lowered:
     size = exp.config.sample.batch_size * mesh.size // exp.mesh.size
     row = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows)
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole)
-    return generator.lower(params, seed, row, row)
+    return generator.trace(params, seed, row, row).lower()
 
 
 LOWER = {"train": lower_step, "sample": lower_sampler}

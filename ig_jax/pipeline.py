@@ -20,7 +20,6 @@ from ig_jax.generation import requests
 from ig_jax.generation.batches import outputs
 from ig_jax.generation.generator import Generator
 from ig_jax.guidance import Guidances, GuideModel
-from ig_jax.models import trunk
 from ig_jax.parallel.mesh import to_host
 from ig_jax.samplers import base as samplers
 from ig_jax.samplers.base import Sampler
@@ -253,7 +252,7 @@ class Pipeline:
             early = {depth: self.process.velocity(p, x, t) for depth, p in out.heads.items()}
             return self.process.velocity(out.pred, x, t), early
 
-        return trunk.jit(velocity)
+        return jax.jit(velocity)
 
     def features(
         self,
@@ -320,7 +319,7 @@ class Pipeline:
             x = self.process.perturb(x0, noise, t)
             return self.net.tokens(params, x, self.process.condition_time(t), y, depths)
 
-        return trunk.jit(features, static_argnums=0)
+        return jax.jit(features, static_argnums=0)
 
     def _classes(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         return requests.labels(self.sampling, self.num_classes, labels, None, 0)

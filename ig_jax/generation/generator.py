@@ -227,17 +227,17 @@ class Generator:
         whole = self._whole(params, scales, seed)
         return self._program(chosen, trajectory, *whole, indices, y, noise)
 
-    def lower(
+    def trace(
         self,
         params: Params,
         seed: jax.Array,
         indices: jax.Array,
         y: Labels,
         guidances: Guidances | None = None,
-    ) -> jax.stages.Lowered:
+    ) -> jax.stages.Traced:
         """The program of such a call, whose arguments may be abstract."""
         chosen, scales = self._chosen(guidances)
-        return self._program.lower(
+        return self._program.trace(
             chosen, False, *self._whole(params, scales, seed), indices, y, None
         )
 

@@ -130,8 +130,7 @@ def _sampling(exp: Experiment) -> list[str]:
     s = exp.config.sample
     n = s.batch_size
     generator = exp.pipeline.generator(guide=guide_model.load(exp.pipeline))
-    jax.eval_shape(
-        generator,
+    generator.trace(
         exp.abstract_params,
         jax.ShapeDtypeStruct((), jnp.uint32),
         *[jax.ShapeDtypeStruct((n,), jnp.int32)] * 2,
