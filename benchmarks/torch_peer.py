@@ -1,17 +1,20 @@
-"""The same training step in plain PyTorch beside ours, in turns, in one process on one device.
+"""The same training step, and the same sampler, in plain PyTorch beside ours, in turns.
 
   python benchmarks/torch_peer.py [--config=configs/sit_xl.py] [--batch=64] [--compile]
-  python benchmarks/torch_peer.py --depth=4 --hidden_size=256 --batch=8 --calls=1    # on a CPU
+  python benchmarks/torch_peer.py --config=configs/lightningdit_xl.py --what=sample --steps=20
+  python benchmarks/torch_peer.py --config=configs/sit_b.py --hidden_size=384 --num_heads=6 \\
+      --batch=4 --dtype=float32 --remat=none --unroll=12 --calls=2    # SiT-S on a CPU
 
-Needs PyTorch, which nothing else here does. The peer is a SiT with its early heads, written the
-usual way: adaLN-Zero blocks, scaled_dot_product_attention, autocast to the config's type with
-float32 weights, clipping, AdamW (fused on a GPU) and one average. It starts from our initial
-weights and latents, and makes a step of the same kind: noise, times and dropped labels, forward,
-backward, update, average. --compile gives its loss to torch.compile. It recomputes nothing in the
-backward pass, whatever --remat says of ours.
+Needs PyTorch, which nothing else here does. The peer (torch_network.py) starts from our initial
+weights and latents, with autocast to the config's type and float32 weights. A step is one of the
+same kind: noise, times and dropped labels, forward, backward, clipping, AdamW (fused on a GPU), or
+PyTorch's own Muon and AdamW, and one average. It recomputes nothing in the backward pass, whatever
+--remat says of ours. --what=sample takes Euler's steps under the config's IG and CFG, conditional
+and unconditional halves in one batch while CFG is on, as the published samplers do. --compile
+gives its loss, or its network, to torch.compile.
 
-Both have the device to themselves while they are timed, but both keep their memory. So JAX is told
-not to take most of a GPU's beforehand.
+One process, one device; the two take turns, window by window, and both keep their memory. So JAX is
+told not to take most of a GPU's beforehand.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,183 +31,94 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measuring
+from benchmarks import measuring, torch_network
 from benchmarks.measuring import Seconds
+from benchmarks.torch_network import F, torch
 from benchmarks.train import Stepping, examples, noised
 from ig_jax import pytree
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
-from ig_jax.models.embed import MAX_PERIOD, NUM_TIME_FEATURES
+from ig_jax.samplers import SAMPLERS
 from ig_jax.training import step
 from ig_jax.training.step import Noised
-
-try:
-    import torch
-    import torch.nn.functional as F
-except ImportError:  # told by `main`
-    torch = F = None
 
 MISSING = (
     "PyTorch is not installed: it is what this benchmark compares with; install it with "
     "`pip install torch`, for the device that jax uses"
 )
-Weights = Mapping[str, Any]  # dotted name -> tensor
 OURS, PEER = "ig_jax", "PyTorch"
+TERMS = {"flow", "internal_guidance", "cosine"}
 
 
-def matrix(path: str, leaf: np.ndarray) -> np.ndarray:
-    """A parameter as torch.nn.functional wants it: matrices (out, in), convolutions OIHW."""
-    if path.endswith("x_embedder.proj.kernel"):
-        return leaf.transpose(3, 2, 0, 1)
-    if path.endswith("attn.qkv.kernel"):
-        return leaf.reshape(leaf.shape[0], -1).T
-    if path.endswith("attn.proj.kernel"):
-        return leaf.reshape(-1, leaf.shape[-1]).T
-    if path.endswith("attn.qkv.bias"):
-        return leaf.reshape(-1)
-    return leaf.T if path.endswith("kernel") else leaf
-
-
-def from_ours(params: Any, device: str) -> Weights:
-    """Tensors of our parameters, the stack of the blocks taken apart."""
-    named: dict[str, np.ndarray] = {}
-    for path, leaf in pytree.flatten(jax.device_get(params)).items():
-        if path.startswith("blocks."):
-            rest = path.removeprefix("blocks.")
-            named |= {f"blocks.{i}.{rest}": matrix(path, each) for i, each in enumerate(leaf)}
-        else:
-            named[path] = matrix(path, leaf)
-    return {
-        path: torch.tensor(np.array(leaf), device=device, requires_grad=path != "pos_embed")
-        for path, leaf in named.items()
-    }
-
-
-@dataclass(frozen=True)
-class PeerSit:
-    """A SiT on latents [b, c, h, w]; its weights are an argument, named as `from_ours` does."""
-
-    depth: int
-    num_heads: int
-    patch_size: int
-    readouts: tuple[int, ...]
-    time_scale: float
-
-    def linear(self, w: Weights, name: str, x: Any) -> Any:
-        return F.linear(x, w[f"{name}.kernel"], w[f"{name}.bias"])
-
-    def modulated(self, x: Any, shift: Any, scale: Any) -> Any:
-        normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-        return normed * (1 + scale[:, None]) + shift[:, None]
-
-    def condition(self, w: Weights, t: Any, y: Any) -> Any:
-        """silu of the time's and the label's vectors, added: what every modulation reads."""
-        half = NUM_TIME_FEATURES // 2
-        steps = torch.arange(half, device=t.device, dtype=torch.float32) / half
-        angles = (t * self.time_scale)[:, None] * torch.exp(-np.log(MAX_PERIOD) * steps)
-        features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
-        hidden = F.silu(self.linear(w, "t_embedder.fc1", features))
-        table = w["y_embedder.table.embedding"]
-        return F.silu(self.linear(w, "t_embedder.fc2", hidden) + F.embedding(y, table))
-
-    def attention(self, w: Weights, name: str, x: Any) -> Any:
-        b, n, d = x.shape
-        qkv = self.linear(w, f"{name}.qkv", x).view(b, n, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.linear(w, f"{name}.proj", mixed.transpose(1, 2).reshape(b, n, d))
-
-    def block(self, w: Weights, name: str, x: Any, c: Any) -> Any:
-        six = self.linear(w, f"{name}.modulation", c).chunk(6, dim=-1)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six
-        mixed = self.attention(w, f"{name}.attn", self.modulated(x, shift_a, scale_a))
-        x = x + gate_a[:, None] * mixed
-        hidden = self.linear(w, f"{name}.mlp.fc1", self.modulated(x, shift_m, scale_m))
-        out = self.linear(w, f"{name}.mlp.fc2", F.gelu(hidden, approximate="tanh"))
-        return x + gate_m[:, None] * out
-
-    def head(self, w: Weights, name: str, x: Any, c: Any) -> Any:
-        """Tokens -> latents [b, c, h, w]."""
-        shift, scale = self.linear(w, f"{name}.modulation", c).chunk(2, dim=-1)
-        x = self.linear(w, f"{name}.linear", self.modulated(x, shift, scale))
-        p, side = self.patch_size, round(x.shape[1] ** 0.5)
-        x = x.view(len(x), side, side, p, p, -1).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(*x.shape[:2], side * p, side * p)
-
-    def __call__(self, w: Weights, x: Any, t: Any, y: Any) -> list[Any]:
-        """Predictions: the final one, then those of the early heads."""
-        kernel, bias = w["x_embedder.proj.kernel"], w["x_embedder.proj.bias"]
-        x = F.conv2d(x, kernel, bias, stride=self.patch_size).flatten(2).transpose(1, 2)
-        x, c, early = x + w["pos_embed"], self.condition(w, t, y), []
-        for i in range(self.depth):
-            x = self.block(w, f"blocks.{i}", x, c)
-            if i + 1 in self.readouts:
-                early.append(self.head(w, f"heads.depth_{i + 1}", x, c))
-        return [self.head(w, "final_layer", x, c), *early]
-
-
-def peer_of(exp: Experiment) -> PeerSit:
-    """The same network, if it is a plain SiT that AdamW trains.
+def optimizers(exp: Experiment, weights: torch_network.Weights, device: str) -> list[Any]:
+    """What the config trains with.
 
     Raises:
-      UserError: it is another.
+      UserError: PyTorch has no such optimizer.
     """
-    c, raw = exp.config, exp.config.raw
-    process = raw["process"]
-    plain = [
-        raw["model"]["name"] == "sit" and not c.model.qk_norm,
-        set(c.objective.terms) in ({"flow"}, {"flow", "internal_guidance"}),
-        (process["name"], process.get("path")) == ("flow", "linear"),
-        process.get("prediction") == "velocity",
-        raw["optim"]["name"] == "adamw",
-    ]
-    if not all(plain):
+    o, muon = exp.config.optim, exp.config.raw["optim"]["name"] == "muon"
+    trained = {name: w for name, w in weights.items() if w.requires_grad}
+    if muon and not hasattr(torch.optim, "Muon"):
         raise UserError(
-            "--config: the PyTorch peer is a SiT without qk_norm on the linear path, trained by "
-            "AdamW on the terms flow and internal_guidance; choose configs/sit_xl.py or one like it"
+            f"--config: trains with Muon, which PyTorch {torch.__version__} lacks; install 2.9 or "
+            "newer, or choose a config with AdamW"
         )
-    if exp.mesh.size > 1:
-        raise UserError("--devices: the PyTorch peer has one device; say --devices=1")
-    m = c.model
-    return PeerSit(m.depth, m.num_heads, m.patch_size, m.readouts, m.time_scale)
+    names = torch_network.matrices(exp.abstract_params) if muon else set()
+    adam = {"lr": o.learning_rate, "betas": (o.b1, o.b2), "eps": o.eps, "fused": device == "cuda"}
+    decay = 0.0 if muon else o.weight_decay
+    rest = [w for name, w in trained.items() if name not in names]
+    found = [torch.optim.AdamW(rest, weight_decay=decay, **adam)]
+    if names:
+        kinds = {"momentum": o.momentum, "ns_steps": o.ns_steps, "weight_decay": o.weight_decay}
+        of_matrices = [trained[name] for name in sorted(names)]
+        found.append(
+            torch.optim.Muon(
+                of_matrices, lr=o.learning_rate, adjust_lr_fn="match_rms_adamw", **kinds
+            )
+        )
+    return found
 
 
 class Peer:
-    """Training of a `PeerSit`; each call is a step on the same examples."""
+    """Training of a `PeerNetwork`; each call is a step on the same examples."""
 
     def __init__(self, exp: Experiment, params: Any, batch: Noised, *, compiled: bool):
-        self.config, self.net = exp.config, peer_of(exp)
-        self.null_class = exp.num_classes
+        if not set(exp.config.objective.terms) <= TERMS:
+            raise UserError(
+                "--config: the PyTorch peer knows the terms flow, internal_guidance and cosine; "
+                "choose configs/sit_xl.py or one like it"
+            )
+        self.config = exp.config
         self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-        self.weights = from_ours(params, self.device)
+        self.net = torch_network.peer_of(exp, self.device)
+        self.null_class = exp.num_classes
+        self.weights = torch_network.from_ours(params, self.device)
         self.average = {name: w.detach().clone() for name, w in self.weights.items()}
         x0 = np.array(batch.x0.transpose(0, 3, 1, 2))
         self.x0 = torch.tensor(x0, device=self.device)
         self.labels = torch.tensor(np.array(batch.labels), dtype=torch.int64, device=self.device)
         self.trained = [w for w in self.weights.values() if w.requires_grad]
-        o = self.config.optim
-        self.optimizer = torch.optim.AdamW(
-            self.trained,
-            lr=o.learning_rate,
-            betas=(o.b1, o.b2),
-            eps=o.eps,
-            weight_decay=o.weight_decay,
-            fused=self.device == "cuda",
-        )
+        self.optimizers = optimizers(exp, self.weights, self.device)
         self._loss = torch.compile(self.loss) if compiled else self.loss
 
     def loss(self, x0: Any, noise: Any, t: Any, y: Any) -> Any:
-        """The weighted sum of the mean squared errors of all heads."""
+        """The weighted sum of the terms."""
         half = self.config.model.dtype == "bfloat16"
-        wide = t[:, None, None, None]
+        wide, target = t[:, None, None, None], noise - x0
         with torch.autocast(self.device, torch.bfloat16, enabled=half):
             predictions = self.net(self.weights, (1 - wide) * x0 + wide * noise, t, y)
+        final, *early = [p.float() for p in predictions]
         terms = self.config.objective.terms
-        final, *early = [torch.mean((p.float() - (noise - x0)) ** 2) for p in predictions]
-        guided = terms["internal_guidance"].weight if "internal_guidance" in terms else 0
-        return terms["flow"].weight * final + guided * sum(early)
+        loss = terms["flow"].weight * torch.mean((final - target) ** 2)
+        if "cosine" in terms:
+            loss += terms["cosine"].weight * torch.mean(1 - F.cosine_similarity(final, target))
+        if "internal_guidance" in terms:
+            errors = [torch.mean((p - target) ** 2) for p in early]
+            loss += terms["internal_guidance"].weight * sum(errors)
+        return loss
 
     def __call__(self) -> None:
         n = len(self.x0)
@@ -215,8 +129,9 @@ class Peer:
         self._loss(self.x0, noise, t, y).backward()
         if self.config.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.trained, self.config.optim.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         decay = self.config.train.ema_decays[0]
         with torch.no_grad():
             pairs = list(self.average.values()), list(self.weights.values())
@@ -224,25 +139,84 @@ class Peer:
 
     def window(self, calls: int) -> float:
         """Seconds a step, of several one after the other."""
-
-        def several() -> None:
-            for _ in range(calls):
-                self()
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-
-        return measuring.window(several, 1) / calls
+        return timed(self, calls, self.device)
 
 
-def in_turns(ways: Mapping[str, Callable[[int], float]], flags: Any) -> dict[str, Seconds]:
+class PeerSampler:
+    """Euler's method with a `PeerNetwork` under the config's IG and CFG."""
+
+    def __init__(self, exp: Experiment, params: Any, grid: tuple[float, ...], *, compiled: bool):
+        self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        self.weights = torch_network.from_ours(params, self.device)
+        net = torch_network.peer_of(exp, self.device)
+        self.net = torch.compile(net.__call__) if compiled else net
+        self.half = exp.config.model.dtype == "bfloat16"
+        self.ig, self.cfg = exp.config.sample.ig, exp.config.sample.cfg
+        self.null_class, self.grid = exp.num_classes, grid
+        self.readout = exp.config.readout and exp.config.model.readouts.index(exp.config.readout)
+
+    def velocity(self, x: Any, t: float, y: Any) -> Any:
+        both = self.cfg.on(t)
+        if both:
+            x, y = torch.cat([x, x]), torch.cat([y, torch.full_like(y, self.null_class)])
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+            times = torch.full((len(x),), t, device=self.device)
+            final, *early = [p.float() for p in self.net(self.weights, x, times, y)]
+        if self.ig.on(t):
+            worse = early[self.readout]
+            final = worse + self.ig.scale * (final - worse)
+        if both:
+            labelled, null = final.chunk(2)
+            final = null + self.cfg.scale * (labelled - null)
+        return final
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        with torch.no_grad():
+            for t, t_next in zip(self.grid, self.grid[1:], strict=False):
+                x = x + (t_next - t) * self.velocity(x, t, y)
+        return x
+
+
+def timed(call: Callable[[], Any], calls: int, device: str) -> float:
+    """Seconds a call of PyTorch's, of several one after the other."""
+
+    def several() -> None:
+        for _ in range(calls):
+            call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return measuring.window(several, 1) / calls
+
+
+def in_turns(ways: Mapping[str, Callable[[int], float]], flags: Any) -> dict[str, list[float]]:
     """Times of ways to do the same, window by window; what each does first is left out."""
     for way in ways.values():
         way(1)
     rounds = [{n: way(flags.calls) for n, way in ways.items()} for _ in range(flags.windows)]
-    return {name: measuring.of([each[name] for each in rounds]) for name in ways}
+    return {name: [each[name] for each in rounds] for name in ways}
 
 
-def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
+def compared(took: Mapping[str, list[float]], images: int, flops: int) -> dict[str, Any]:
+    """The record of both; the ratios are of the windows of a round."""
+    ratios = [peer / ours for ours, peer in zip(took[OURS], took[PEER], strict=True)]
+    seconds = {name: measuring.of(each) for name, each in took.items()}
+    return {
+        "batch": images,
+        "torch": torch.__version__,
+        "runs": {
+            name: {
+                "seconds": s._asdict(),
+                "images_per_second": images / s.median,
+                "model_tflops": flops / s.median / 1e12,
+            }
+            for name, s in seconds.items()
+        },
+        "ours_over_peer": measuring.of(ratios)._asdict(),
+    }
+
+
+def training(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     batches, size = examples(exp), exp.config.train.batch_size
     state = step.init_state(exp)
     encoder = jax.device_put(exp.encoder_weights)
@@ -253,42 +227,72 @@ def measure(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     took = in_turns(
         {OURS: lambda calls: measuring.window(ours, calls) / steps, PEER: peer.window}, flags
     )
-    once = exp.gradient_flops(size)
-    return {
-        "batch": size,
-        "torch": {"version": torch.__version__, "compiled": flags.compile},
-        "parameters": {
-            OURS: pytree.count(exp.abstract_params),
-            PEER: sum(w.numel() for w in peer.weights.values()),
-        },
-        "steps": {
-            name: {
-                "seconds_per_step": s._asdict(),
-                "images_per_second": size / s.median,
-                "model_tflops": once / s.median / 1e12,
-            }
-            for name, s in took.items()
-        },
-        "ours_over_peer": took[PEER].median / took[OURS].median,
+    counts = {
+        OURS: pytree.count(exp.abstract_params),
+        PEER: sum(w.numel() for w in peer.weights.values()),
     }
+    return {"parameters": counts, **compared(took, size, exp.gradient_flops(size))}
 
 
-def table(found: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["", "images/s", "s/step", "spread", "TFLOP/s", "times PyTorch"]]
-    slowest = found["steps"][PEER]["seconds_per_step"]["median"]
-    for name, each in found["steps"].items():
-        took = Seconds(**each["seconds_per_step"])
-        told = f"{name} {found['torch']['version']}" if name == PEER else name
-        told += ", compiled" * (name == PEER and found["torch"]["compiled"])
-        row = [told, f"{each['images_per_second']:.4g}", f"{took.median:.4g}", took.spread]
-        rows.append([*row, f"{each['model_tflops']:.3g}", f"{slowest / took.median:.2f}"])
+def sampling(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
+    """Euler's steps, without a decoder."""
+    from benchmarks import sample as sample_benchmark
+
+    size, params = exp.config.sample.batch_size, step.init_state(exp).params
+    euler = SAMPLERS["euler"](num_steps=flags.steps)
+    guidances = exp.config.sample.guidances
+    off = {"autoguidance": replace(guidances["autoguidance"], scale=1.0)}
+    guidances = {**guidances, **off}
+    generator = exp.pipeline.generator(decode=lambda latents: latents)
+    generator.sampling = replace(generator.sampling, sampler=euler)
+    grid = generator.plan(guidances).grid
+    peer = PeerSampler(exp, params, grid, compiled=flags.compile)
+    noise = np.random.default_rng(0).standard_normal((size, *exp.net.latent_shape), np.float32)
+    labels = np.arange(size, dtype=np.int32) % exp.num_classes
+    given = jnp.uint32(0), jnp.arange(size), jnp.asarray(labels), jnp.asarray(noise)
+    theirs = (
+        torch.tensor(noise.transpose(0, 3, 1, 2).copy(), device=peer.device),
+        torch.tensor(labels, dtype=torch.int64, device=peer.device),
+    )
+
+    def ours() -> Any:
+        return generator(params, *given, guidances=guidances).decoded
+
+    took = in_turns(
+        {
+            OURS: lambda calls: measuring.window(ours, calls),
+            PEER: lambda calls: timed(lambda: peer(*theirs), calls, peer.device),
+        },
+        flags,
+    )
+    apart = np.abs(np.asarray(ours()) - peer(*theirs).cpu().numpy().transpose(0, 2, 3, 1)).max()
+    cost = sample_benchmark.cost(generator, guidances)
+    evaluations = {"steps": flags.steps, "evaluations": cost["evaluations"]}
+    return {**evaluations, "apart": float(apart), **compared(took, size, size * cost["flops"])}
+
+
+WHAT = {"train": training, "sample": sampling}
+
+
+def table(found: Mapping[str, Any], flags: argparse.Namespace) -> list[list[str]]:
+    rows = [["", "images/s", "seconds", "spread", "TFLOP/s", "times PyTorch"]]
+    for name, each in found["runs"].items():
+        took, said = Seconds(**each["seconds"]), name
+        if name == PEER:
+            said += f" {found['torch']}, {'torch.compile' if flags.compile else 'eager'}"
+        row = [said, f"{each['images_per_second']:.4g}", f"{took.median:.4g}", took.spread]
+        rows.append([*row, f"{each['model_tflops']:.3g}", "1"])
+    ratio = Seconds(**found["ours_over_peer"])
+    rows[1][-1] = f"{ratio.median:.2f} [{ratio.least:.2f}, {ratio.most:.2f}]"
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     measuring.add_flags(parser)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the peer's loss")
+    parser.add_argument("--what", default="train", choices=WHAT)
+    parser.add_argument("--steps", type=int, default=20, help="of Euler's method")
+    parser.add_argument("--compile", action="store_true", help="give the peer to torch.compile")
     flags = parser.parse_args()
     with measuring.mistakes_told():
         if torch is None:
@@ -296,9 +300,9 @@ def main() -> None:
         if jax.default_backend() == "gpu" and not torch.cuda.is_available():
             raise UserError("PyTorch sees no GPU, but jax does: install its build for CUDA")
         exp = measuring.load(flags.config, measuring.changes(flags), flags.devices)
-        record = {"what": "torch_peer", **measuring.circumstances(exp, flags)}
-        record |= measure(exp, flags)
-    measuring.tell(record, table(record), json_file=flags.json)
+        record = {"what": f"torch_peer, {flags.what}", **measuring.circumstances(exp, flags)}
+        record |= WHAT[flags.what](exp, flags)
+    measuring.tell(record, table(record, flags), json_file=flags.json)
 
 
 if __name__ == "__main__":

@@ -145,15 +145,15 @@ def attend(q: Array, k: Array, v: Array, groups: TokenGroups | None = None) -> A
 
     With groups that attend apart, a token sees those of its own alone.
 
-    A GPU computing in half precision gets cuDNN's fused kernel; a CPU `attend_on_cpu`; everything
-    else XLA's, which is as fast at the 256 tokens of a 256-pixel image. `implementation=None` would
-    never choose cuDNN.
+    A GPU computing in half precision gets cuDNN's fused kernel; a CPU computing in float32
+    `attend_on_cpu`; everything else XLA's, which is as fast at the 256 tokens of a 256-pixel image.
+    `implementation=None` would never choose cuDNN.
     """
     mask, backend = None, jax.default_backend()
     if groups is not None and groups.attention is not None:
         ids = groups.attention
         mask = (ids[:, :, None] == ids[:, None, :])[:, None]
-    if backend == "cpu":
+    if backend == "cpu" and q.dtype == jnp.float32:
         return attend_on_cpu(q, k, v, mask)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     kernel = "cudnn" if half and q.shape[-1] % 8 == 0 and backend == "gpu" else "xla"
@@ -161,24 +161,21 @@ def attend(q: Array, k: Array, v: Array, groups: TokenGroups | None = None) -> A
 
 
 def attend_on_cpu(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """`attend` with its sums in an order that suits a CPU; mask [b, 1, n, n], False is not seen.
+    """`attend` of float32 in an order that suits a CPU; mask [b, 1, n, n], False is not seen.
 
     Heads come before tokens, so that each product is one of plain matrices; and the sum of the
     exponentials divides the result rather than every weight (FlashAttention, arXiv 2205.14135, does
     so too). XLA's own order copies the weights [b, heads, n, n] transposed.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bhtd,bhsd->bhts", q, k) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     # The largest one cancels, and so does its derivative.
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
-    seen = jnp.einsum(
-        "bhts,bhsd->bhtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    return jnp.swapaxes((seen / total).astype(v.dtype), 1, 2)
+    seen = jnp.einsum("bhts,bhsd->bhtd", weights, v)
+    return jnp.swapaxes(seen / total, 1, 2)
 
 
 class Attention(nnx.Module):

@@ -113,3 +113,32 @@ def test_the_gradient_is_the_slope_of_the_output_along_every_parameter(params, p
         )
         slope = (float(there) - float(back)) / (2 * step)
         assert float(np.sum(way * slopes[name])) == pytest.approx(slope, abs=0.01), name
+
+
+@pytest.mark.parametrize("unroll", [1, 2, 6])
+def test_a_cpu_computes_each_sum_of_the_residual_stream_once(unroll):
+    """XLA would compute sums of all blocks so far in each block that is written out."""
+
+    def work(depth):
+        def loss(stacked, x):
+            def block(p, x):
+                return x + jnp.tanh(x @ p["a"]) * p["b"][None]
+
+            last, _ = trunk.run_blocks(block, stacked, x, exits=(), unroll=unroll)
+            return jnp.sum(jnp.square(last))
+
+        stacked = {"a": jnp.ones((depth, 8, 8)), "b": jnp.ones((depth, 8))}
+        program = trunk.jit(jax.grad(loss)).lower(stacked, jnp.ones((16, 8))).compile()
+        assert ("opt-barrier" in program.as_text()) == (unroll > 1)
+        return program.cost_analysis()["flops"]
+
+    if unroll == 6:
+        assert work(6) < 2.2 * work(3)
+
+
+def test_a_program_of_blocks_is_no_part_of_another():
+    """Callers may compile a network into their own programs, but not these."""
+    double = trunk.jit(lambda x: 2 * x)
+    assert double(jnp.float32(3)) == 6
+    with pytest.raises(ValueError, match="top-level"):
+        jax.jit(double)(jnp.float32(3))

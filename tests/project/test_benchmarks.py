@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,16 @@ import pytest
 import tiny
 from places import ROOT
 
-from benchmarks import evaluate, gpu_aot, measuring, roofline, sample, torch_peer, train
+from benchmarks import (
+    evaluate,
+    gpu_aot,
+    measuring,
+    roofline,
+    sample,
+    torch_network,
+    torch_peer,
+    train,
+)
 from ig_jax import pytree
 from ig_jax.codecs import kl_names
 from ig_jax.errors import UserError
@@ -220,7 +230,7 @@ def test_without_pytorch_one_sentence_says_what_to_install(monkeypatch, capsys):
 def test_a_network_that_the_peer_is_not_is_refused(changes, devices):
     exp = tiny.experiment(changes, jax.devices()[:devices])
     with pytest.raises(UserError, match="the PyTorch peer"):
-        torch_peer.peer_of(exp)
+        torch_network.peer_of(exp, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -229,23 +239,50 @@ def test_a_network_that_the_peer_is_not_is_refused(changes, devices):
         ("mlp.fc1.kernel", (6, 4), "i,io->o"),
         ("attn.qkv.kernel", (6, 3, 2, 4), "i,iabc->abc"),
         ("attn.proj.kernel", (2, 3, 4), "ab,abo->o"),
+        ("mlp.w12.kernel", (6, 2, 5), "i,iab->ab"),
     ],
 )
 def test_a_matrix_of_ours_gives_the_same_product_out_by_in(path, shape, ours):
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal(shape)
     x = rng.standard_normal(shape[:-1] if "proj" in path else shape[:1])
-    published = torch_peer.matrix(f"blocks.{path}", kernel) @ x.ravel()
+    published = torch_network.matrix(f"blocks.{path}", kernel) @ x.ravel()
     np.testing.assert_allclose(published, np.einsum(ours, x, kernel).ravel(), rtol=1e-12)
 
 
-@needs_torch
-def test_the_peer_computes_our_loss():
-    exp = tiny.experiment(devices=jax.devices()[:1])
+LIGHTNING = {
+    "model": {
+        **{"name": "lightningdit", "depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 2},
+        **{"mlp_ratio": 2.0, "qk_norm": False, "swiglu": True, "rope": True, "rms_norm": True},
+        **{"shift": True, "readouts": (1,), "time_scale": 1.0, "dtype": "float32"},
+        **{"remat": "none", "unroll": 1},
+    },
+    "objective.terms": {
+        **{"flow": {"weight": 1.0}, "cosine": {"weight": 0.5}},
+        "internal_guidance": {"weight": 0.25},
+    },
+}
+
+
+MUON = {
+    **{"name": "muon", "learning_rate": 1e-3, "b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    **{"weight_decay": 0.01, "clip_norm": 1.0, "momentum": 0.9, "ns_steps": 5},
+    **{"ns_dtype": "float32", "schedule": "constant", "warmup_steps": 0},
+}
+
+
+def lively_params(exp):
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
+    return jax.tree.map(
         lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape), jnp.float32), exp.abstract_params
     )
+
+
+@needs_torch
+@pytest.mark.parametrize("changes", [{}, LIGHTNING], ids=["sit", "lightningdit"])
+def test_the_peer_computes_our_loss(changes):
+    exp = tiny.experiment(changes, devices=jax.devices()[:1])
+    rng, params = np.random.default_rng(1), lively_params(exp)
     batch = jax.tree.map(lambda x: x[0], train.examples(exp))
     ready = train.noised(exp)(jnp.int32(0), batch, {})
     x0, labels = ready.x0, ready.labels
@@ -261,12 +298,41 @@ def test_the_peer_computes_our_loss():
 
 
 @needs_torch
-def test_the_peer_has_our_parameters_and_trains(run):
-    printed, found = run("torch_peer", "--batch=4", "--devices=1")
-    assert len(set(found["parameters"].values())) == 1
-    ours, peer = (each["seconds_per_step"]["median"] for each in found["steps"].values())
-    assert found["ours_over_peer"] == pytest.approx(peer / ours)
-    assert "| ig_jax " in printed and "| PyTorch " in printed
+@pytest.mark.parametrize("changes", [{}, LIGHTNING], ids=["sit", "lightningdit"])
+def test_the_peer_draws_our_samples(changes, monkeypatch):
+    guided = {
+        "sample.ig": {"scale": 1.7, "low": 0.2, "high": 0.8, "channels": 0},
+        "sample.cfg": {"scale": 1.4, "low": 0.0, "high": 0.5, "channels": 0},
+    }
+    exp = tiny.experiment(changes | guided, devices=jax.devices()[:1])
+    monkeypatch.setattr(
+        torch_peer.step, "init_state", lambda exp: SimpleNamespace(params=lively_params(exp))
+    )
+    found = torch_peer.sampling(exp, SimpleNamespace(steps=5, calls=1, windows=1, compile=False))
+    assert found["apart"] < 1e-5 and found["evaluations"] > 5
+
+
+@needs_torch
+@pytest.mark.parametrize("what", ["train", "sample"])
+def test_the_peer_has_our_parameters_and_is_compared(run, what):
+    printed, found = run("torch_peer", "--batch=4", "--devices=1", f"--what={what}")
+    if what == "train":
+        assert len(set(found["parameters"].values())) == 1
+    assert found["ours_over_peer"]["median"] > 0
+    assert "| ig_jax " in printed and "| PyTorch " in printed and ", eager |" in printed
+
+
+@needs_torch
+def test_the_peer_trains_with_muon_what_we_do():
+    exp = tiny.experiment({**LIGHTNING, "optim": MUON}, devices=jax.devices()[:1])
+    weights = torch_network.from_ours(lively_params(exp), "cpu")
+    adam, muon = torch_peer.optimizers(exp, weights, "cpu")
+    assert muon.param_groups[0]["momentum"] == 0.9
+    each = [sum(len(group["params"]) for group in o.param_groups) for o in (adam, muon)]
+    assert sum(each) == sum(w.requires_grad for w in weights.values())
+    assert {"blocks.1.attn.qkv.kernel", "final_layer.linear.kernel"} < torch_network.matrices(
+        exp.abstract_params
+    )
 
 
 def test_it_is_a_command_that_runs_from_anywhere(tmp_path):
