@@ -236,7 +236,7 @@ class Guided:
     def _guided(
         self, convert: Conversion, on: Active, x: Latents, t: Scalar
     ) -> tuple[Latents, Latents | None]:
-        """What `convert` makes of predictions, guided; the variance as the labels alone have it."""
+        """Guided predictions after `convert`; the variance as the labels alone have it."""
         if "cfg" in on:
             y = jnp.concatenate([self.y, jnp.full_like(self.y, self.null_class)])
             both, variance = self._branch(convert, on, jnp.concatenate([x, x]), t, y)

@@ -153,7 +153,7 @@ class Train:
         return tuple(ema.in_config(vars(self)))
 
     def has_average(self, name: str) -> bool:
-        """Whether weights of this name can be had: an average, or a length to compose."""
+        """Returns whether weights of this name can be had: an average, or a length to compose."""
         by_length = bool(self.ema_sigma_rel) and ema.length(name) is not None
         return name in self.averages or by_length
 

@@ -34,7 +34,7 @@ class Parts(ABC):
 
     @abstractmethod
     def read(self, part: int) -> Any:
-        """What the file of a part holds; None or a UserError where it is absent or damaged."""
+        """Reads the file of a part; None or a UserError where it is absent or damaged."""
 
     @abstractmethod
     def make(self, part: int, readers: ThreadPoolExecutor, bar: Any) -> None:

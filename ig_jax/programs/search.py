@@ -43,7 +43,7 @@ _SHOWN = 10  # best settings in the table
 
 
 class Setting(NamedTuple):
-    """What a candidate stands for."""
+    """The settings that a candidate stands for."""
 
     guidances: Guidances
     sampler: Sampler
@@ -147,7 +147,7 @@ def run(exp: Experiment, workdir: Path) -> list[dict[str, Any]]:
 def _weights(
     exp: Experiment, workdir: Path, step: int, configured: Params
 ) -> Callable[[str], Params]:
-    """What gives the weights of a name at this step; of others than the config's, the last ones."""
+    """Returns a reader of weights at this step, by name; it keeps the last it read."""
 
     @lru_cache(maxsize=1)
     def other(which: str) -> Params:
