@@ -31,7 +31,7 @@ Table = list[list[str]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a workdir says of its run.
+    """A run, as its workdir describes it.
 
     Attributes:
       name: the shortest end of its path that no other run has.

@@ -24,7 +24,7 @@ from ig_jax.types import Field, Latents, Scalar
 
 
 class Past(NamedTuple):
-    """What a step leaves to the next one."""
+    """State that a step leaves to the next one."""
 
     at: Scalar  # position; where it is infinite nothing is read
     value: Latents  # evaluated there
