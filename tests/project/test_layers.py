@@ -131,7 +131,7 @@ def tensorflow_or_torch(root: Path) -> list[str]:
     # These two parts of clu import TensorFlow.
     frameworks = ("tensorflow", "torch", "clu.metric_writers", "clu.periodic_actions")
     files = python_files(root, "ig_jax", "configs", "benchmarks", "tests", "main.py")
-    # The one file that is about PyTorch, and says so where it is not installed.
+    # The two files that are about PyTorch, and say so where it is not installed.
     peers = {root / f"benchmarks/torch_{name}.py" for name in ("peer", "network")}
     others = [path for path in files if path not in peers]
     return banned_imports(root, others, *frameworks, fix="the project runs without it")
