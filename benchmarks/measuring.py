@@ -31,8 +31,10 @@ from ig_jax.monitoring import console
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
-SIZES = {"depth": int, "hidden_size": int, "num_heads": int}
-MODEL_FLAGS = {**SIZES, "remat": str, "unroll": int, "dtype": str}
+MODEL_FLAGS = {
+    **{"depth": int, "hidden_size": int, "num_heads": int},
+    **{"remat": str, "unroll": int, "dtype": str},
+}
 
 
 class Seconds(NamedTuple):

@@ -34,11 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measuring, torch_network
+from benchmarks import measuring, sample, torch_network
 from benchmarks.measuring import Seconds
 from benchmarks.torch_network import F, torch
 from benchmarks.train import Stepping, examples, noised
-from ig_jax import pytree
+from ig_jax import guidance, pytree
 from ig_jax.errors import UserError
 from ig_jax.experiment import Experiment
 from ig_jax.samplers import SAMPLERS
@@ -236,13 +236,9 @@ def training(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
 
 def sampling(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
     """Euler's steps, without a decoder."""
-    from benchmarks import sample as sample_benchmark
-
     size, params = exp.config.sample.batch_size, step.init_state(exp).params
     euler = SAMPLERS["euler"](num_steps=flags.steps)
-    guidances = exp.config.sample.guidances
-    off = {"autoguidance": replace(guidances["autoguidance"], scale=1.0)}
-    guidances = {**guidances, **off}
+    guidances = guidance.only(exp.config.sample.guidances, ("ig", "cfg"))
     generator = exp.pipeline.generator(decode=lambda latents: latents)
     generator.sampling = replace(generator.sampling, sampler=euler)
     grid = generator.plan(guidances).grid
@@ -266,7 +262,7 @@ def sampling(exp: Experiment, flags: argparse.Namespace) -> dict[str, Any]:
         flags,
     )
     apart = np.abs(np.asarray(ours()) - peer(*theirs).cpu().numpy().transpose(0, 2, 3, 1)).max()
-    cost = sample_benchmark.cost(generator, guidances)
+    cost = sample.cost(generator, guidances)
     evaluations = {"steps": flags.steps, "evaluations": cost["evaluations"]}
     return {**evaluations, "apart": float(apart), **compared(took, size, size * cost["flops"])}
 

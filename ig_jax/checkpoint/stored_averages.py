@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def compose(checkpoints: Checkpoints, step: int, name: str, like: Params) -> Pat
     """Composes the average `name` (`ema.name_of_length`) of a step that has a checkpoint.
 
     Args:
-      like: parameters, whose leaves may be abstract, and say where sums are computed.
+      like: parameters, whose leaves may be abstract, and say where averages are read to.
 
     Returns:
       Its file, which is written again where it is there; None where the checkpoint holds it.
@@ -106,10 +105,8 @@ def _compose(
             held = ema.in_config(train) if source is checkpoints else names
             averages = source.averages(at, held, like)
             for place, stored_name in enumerate(names, number * len(names)):
-                share = partial(np.multiply, np.float32(coefficients[place]))
-                part = jax.tree.map(
-                    lambda x, share=share: share(np.asarray(x)), averages[stored_name]
-                )
+                share = np.float32(coefficients[place])
+                part = jax.tree.map(lambda x, w=share: w * np.asarray(x), averages[stored_name])
                 total = part if total is None else jax.tree.map(np.add, total, part)
                 bar.update(1)
     file = composed_average.state_file(checkpoints.workdir, step, name)

@@ -24,8 +24,6 @@ from ig_jax.samplers import base
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import DTYPES, Codec, Labels, Latents, NetFn, Params, Process, Scalar, TokenGroups
 
-Scales = Mapping[str, np.float32]  # of each guidance
-
 
 class Output(NamedTuple):
     """A batch of samples on the devices."""
@@ -223,8 +221,7 @@ class Generator:
           guidances, sampler, readout: others than those of `sampling`.
           trajectory: whether to return the latents after each step, too.
         """
-        chosen, scales = self._chosen(guidances, sampler, readout)
-        whole = self._whole(params, scales, seed)
+        chosen, whole = self._prepared(params, seed, guidances, sampler, readout)
         return self._program(chosen, trajectory, *whole, indices, y, noise)
 
     def trace(
@@ -236,23 +233,19 @@ class Generator:
         guidances: Guidances | None = None,
     ) -> jax.stages.Traced:
         """The program of such a call, whose arguments may be abstract."""
-        chosen, scales = self._chosen(guidances)
-        return self._program.trace(
-            chosen, False, *self._whole(params, scales, seed), indices, y, None
-        )
+        chosen, whole = self._prepared(params, seed, guidances)
+        return self._program.trace(chosen, False, *whole, indices, y, None)
 
-    def _chosen(
+    def _prepared(
         self,
+        params: Params,
+        seed: Any,
         guidances: Guidances | None,
         sampler: Sampler | None = None,
         readout: int | None = None,
-    ) -> tuple[Plan, Scales]:
-        """The plan, and the scales of guidance, which are arguments of its program."""
+    ) -> tuple[Plan, tuple[Any, ...]]:
+        """The plan of a call, and the arguments of its program that every device has whole."""
         guidances = self.sampling.guidances if guidances is None else guidances
         scales = {kind: np.float32(g.scale) for kind, g in guidances.items()}
-        return self.plan(guidances, sampler, readout), scales
-
-    def _whole(self, params: Params, scales: Scales, seed: Any) -> tuple[Any, ...]:
-        """The arguments that every device has whole."""
-        guide = self.guide and self.guide.params
-        return params, guide, self._codec_weights, scales, seed
+        chosen, guide = self.plan(guidances, sampler, readout), self.guide and self.guide.params
+        return chosen, (params, guide, self._codec_weights, scales, seed)
