@@ -10,6 +10,7 @@ from places import ROOT
 from ig_jax import experiment as build
 from ig_jax import guidance, pytree
 from ig_jax.config import run_config
+from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.programs import dry_run
 
 FOLDER = ROOT / "configs"
@@ -53,10 +54,36 @@ def experiment(name: str, *variant: str) -> build.Experiment:
     return build.experiment(run_config.parse(c, jax.device_count()))
 
 
+def traces(exp: build.Experiment) -> bool:
+    text = dry_run.describe(exp)
+    return "training:" in text and "network evaluations a sample" in text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS, ids=":".join)
 def test_every_config_traces_its_training_step_and_its_sampler(run):
-    text = dry_run.describe(experiment(*run))
-    assert "training:" in text and "network evaluations a sample" in text
+    assert traces(experiment(*run))
+
+
+def made_of(exp: build.Experiment) -> tuple:
+    """What is traced of a config, but for its sizes, numbers and readouts, which most have."""
+    c = exp.config
+    parts = frozenset(map(type, (c.model, c.process, c.optim, *c.objective.terms.values())))
+    groups = (bool(c.objective.groups.shares), c.objective.groups.separate_attention)
+    return (parts - {InternalGuidance}, *groups, c.model.self_conditioning is None)
+
+
+def test_every_config_is_built_and_one_of_each_kind_traces():
+    """All of them, in `make test-slow`."""
+    seen = set()
+    for run in reversed(
+        RUNS
+    ):  # those for laptops last: written out block by block, they trace slowly
+        exp = experiment(*run)
+        if made_of(exp) not in seen:
+            seen.add(made_of(exp))
+            assert traces(exp), ":".join(run)
+    assert 10 < len(seen) < len(RUNS)
 
 
 def test_images_are_encoded_where_that_is_asked_for():
