@@ -61,11 +61,11 @@ def marginal(path: str, t: float, mean: float = MEAN, spreads: np.ndarray = SPRE
 def walk(name: str, grid, fields, x, *, trajectory: bool = False):
     sampler = SAMPLERS[name](len(grid) - 1)
 
-    def draw(x):
+    def draw(x, grid):  # an argument, so that grids of one length share a compiled program
         nothing = jnp.full_like(x, jnp.nan)  # no step may read noise
         return base.integrate(sampler, grid, fields, x, lambda i: nothing, trajectory=trajectory)
 
-    end, states = quick_jit(draw)(jnp.asarray(x))
+    end, states = quick_jit(draw)(jnp.asarray(x), jnp.asarray(grid))
     return states if trajectory else end
 
 
