@@ -495,15 +495,16 @@ def test_a_perfect_ddpm_network_carries_noise_to_the_data_along_the_ode(name, nu
     np.testing.assert_allclose(end, MEAN + STD * start, atol=0.01)
 
 
-def test_a_perfect_ddpm_network_carries_noise_to_the_data_along_the_sde():
+@pytest.mark.parametrize(("name", "num_steps"), [("euler_maruyama", 250), ("edm_stochastic", 100)])
+def test_a_perfect_ddpm_network_carries_noise_to_the_data_with_noise_added(name, num_steps):
     shape = (20_000, 1, 1, 1)
     keys = jax.random.split(jax.random.key(0), 251)
 
     def noise(i):
         return jax.random.normal(keys[i], shape)
 
-    sampler = SAMPLERS["euler_maruyama"](250)
+    sampler = SAMPLERS[name](num_steps)
     end = np.ravel(carry(DDPM(), "noise", told_ddpm, sampler, noise(250), noise))
-    # Five standard errors, and what 250 steps leave.
+    # Five standard errors, and what the steps leave.
     np.testing.assert_allclose(end.mean(), MEAN, atol=5 * STD / np.sqrt(20_000) + 0.005)
     np.testing.assert_allclose(end.std(), STD, atol=5 * STD / np.sqrt(40_000) + 0.005)
