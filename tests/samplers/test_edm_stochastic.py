@@ -214,10 +214,10 @@ def test_noise_a_hundredth_off_misses_the_distribution(float64, s_noise):
 
 
 def of_seed(sampler, path: str, seed: int, rows: int) -> np.ndarray:
-    """Samples [rows, 3] in float32."""
-    keys = prng.sample_keys(seed, jnp.arange(rows))
+    """Samples [rows, 3] in float32; all seeds begin with the same noise."""
+    start_keys, keys = (prng.sample_keys(s, jnp.arange(rows)) for s in (99, seed))
     mean, spread = (m.astype(np.float32).reshape(1, 1, 1, 3) for m in marginal(path, 1.0))
-    start = mean + spread * prng.sample_normal(keys, (1, 1, 3), prng.LATENTS)
+    start = mean + spread * prng.sample_normal(start_keys, (1, 1, 3), prng.LATENTS)
 
     def noise(i):
         return prng.sample_normal(keys, (1, 1, 3), prng.FIRST_STEP + i)
@@ -272,6 +272,32 @@ def test_nothing_is_added_at_time_1(float64, path, dtype):
     sampler = EDMStochastic(10, s_min=0.0, s_max=float("inf"))
     assert not added(sampler, path, 1.0, dtype)
     assert added(sampler, path, 0.9, dtype)
+
+
+def test_nothing_is_added_where_a_grid_begins_before_the_first_time_of_sampling(float64):
+    """A network of the noise is asked from 0.999 on."""
+    field = gaussian("linear")._replace(
+        time_of_ratio=Flow("linear", "uniform", prediction="noise").time_of_ratio
+    )
+    sampler, x = EDMStochastic(10, s_max=1e9), jnp.asarray(normal(0, 4, 1, 1, 3))
+    for t, same in ((0.9995, True), (0.998, False)):
+        given = field, x, jnp.float64(t), jnp.float64(0.9)
+        found = sampler.step(*given, jnp.asarray(normal(1, 4, 1, 1, 3)))
+        assert np.array_equal(found, Heun(10).step(*given)) == same
+
+
+@pytest.mark.parametrize("path", ["vp", "ddpm"])
+def test_noise_less_than_rounding_is_no_noise(path):
+    """The difference of two variances may not be below 0."""
+    x, noise = (jnp.asarray(normal(i, 1, 1, 1, 3), jnp.float32) for i in (0, 1))
+    times = jnp.linspace(0.05, 0.95, 200)
+
+    def steps(sampler):
+        step = jax.vmap(lambda t: sampler.step(gaussian(path), x, t, t / 2, noise))
+        return quick_jit(step)(times)
+
+    found = steps(EDMStochastic(10, s_churn=1e-7))
+    np.testing.assert_allclose(found, steps(Heun(10)), atol=0.02)
 
 
 @every_path
