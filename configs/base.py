@@ -159,9 +159,10 @@ def get_config() -> ConfigDict:
     c.sample.weights = "ema"
     # Numbered images, samples.npz as ADM reads it, or both.
     c.sample.files = ("png", "npz")
-    # euler, heun, heun2, dpmpp_2m, adams_bashforth, euler_maruyama, or dopri5 (at most num_steps;
-    # rtol=1e-3, atol=1e-6); of a ddpm process also ancestral and ddim (eta=0.0): spacing="even",
-    # clip_denoised=False. docs/samplers.md compares them.
+    # euler, heun, heun2, dpmpp_2m, adams_bashforth, euler_maruyama, edm_stochastic (s_churn=40.0,
+    # s_min=0.05, s_max=50.0, s_noise=1.003), or dopri5 (at most num_steps; rtol=1e-3, atol=1e-6);
+    # of a ddpm process also ancestral and ddim (eta=0.0): spacing="even", clip_denoised=False.
+    # docs/samplers.md compares them.
     c.sample.sampler = ConfigDict({"name": "euler_maruyama", "num_steps": 250})
     # Above 1: more of a fixed grid's steps at high noise.
     c.sample.time_shift = 1.0

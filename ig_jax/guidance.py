@@ -270,6 +270,7 @@ class Guided:
             velocity_at_end=None if on == on_at_end else at_end,
             noise_and_variance=partial(self._guided, TO_NOISE, on),
             coefficients=self.process.coefficients,
+            time_of_ratio=self.process.time_of_ratio,
             of_step=None if self.groups_of_step is None else of_step,
         )
 

@@ -143,6 +143,8 @@ class Process(Protocol):
 
     def coefficients(self, t: Array) -> Any: ...  # `diffusion.process.Coefficients`
 
+    def time_of_ratio(self, ratio: Array) -> Array: ...  # of sigma to alpha
+
 
 class Field(NamedTuple):
     """All that a sampler may see: no network, no labels, no guidance.
@@ -159,6 +161,8 @@ class Field(NamedTuple):
     noise_and_variance: Callable[[Latents, Scalar], tuple[Latents, Latents | None]] | None = None
     # Time -> alpha, sigma and their derivatives (`diffusion.process.Coefficients`).
     coefficients: Callable[[Scalar], Any] | None = None
+    # sigma / alpha -> its time, at most the first one of sampling.
+    time_of_ratio: Callable[[Scalar], Scalar] | None = None
     # Step of the grid -> the field of that step; None: this one serves all steps.
     of_step: Callable[[Array], Field] | None = None
 

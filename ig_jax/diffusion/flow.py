@@ -106,6 +106,9 @@ class Flow(process.GaussianProcess):
     def coefficients(self, t: Array) -> Coefficients:
         return PATHS[self.path].coefficients(process.expand(t))
 
+    def time_of_ratio(self, ratio: Array) -> Array:
+        return jnp.minimum(PATHS[self.path].time_of_ratio(ratio), self.interval(sampling=True)[1])
+
     def draw_time(self, key: Key, n: int) -> Times:
         """The standard draws that `time` turns into times."""
         return TIMES[self.time_distribution].draw(key, n)

@@ -25,6 +25,8 @@ from jaxtyping import Array
 
 from ig_jax.types import Latents, Times
 
+ROUNDING = 1e-7  # an alpha below it is 0: the cosine of pi / 2 is -4e-8 in float32
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -106,6 +108,10 @@ class GaussianProcess(ABC):
     @abstractmethod
     def coefficients(self, t: Array) -> Coefficients:
         """At times [b] or one time, broadcastable against latents."""
+
+    @abstractmethod
+    def time_of_ratio(self, ratio: Array) -> Array:
+        """The time at which sigma / alpha equals `ratio`; at most the first one of sampling."""
 
     @abstractmethod
     def velocity(self, pred: Latents, x: Latents, t: Array) -> Latents:

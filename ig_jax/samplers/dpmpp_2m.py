@@ -20,11 +20,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from ig_jax.diffusion.process import Coefficients, data_from_velocity
+from ig_jax.diffusion.process import ROUNDING, Coefficients, data_from_velocity
 from ig_jax.samplers.multistep import Multistep, Past, in_the_middle
 from ig_jax.types import Field, Latents, Scalar
-
-ROUNDING = 1e-7  # an alpha below it is 0: the cosine of pi / 2 is -4e-8 in float32
 
 
 def _position(c: Coefficients) -> Scalar:

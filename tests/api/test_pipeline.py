@@ -103,7 +103,15 @@ def test_a_guide_lives_as_long_as_the_programs_that_hold_it(pipe, noise):
     assert kept() is not None
 
 
-SOLVERS = ["euler", "heun", "euler_maruyama", "dopri5", "dpmpp_2m", "adams_bashforth"]
+SOLVERS = [
+    "euler",
+    "heun",
+    "euler_maruyama",
+    "edm_stochastic",
+    "dopri5",
+    "dpmpp_2m",
+    "adams_bashforth",
+]
 
 
 @pytest.mark.parametrize("sampler", SOLVERS)

@@ -293,7 +293,7 @@ def test_a_misspelt_field_is_told_the_nearest_one_and_those_of_its_kind(path, hi
         (
             "sample.sampler.name",
             "rk4",
-            "known: adams_bashforth, ancestral, ddim, dopri5, dpmpp_2m, euler, euler_maruyama",
+            "known: adams_bashforth, ancestral, ddim, dopri5, dpmpp_2m, edm_stochastic, euler, ",
         ),
     ],
 )

@@ -129,6 +129,16 @@ def test_the_time_of_a_ratio_is_where_sigma_over_alpha_equals_it(path):
 
 
 @every_path
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_time_of_a_ratio_is_at_most_that_at_which_sampling_begins(path, prediction):
+    process_ = flow(path, prediction=prediction)
+    found = process_.time_of_ratio(jnp.array([1.0, 1e6]))
+    c, (_, first) = process_.coefficients(found), process_.interval(sampling=True)
+    assert (c.sigma / c.alpha)[0].item() == pytest.approx(1.0, rel=1e-5)
+    assert found[1] == pytest.approx(first, abs=2e-6)
+
+
+@every_path
 def test_time_0_is_data_and_time_1_is_noise(path, x0, noise):
     start, end = jnp.zeros(SHAPE[0]), jnp.ones(SHAPE[0])
     close(flow(path).perturb(x0, noise, start), x0, atol=1e-6)
@@ -417,6 +427,18 @@ def test_ddpm_is_smooth_between_its_steps_with_the_numerical_derivatives_of_its_
     np.testing.assert_allclose(middles - chords, (0.02 - 1e-4) / 999 / 8, rtol=0.05)
 
 
+def test_the_time_of_a_ratio_of_ddpm_is_where_its_coefficients_have_it():
+    times = np.append(np.linspace(1e-4, 0.9999, 300), 1.0)
+    for x64, rtol in ((True, 1e-12), (False, 1e-5)):
+        with jax.enable_x64(x64):
+            c = DDPM().coefficients(jnp.asarray(times))
+            found = quick_jit(DDPM().time_of_ratio)(jnp.ravel(c.sigma / c.alpha))
+            assert found.dtype == c.alpha.dtype
+        np.testing.assert_allclose(found, times, rtol=rtol)
+    found = quick_jit(DDPM().time_of_ratio)(jnp.array([0.0, 1e3, 1e30, jnp.inf]))
+    np.testing.assert_array_equal(found, [0, 1, 1, 1])
+
+
 def test_ddpm_draws_every_step_equally_often_and_tells_the_network_which():
     draws = (np.arange(5000) + 0.5) / 5000
     times = DDPM().time(jnp.asarray(draws, jnp.float32))
@@ -473,15 +495,16 @@ def test_a_perfect_ddpm_network_carries_noise_to_the_data_along_the_ode(name, nu
     np.testing.assert_allclose(end, MEAN + STD * start, atol=0.01)
 
 
-def test_a_perfect_ddpm_network_carries_noise_to_the_data_along_the_sde():
+@pytest.mark.parametrize(("name", "num_steps"), [("euler_maruyama", 250), ("edm_stochastic", 100)])
+def test_a_perfect_ddpm_network_carries_noise_to_the_data_with_noise_added(name, num_steps):
     shape = (20_000, 1, 1, 1)
     keys = jax.random.split(jax.random.key(0), 251)
 
     def noise(i):
         return jax.random.normal(keys[i], shape)
 
-    sampler = SAMPLERS["euler_maruyama"](250)
+    sampler = SAMPLERS[name](num_steps)
     end = np.ravel(carry(DDPM(), "noise", told_ddpm, sampler, noise(250), noise))
-    # Five standard errors, and what 250 steps leave.
+    # Five standard errors, and what the steps leave.
     np.testing.assert_allclose(end.mean(), MEAN, atol=5 * STD / np.sqrt(20_000) + 0.005)
     np.testing.assert_allclose(end.std(), STD, atol=5 * STD / np.sqrt(40_000) + 0.005)

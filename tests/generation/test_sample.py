@@ -590,6 +590,8 @@ def test_groups_of_tokens_that_cannot_be_are_refused(changes, rule):
     ("sampler", "noisy"),
     [
         ({"name": "euler_maruyama", "num_steps": 4}, True),
+        ({"name": "edm_stochastic", "num_steps": 4}, True),
+        ({"name": "edm_stochastic", "num_steps": 4, "s_churn": 0.0}, False),
         ({"name": "euler", "num_steps": 4}, False),
         ({"name": "heun2", "num_steps": 4}, False),
         ({"name": "dopri5", "num_steps": 50}, False),

@@ -162,6 +162,11 @@ def test_the_score_of_a_field_is_that_of_the_process():
     np.testing.assert_array_equal(field.score(v, X, t), FLOW.score(v, X, t))
 
 
+def test_the_time_of_a_ratio_of_a_field_is_that_of_the_process():
+    field = guided().field(frozenset(), frozenset())
+    assert field.time_of_ratio(jnp.float32(3.0)) == pytest.approx(0.75)
+
+
 def test_a_field_has_a_velocity_of_its_own_at_the_end_of_a_step_only_where_guidance_differs():
     ig, none = frozenset({"ig"}), frozenset()
     assert guided(ig=2.0).field(ig, ig).velocity_at_end is None
