@@ -159,8 +159,11 @@ class Field(NamedTuple):
     noise_and_variance: Callable[[Latents, Scalar], tuple[Latents, Latents | None]] | None = None
     # Time -> alpha, sigma and their derivatives (`diffusion.process.Coefficients`).
     coefficients: Callable[[Scalar], Any] | None = None
-    # Step of the grid -> the field of that step; None: this one serves all steps.
-    of_step: Callable[[Array], Field] | None = None
+    # (step of the grid, what the step before left) -> the field of that step; None: this one serves
+    # all steps. What the first step finds is zeros in the shape of the latents.
+    of_step: Callable[[Array, Latents], Field] | None = None
+    # What this step leaves to the next, asked once it is taken; None: what was left to it.
+    left: Callable[[], Latents] | None = None
 
 
 @runtime_checkable
