@@ -175,6 +175,9 @@ def get_config() -> ConfigDict:
     # channels (0: all); scale 1 is off.
     c.sample.ig = guidance(1.4)  # Internal Guidance
     c.sample.cfg = guidance(1.35, high=0.7)  # classifier-free guidance
+    # CFG asks for the null class in every k-th step, and uses the difference again in between; or
+    # it asks the blocks up to a readout (a depth) alone. docs/samplers.md has what either costs.
+    c.sample.null_class = ConfigDict({"every_steps": 1, "readout": placeholder(int)})
     c.sample.autoguidance = guidance(1.0)  # away from a worse network
     # That network: a run, and the step of its checkpoint (None is the newest).
     c.sample.guide = ConfigDict()

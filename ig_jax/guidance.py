@@ -7,6 +7,8 @@
   cfg             the null class of the same network   then                  doubles the batch
   autoguidance    another network, same labels         last                  one of that network
 
+The null class may be asked more cheaply than at every evaluation of the network (`NullClass`).
+
 Sources: Internal Guidance arXiv 2512.24176, CFG arXiv 2207.12598, autoguidance arXiv 2406.02507.
 IG first, on the conditional and on the null branch, is what the published code does. Autoguidance
 comes last and once: the worse network is asked for the labels, unguided.
@@ -34,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ig_jax.bounds import unset
 from ig_jax.types import (
     Field,
     Labels,
@@ -77,6 +80,44 @@ class Guidance:
 Conversion = Callable[[Process], Callable[[Latents, Latents, Times], Latents]]
 TO_VELOCITY: Conversion = attrgetter("velocity")
 TO_NOISE: Conversion = attrgetter("noise")
+
+
+@dataclass(frozen=True)
+class NullClass:
+    """How CFG asks the network for its prediction without a class."""
+
+    # 1: at every evaluation. k: at the first evaluation of every k-th step; the difference between
+    # class and null class found there guides all evaluations until the next.
+    every_steps: int = 1
+    # Depth of the readout that predicts it, without IG and the blocks behind it; None: the final
+    # output.
+    readout: int | None = unset(0, None)
+
+    def __post_init__(self):
+        if self.every_steps < 1:
+            raise ValueError(
+                f"every_steps = {self.every_steps}: must be at least 1 (at every evaluation)"
+            )
+
+    def __str__(self) -> str:
+        """'every 2 steps, by readout 8'."""
+        often = f"every {self.every_steps} steps" if self.every_steps > 1 else "at every evaluation"
+        return often + (f", by readout {self.readout}" if self.readout else "")
+
+    def check(self, adaptive: bool) -> None:
+        """Raises ValueError where a sampler that is `adaptive` has no steps to count."""
+        if adaptive and self.every_steps > 1:
+            raise ValueError(
+                f"null_class.every_steps = {self.every_steps}: this sampler chooses its own steps; "
+                "set it to 1, or use a sampler with a fixed grid, such as heun"
+            )
+
+    def asked_at(self, step: int | Array) -> bool | Array:
+        """Whether a step asks, counted from the one in which CFG came on."""
+        return step % self.every_steps == 0
+
+
+AT_EVERY_EVALUATION = NullClass()
 
 Guidances = Mapping[str, Guidance]  # kind -> settings
 Active = frozenset[str]  # kinds that are on
@@ -138,32 +179,35 @@ def adaptive_segments(first: float, last: float, guidances: Guidances) -> tuple[
 
 
 class Evaluations(NamedTuple):
-    """Passes of one sample: of the network (conditional and null are two), of the worse one."""
+    """Passes of one sample."""
 
-    network: int
-    other: int
+    network: int  # whole ones; conditional and null are two
+    other: int  # of the network that autoguidance extrapolates from
+    to_readout: int = 0  # through the first blocks alone, for the null class
 
 
 def evaluations(
-    cut: Sequence[Segment], calls: Sequence[int], kind: str | None = None
+    cut: Sequence[Segment],
+    calls: Sequence[int],
+    null: NullClass = AT_EVERY_EVALUATION,
+    kind: str | None = None,
 ) -> Evaluations:
     """Counts passes, given the evaluations of the field in every step [steps].
 
     With `kind`, only those in which that guidance is on.
     """
-
-    def passes(on: Active, count: int) -> Evaluations:
-        if kind is not None and kind not in on:
-            return Evaluations(0, 0)
-        return Evaluations(count * (2 if "cfg" in on else 1), count * ("autoguidance" in on))
-
-    each = [
-        passes(on, n)
-        for s in cut
-        for i in range(s.start, s.stop)
-        for on, n in ((s.on, 1), (s.on_at_end, calls[i] - 1))
-    ]
-    return Evaluations(*map(sum, zip(*each, strict=True)))
+    total = Evaluations(0, 0)
+    for s in cut:
+        for i in range(s.start, s.stop):
+            left = calls[i] if null.every_steps == 1 else int(null.asked_at(i - s.start))
+            for on in (s.on, *[s.on_at_end] * (calls[i] - 1)):
+                asked = "cfg" in on and left > 0
+                left -= asked
+                if kind is None or kind in on:
+                    whole = asked and null.readout is None
+                    passes = (1 + whole, "autoguidance" in on, asked and not whole)
+                    total = Evaluations(*map(sum, zip(total, passes, strict=True)))
+    return total
 
 
 def extrapolate(worse: Latents, v: Latents, scale: Scalar | float, channels: int = 0) -> Latents:
@@ -181,6 +225,36 @@ class GuideModel:
     params: Params
 
 
+class _Difference:
+    """What CFG found in the step before, while one step is traced.
+
+    Its evaluations follow each other in one program: none is inside a loop of its own.
+    """
+
+    def __init__(self, value: Latents, asked: Array):
+        self.value = value  # class minus null class, as converted for the sampler
+        self._asked = asked  # whether this step asks
+        self._found = False  # whether its first evaluation with CFG is behind
+
+    def next(
+        self, ask: Callable[[], tuple[Latents, Latents, Any]], only_class: Callable[[], tuple]
+    ) -> tuple[Latents, Latents, Any]:
+        """(for the class, for the null class, rest) of an evaluation: what `ask` says of both, or
+        what `only_class` says of one (prediction, rest), and the difference."""
+
+        def anew() -> tuple[Latents, Latents, Any]:
+            found, null, rest = ask()
+            return found, (found - null).astype(self.value.dtype), rest
+
+        def again() -> tuple[Latents, Latents, Any]:
+            found, rest = only_class()
+            return found, self.value, rest
+
+        first, self._found = not self._found, True
+        found, self.value, rest = jax.lax.cond(self._asked, anew, again) if first else again()
+        return found, found - self.value, rest
+
+
 @dataclass(frozen=True)
 class Guided:
     """A network with everything that guidance needs around it.
@@ -196,6 +270,8 @@ class Guided:
       groups: of each sample's tokens, in both of its branches; the guide has none. None: all tokens
         see each other.
       groups_of_step: step -> `groups`, where they change from step to step.
+      null: how the null class is asked.
+      difference: of CFG in the step that this is for; None: every evaluation finds its own.
     """
 
     net: NetFn
@@ -209,6 +285,8 @@ class Guided:
     guide: GuideModel | None = None
     groups: TokenGroups | None = None
     groups_of_step: Callable[[Array], TokenGroups] | None = None
+    null: NullClass = AT_EVERY_EVALUATION
+    difference: _Difference | None = None
 
     def _extrapolate(self, kind: str, worse: Latents, v: Latents) -> Latents:
         return extrapolate(worse, v, self.scales[kind], self.channels.get(kind, 0))
@@ -217,15 +295,33 @@ class Guided:
         self, convert: Conversion, on: Active, x: Latents, t: Scalar, y: Labels
     ) -> tuple[Latents, Latents | None]:
         times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
-        asked = {}
-        if self.groups is not None:
-            branches = len(x) // len(self.y)
-            asked["groups"] = jax.tree.map(lambda ids: jnp.tile(ids, (branches, 1)), self.groups)
-        out = self.net(self.params, x, self.process.condition_time(times), y, **asked)
+        at = (x, self.process.condition_time(times), y)
+        out = self.net(self.params, *at, **self._groups(len(x) // len(self.y)))
         pred = out.pred
         if "ig" in on:
             pred = self._extrapolate("ig", out.heads[self.readout], pred)
         return convert(self.process)(pred, x, times), out.variance
+
+    def _groups(self, branches: int) -> dict[str, TokenGroups]:
+        """The argument of the network, for a batch of so many branches."""
+        if self.groups is None:
+            return {}
+        return {"groups": jax.tree.map(lambda ids: jnp.tile(ids, (branches, 1)), self.groups)}
+
+    def _both(
+        self, convert: Conversion, on: Active, x: Latents, t: Scalar
+    ) -> tuple[Latents, Latents, Latents | None]:
+        """For the class, for the null class; the variance as the labels alone have it."""
+        null = jnp.full_like(self.y, self.null_class)
+        if self.null.readout is None:
+            y = jnp.concatenate([self.y, null])
+            both, variance = self._branch(convert, on, jnp.concatenate([x, x]), t, y)
+            return *jnp.split(both, 2), None if variance is None else variance[: len(x)]
+        times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
+        at = (x, self.process.condition_time(times), null)
+        early = self.net.early(self.params, *at, self.null.readout, **self._groups(1))
+        found, variance = self._branch(convert, on, x, t, self.y)
+        return found, convert(self.process)(early, x, times), variance
 
     def _of_guide(self, convert: Conversion, x: Latents, t: Scalar) -> Latents:
         guide = self.guide
@@ -237,14 +333,14 @@ class Guided:
         self, convert: Conversion, on: Active, x: Latents, t: Scalar
     ) -> tuple[Latents, Latents | None]:
         """Guided predictions after `convert`; the variance as the labels alone have it."""
+        one = partial(self._branch, convert, on, x, t, self.y)
         if "cfg" in on:
-            y = jnp.concatenate([self.y, jnp.full_like(self.y, self.null_class)])
-            both, variance = self._branch(convert, on, jnp.concatenate([x, x]), t, y)
-            cond, null = jnp.split(both, 2)
-            found = self._extrapolate("cfg", null, cond)
-            variance = None if variance is None else variance[: len(x)]
+            both = partial(self._both, convert, on, x, t)
+            kept = self.difference
+            found, null, variance = both() if kept is None else kept.next(both, one)
+            found = self._extrapolate("cfg", null, found)
         else:
-            found, variance = self._branch(convert, on, x, t, self.y)
+            found, variance = one()
         if "autoguidance" in on:
             worse = self._of_guide(convert, x, t)
             found = self._extrapolate("autoguidance", worse, found)
@@ -254,14 +350,21 @@ class Guided:
         """dx/dt [b, h, w, c] at (x, t) with the kinds `on`."""
         return self._guided(TO_VELOCITY, on, x, t)[0]
 
-    def field(self, on: Active, on_at_end: Active) -> Field:
-        """All that a sampler sees while these kinds are on."""
+    def field(self, on: Active, on_at_end: Active, start: int = 0) -> Field:
+        """All that a sampler sees while these kinds are on, from step `start` of the grid."""
+        kept = self.difference
+        keeps = kept is None and self.null.every_steps > 1 and "cfg" in on | on_at_end
 
         def at_end(x: Latents, t: Scalar) -> Latents:
             return self.velocity(on_at_end, x, t)
 
-        def of_step(i: Array) -> Field:
-            here = replace(self, groups=self.groups_of_step(i), groups_of_step=None)
+        def of_step(i: Array, left: Latents) -> Field:
+            here = self
+            if keeps:
+                asked = self.null.asked_at(i - start)
+                here = replace(here, difference=_Difference(left, asked))
+            if self.groups_of_step:
+                here = replace(here, groups=self.groups_of_step(i), groups_of_step=None)
             return here.field(on, on_at_end)
 
         return Field(
@@ -271,9 +374,10 @@ class Guided:
             noise_and_variance=partial(self._guided, TO_NOISE, on),
             coefficients=self.process.coefficients,
             time_of_ratio=self.process.time_of_ratio,
-            of_step=None if self.groups_of_step is None else of_step,
+            of_step=of_step if keeps or self.groups_of_step else None,
+            left=None if kept is None else lambda: kept.value,
         )
 
     def fields(self, cut: Sequence[Segment]) -> list[tuple[Field, int, int]]:
         """(field, start, stop) for every segment: what `samplers.base.sample` takes."""
-        return [(self.field(s.on, s.on_at_end), s.start, s.stop) for s in cut]
+        return [(self.field(s.on, s.on_at_end, s.start), s.start, s.stop) for s in cut]

@@ -195,6 +195,7 @@ class Pipeline:
         except ValueError as error:
             raise UserError(f"sampler: {error}") from error
         try:
+            self.sampling.null_class.check(sampler.adaptive)
             self.sampling.token_groups.check(sampler, self.net.settings.num_tokens(self.net.side))
         except ValueError as error:
             raise UserError(f"sample.{error}") from error

@@ -163,8 +163,11 @@ class Field(NamedTuple):
     coefficients: Callable[[Scalar], Any] | None = None
     # sigma / alpha -> its time, at most the first one of sampling.
     time_of_ratio: Callable[[Scalar], Scalar] | None = None
-    # Step of the grid -> the field of that step; None: this one serves all steps.
-    of_step: Callable[[Array], Field] | None = None
+    # (step of the grid, what the step before left) -> the field of that step; None: this one serves
+    # all steps. What the first step finds is zeros in the shape of the latents.
+    of_step: Callable[[Array, Latents], Field] | None = None
+    # What this step leaves to the next, asked once it is taken; None: what was left to it.
+    left: Callable[[], Latents] | None = None
 
 
 @runtime_checkable

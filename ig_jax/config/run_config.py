@@ -159,6 +159,7 @@ def _check_model(c: Config) -> None:
         name = shown(c.raw["sample"]["sampler"]["name"])
         raise ConfigError(f"sample.sampler.name = {name}: {error}") from error
     try:
+        c.sample.null_class.check(c.sample.sampler.adaptive)
         c.sample.token_groups.check(c.sample.sampler, c.model.num_tokens(height))
     except ValueError as error:
         raise ConfigError(f"sample.{error}") from error
@@ -203,6 +204,11 @@ def _check_sampling(c: Config) -> None:
         raise ConfigError(
             f"sample.readout = {s.readout}: must be one of model.readouts = {shown(readouts)}, "
             "or None for the first of them"
+        )
+    if s.null_class.readout not in (None, *readouts):
+        raise ConfigError(
+            f"sample.null_class.readout = {s.null_class.readout}: must be one of model.readouts = "
+            f"{shown(readouts)}, or None for the final output"
         )
     if c.model.self_conditioning and s.token_groups.share:
         raise ConfigError(f"sample.token_groups.share = {s.token_groups.share}: {SEPARATED}")

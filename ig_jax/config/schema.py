@@ -15,7 +15,7 @@ from ig_jax.codecs import CODECS
 from ig_jax.config.parser import ConfigError, each_named, named, require
 from ig_jax.data import SOURCES
 from ig_jax.data.latent_writers import LAYOUTS
-from ig_jax.guidance import KINDS, Guidance, Guidances
+from ig_jax.guidance import AT_EVERY_EVALUATION, KINDS, Guidance, Guidances, NullClass
 from ig_jax.io.paths import Location
 from ig_jax.metrics import FEATURES
 from ig_jax.metrics.feature_space import FeatureSpace
@@ -267,6 +267,7 @@ class Sample:
     # Configs of older runs lack the rest.
     files: tuple[str, ...] = FILES
     token_groups: SamplingGroups = SamplingGroups()
+    null_class: NullClass = AT_EVERY_EVALUATION
 
     def __post_init__(self):
         require(self.num >= 1, "num", self.num, "must be at least 1")

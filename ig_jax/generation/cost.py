@@ -20,15 +20,18 @@ def cost(
     if chosen.sampler.adaptive:
         return None
     calls = chosen.sampler.calls()
-    count = guidance.evaluations(chosen.segments, calls)
+    count = guidance.evaluations(chosen.segments, calls, chosen.null)
     # Where Internal Guidance is off the early heads are never computed.
-    guided = guidance.evaluations(chosen.segments, calls, kind="ig").network
+    guided = guidance.evaluations(chosen.segments, calls, chosen.null, kind="ig").network
     head = () if chosen.readout is None else (chosen.readout,)
     net, guide = generator.net, generator.guide
     params = net.abstract_params
     with_head = flops.forward(net, params, heads=head)
     without = flops.forward(net, params, heads=())
     total = guided * with_head + (count.network - guided) * without
+    if count.to_readout:
+        total += count.to_readout * flops.to_readout(net, params, chosen.null.readout)
     if count.other:
         total += count.other * flops.forward(guide.net, guide.params, heads=())
-    return {"evaluations": count.network, "of_the_guide": count.other, "flops": total}
+    passes = {"evaluations": count.network, "of_the_guide": count.other}
+    return {**passes, "to_readout": count.to_readout, "flops": total}

@@ -133,7 +133,8 @@ class Generator:
         s = self.sampling
         guidances = s.guidances if guidances is None else guidances
         chosen = self.readout if readout is None else readout
-        return plan(self.process, sampler or s.sampler, guidances, s.time_shift, chosen)
+        sampler = sampler or s.sampler
+        return plan(self.process, sampler, guidances, s.time_shift, chosen, s.null_class)
 
     def _generate(self, plan: Plan, trajectory: bool, *arguments: Any) -> Output:
         """Every device samples its own rows, and none waits for another."""
@@ -173,6 +174,7 @@ class Generator:
                 scales=scales,
                 channels=dict(plan.channels),
                 readout=plan.readout,
+                null=plan.null,
                 guide=self.guide and replace(self.guide, params=guide),
                 **self._groups(seed, indices),
             )

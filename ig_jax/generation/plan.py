@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ig_jax import guidance
-from ig_jax.guidance import Guidances, Segment
+from ig_jax.guidance import AT_EVERY_EVALUATION, Guidances, NullClass, Segment
 from ig_jax.samplers.base import Sampler
 from ig_jax.types import Process
 
@@ -20,6 +20,7 @@ class Plan(NamedTuple):
     segments: tuple[Segment, ...]
     channels: tuple[tuple[str, int], ...]  # kind of guidance -> its channels
     readout: int | None  # depth that Internal Guidance extrapolates from; None where that is off
+    null: NullClass = AT_EVERY_EVALUATION  # of CFG
 
 
 def plan(
@@ -28,6 +29,7 @@ def plan(
     guidances: Guidances,
     time_shift: float = 1.0,
     readout: int | None = None,
+    null: NullClass = AT_EVERY_EVALUATION,
 ) -> Plan:
     """Cuts the times that `sampler` visits where a guidance switches on or off.
 
@@ -37,6 +39,7 @@ def plan(
       guidances: kind -> settings.
       time_shift: see `shift_times`.
       readout: depth that Internal Guidance extrapolates from; None where the network has none.
+      null: how CFG asks for the null class.
     """
     low, high = process.interval(sampling=True)
     channels = tuple((kind, g.channels) for kind, g in guidances.items())
@@ -47,8 +50,10 @@ def plan(
         if sampler.process is None:
             grid = low + (high - low) * shift_times(grid, time_shift)
         segments = guidance.segments(grid, guidances, at_end=sampler.guided_at_end)
-    used = readout if any("ig" in (*s.on, *s.on_at_end) for s in segments) else None
-    return Plan(sampler, tuple(grid.tolist()), segments, channels, used)
+    on = frozenset().union(*(s.on | s.on_at_end for s in segments))
+    null = null if "cfg" in on else AT_EVERY_EVALUATION
+    used = readout if "ig" in on else None
+    return Plan(sampler, tuple(grid.tolist()), segments, channels, used, null)
 
 
 def shift_times(grid: np.ndarray, shift: float) -> np.ndarray:

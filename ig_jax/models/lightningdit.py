@@ -16,13 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 from flax import nnx
 from jaxtyping import Array
 
 from ig_jax.models import layers
-from ig_jax.models.transformer import UNSHARDED, Transformer, TransformerSettings
-from ig_jax.types import Gather, Latents, NetOutput, TokenGroups
+from ig_jax.models.transformer import Transformer, TransformerSettings
+from ig_jax.types import Latents, TokenGroups, Tokens
 
 # Names of the published models: depth, hidden size, heads.
 SIZES = {
@@ -59,20 +58,13 @@ class LightningDiT(Transformer):
 
     readout_init: ClassVar[nnx.Initializer] = layers.xavier
 
-    def __call__(
-        self,
-        x: Latents,
-        t: Array,
-        y: Array,
-        *,
-        taps: tuple[int, ...] = (),
-        groups: TokenGroups | None = None,
-        gather: Gather = UNSHARDED,
-    ) -> NetOutput:
-        """As `Transformer.__call__`, in this code's direction of time."""
-        out = super().__call__(x, t, y, taps=taps, groups=groups, gather=gather)
-        pred, heads = jax.tree.map(lambda v: -v, (out.pred, out.heads))
-        return out.replace(pred=pred, heads=heads)
+    # Time and velocity as in this package, not as in the published code.
 
     def _condition(self, t: Array, y: Array) -> tuple[Array, Array]:
         return super()._condition(1 - t, y)
+
+    def _read(
+        self, head: layers.FinalLayer, parts: tuple[Tokens, Array], groups: TokenGroups | None
+    ) -> tuple[Latents, Latents | None]:
+        pred, variance = super()._read(head, parts, groups)
+        return -pred, variance

@@ -112,3 +112,17 @@ class Network:
         """`Transformer.tokens` of the module that has these parameters."""
         module = nnx.merge(self._abstract.graph, self.gather.once(params))
         return module.tokens(x, t, y, depths, groups=groups, gather=self.gather)
+
+    def early(
+        self,
+        params: Params,
+        x: Latents,
+        t: Array,
+        y: Array,
+        depth: int,
+        *,
+        groups: TokenGroups | None = None,
+    ) -> Latents:
+        """`Transformer.early` of the module that has these parameters."""
+        module = nnx.merge(self._abstract.graph, self.gather.once(params))
+        return module.early(x, t, y, depth, groups=groups, gather=self.gather)

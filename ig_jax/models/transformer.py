@@ -260,16 +260,13 @@ class Transformer(nnx.Module):
             between=course.between,
         )
 
-        def read(head: layers.FinalLayer, state: trunk.State) -> tuple[Latents, Latents | None]:
-            tokens, c = course.parts(state)
-            values = embed.unpatchify(head(tokens, c, groups), s.patch_size)
-            pred, rest = values[..., : self.channels], values[..., self.channels :]
-            return pred.astype(jnp.float32), rest.astype(jnp.float32) if self.outputs > 1 else None
+        def early(depth: int) -> Latents:
+            return self._read(self.heads[f"depth_{depth}"], course.parts(exits[depth]), groups)[0]
 
-        pred, variance = read(self.final_layer, last)
+        pred, variance = self._read(self.final_layer, course.parts(last), groups)
         return NetOutput(
             pred=pred,
-            heads={d: read(self.heads[f"depth_{d}"], exits[d])[0] for d in s.readouts},
+            heads={depth: early(depth) for depth in s.readouts},
             features={d: course.parts(exits[d])[0] for d in taps},
             variance=variance,
         )
@@ -288,6 +285,36 @@ class Transformer(nnx.Module):
 
         For passes without a gradient; for other arguments see `__call__`.
         """
+        exits = self._first_blocks(x, t, y, depths, groups, gather)
+        return {depth: tokens for depth, (tokens, _) in exits.items()}
+
+    def early(
+        self,
+        x: Latents,
+        t: Array,
+        y: Array,
+        depth: int,
+        *,
+        groups: TokenGroups | None = None,
+        gather: Gather = UNSHARDED,
+    ) -> Latents:
+        """The prediction of the readout after block `depth`; no later block is computed.
+
+        For passes without a gradient; for other arguments see `__call__`.
+        """
+        exits = self._first_blocks(x, t, y, (depth,), groups, gather)
+        return self._read(self.heads[f"depth_{depth}"], exits[depth], groups)[0]
+
+    def _first_blocks(
+        self,
+        x: Latents,
+        t: Array,
+        y: Array,
+        depths: tuple[int, ...],
+        groups: TokenGroups | None,
+        gather: Gather,
+    ) -> dict[int, tuple[Tokens, Array]]:
+        """Tokens after the blocks `depths`, and what conditions them there."""
         course = self._course(x, t, y, groups, gather)
         exits = trunk.first_blocks(
             course.block,
@@ -297,7 +324,15 @@ class Transformer(nnx.Module):
             unroll=self.settings.unroll,
             between=course.between,
         )
-        return {depth: course.parts(state)[0] for depth, state in exits.items()}
+        return {depth: course.parts(state) for depth, state in exits.items()}
+
+    def _read(
+        self, head: layers.FinalLayer, parts: tuple[Tokens, Array], groups: TokenGroups | None
+    ) -> tuple[Latents, Latents | None]:
+        """What a head predicts from tokens and condition, and the values for a variance."""
+        values = embed.unpatchify(head(*parts, groups), self.settings.patch_size)
+        pred, rest = values[..., : self.channels], values[..., self.channels :]
+        return pred.astype(jnp.float32), rest.astype(jnp.float32) if self.outputs > 1 else None
 
     def _embedded(self, x: Latents) -> Tokens:
         """The tokens before the first block."""

@@ -36,6 +36,12 @@ def forward(net: Network, params: Params, heads: Collection[int] | None = None) 
     return _products(net, params, net.settings.depth)
 
 
+def to_readout(net: Network, params: Params, depth: int) -> int:
+    """FLOPs of one image up to the early prediction after block `depth`: of `Network.early`."""
+    head = {"heads": {f"depth_{depth}": params["heads"][f"depth_{depth}"]}}
+    return to_block(net, params, depth) + _products(net, head, 0)
+
+
 def to_block(net: Network, params: Params, depth: int) -> int:
     """FLOPs of one image up to the tokens after block `depth`: of `Network.tokens`."""
     tap, left_out = net.settings.tap, {"heads", "final_layer"}

@@ -163,10 +163,11 @@ def _cost(generator: Generator) -> str:
     sampler, count = generator.sampling.sampler, cost(generator)
     if count is None:
         return f"at most {sampler.num_steps} steps of its own choice on each line below"
-    others = f" and {count['of_the_guide']} of the guiding network" * (count["of_the_guide"] > 0)
+    others = {"to_readout": "to the readout", "of_the_guide": "of the guiding network"}
+    rest = "".join(f" and {count[name]} {where}" for name, where in others.items() if count[name])
     return (
         f"{len(sampler.grid()) - 1} steps, {count['evaluations']} network evaluations a sample"
-        f"{others}, {flops.in_words(count['flops'])}"
+        f"{rest}, {flops.in_words(count['flops'])}"
     )
 
 

@@ -210,6 +210,9 @@ def _how(exp: Experiment, step: int, cost: Mapping[str, int] | None) -> str:
     if groups.share:
         redrawn = " at each step" if groups.each_step else ""
         on.append(f"{groups.share:g} of the tokens apart{redrawn}")
+    null = s.null_class
+    if s.cfg.scale != 1 and null != AT_EVERY_EVALUATION:
+        on.append(f"null class {null}")
     seeds = f" for each of {len(c.evaluate.seeds)} seeds" if len(c.evaluate.seeds) > 1 else ""
     calls = f"{cost['evaluations']} evaluations an image" if cost else "adaptive steps"
     return (

@@ -12,7 +12,7 @@ from typing import Any
 from ig_jax.checkpoint import compatibility
 from ig_jax.checkpoint import manager as checkpoint_manager
 from ig_jax.experiment import Experiment
-from ig_jax.guidance import KINDS
+from ig_jax.guidance import AT_EVERY_EVALUATION, KINDS
 from ig_jax.parallel.mesh import replicate_locally
 from ig_jax.programs import guide_model
 from ig_jax.types import Params
@@ -54,6 +54,8 @@ def settings(exp: Experiment, step: int) -> dict[str, Any]:
     rest = {"guide": guide, "codec": exp.config.raw["data"]["codec"]}
     if exp.config.sample.token_groups.share:  # records of older versions lack it
         rest["token_groups"] = s["token_groups"]
+    if exp.config.sample.null_class != AT_EVERY_EVALUATION:  # likewise
+        rest["null_class"] = s["null_class"]
     return {"checkpoint_step": step, **{name: s[name] for name in decisive}, **rest, **model}
 
 

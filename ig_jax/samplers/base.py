@@ -149,28 +149,31 @@ def integrate(
     for field, start, stop in fields:
 
         def body(carry: tuple, i: Array, field: Field = field):
-            x, past = carry
-            here, t, t_next = _of_step(field, i), times[i], times[i + 1]
+            x, past, left = carry
+            here, t, t_next = _of_step(field, i, left), times[i], times[i + 1]
             if sampler.multistep:
                 x, past = sampler.step(here, x, t, t_next, past)
             else:
                 x = sampler.step(here, x, t, t_next, noise(i))
-            return (x, past), x if trajectory else None
+            left = here.left() if here.left else left
+            return (x, past, left), x if trajectory else None
 
         past = sampler.nothing(x) if sampler.multistep else None
+        left = jnp.zeros_like(x) if field.of_step else None
         if start < min(stop, last):
-            (x, past), steps = lax.scan(body, (x, past), jnp.arange(start, min(stop, last)))
-            states.append(steps)
+            steps = jnp.arange(start, min(stop, last))
+            (x, past, left), on_the_way = lax.scan(body, (x, past, left), steps)
+            states.append(on_the_way)
         if stop > last:
-            here = _of_step(field, jnp.int32(last))
+            here = _of_step(field, jnp.int32(last), left)
             behind = (past,) if sampler.multistep else ()
             x = sampler.last_step(here, x, times[last], times[last + 1], *behind)
             states.append(x[None])
     return x, jnp.concatenate(states) if trajectory else None
 
 
-def _of_step(field: Field, i: Array) -> Field:
-    return field if field.of_step is None else field.of_step(i)
+def _of_step(field: Field, i: Array, left: Latents | None) -> Field:
+    return field if field.of_step is None else field.of_step(i, left)
 
 
 def sample(

@@ -37,6 +37,8 @@ OPTIONAL = {
     "sample.files": ("png", "npz"),
     "sample.token_groups.share": 0.0,
     "sample.token_groups.each_step": False,
+    "sample.null_class.every_steps": 1,
+    "sample.null_class.readout": None,
     "evaluate.reference": None,
     "evaluate.samples": None,
     "evaluate.while_training.loss_every_steps": 0,

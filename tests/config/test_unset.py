@@ -23,6 +23,7 @@ FIELDS = {
     "log.peak_tflops": 989.5,
     "objective.teacher_decay": 0.999,
     "sample.readout": 1,
+    "sample.null_class.readout": 1,
     "sample.guide.workdir": "runs/worse",
     "sample.guide.step": 500,
     "visualize.images": "photos",

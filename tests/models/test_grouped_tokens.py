@@ -120,7 +120,7 @@ def lightningdit():
     kinds = {"swiglu": True, "rope": True, "rms_norm": True, "shift": True}
     sizes = {"depth": 3, "hidden_size": 16, "num_heads": 2, "patch_size": 2, "mlp_ratio": 4.0}
     rest = {"time_scale": 1.0, "dtype": "float32", "remat": "none", "unroll": 1, "qk_norm": True}
-    settings = LightningDiTSettings(**sizes, **kinds, **rest, readouts=())
+    settings = LightningDiTSettings(**sizes, **kinds, **rest, readouts=(2,))
     return Network(LightningDiT, settings, 8, 4, 5)
 
 
@@ -145,3 +145,20 @@ def test_tokens_are_those_that_a_whole_pass_taps(net, grouped):
     assert alone.keys() == {1, 2}
     for depth in alone:
         np.testing.assert_allclose(alone[depth], whole[depth], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("net", FAMILIES.values(), ids=FAMILIES)
+def test_an_early_prediction_alone_is_that_of_a_whole_pass(net, grouped):
+    """In every family's own direction of time, and of the velocity."""
+    x, t, y = lively.inputs(net)
+    params, groups = lively.parameters(net), None
+    if grouped:
+        ids = two_groups(net, x)
+        groups, t = TokenGroups(condition=ids, attention=ids), jnp.stack([t, 0.3 * t], axis=1)
+    whole = net(params, x, t, y, groups=groups).heads
+    assert whole
+    for depth, pred in whole.items():
+        alone = net.early(params, x, t, y, depth, groups=groups)
+        assert np.abs(pred).max() > 1e-2
+        np.testing.assert_allclose(alone, pred, rtol=1e-5, atol=1e-6)
