@@ -41,8 +41,8 @@ from ig_jax import modes
 from ig_jax.checkpoint import run_file
 from ig_jax.config import kinds
 from ig_jax.errors import UserError
-from ig_jax.io import paths
-from ig_jax.monitoring import library_logs
+from ig_jax.io import compilation_cache, paths
+from ig_jax.monitoring import console, library_logs
 from ig_jax.parallel import distributed
 from ig_jax.parallel.preemption import Stopped
 
@@ -163,6 +163,16 @@ def _installed(location: str) -> str:
     return f"{beside}{colon}{variant}"
 
 
+def keep_programs() -> None:
+    """Lets the next command find what this one compiles; a job of several processes has no part.
+
+    One of its processes could find a program that the others must compile together with it.
+    """
+    why_not = None if distributed.several() else compilation_cache.keep_programs()
+    if why_not:
+        console.say(f"compiled programs are not kept for the next command: {why_not}")
+
+
 def run_without_config() -> None:
     """--mode=import, export and compare."""
     needed = {
@@ -198,10 +208,12 @@ def main(argv: list[str], started: float | None = None) -> None:
     import_seconds = 0.0 if started is None else time.perf_counter() - started
     try:
         if FLAGS.mode in modes.WITHOUT_CONFIG:
+            keep_programs()
             return run_without_config()
         if FLAGS.mode == "prepare" and FLAGS.workdir is None:
             fail("--workdir is missing: --mode=prepare writes the data set there")
         distributed.start({flag: FLAGS[flag].value for flag in distributed.VARIABLES})
+        keep_programs()
         location = FLAGS["config"].config_filename
         modes.run(
             FLAGS.config,
