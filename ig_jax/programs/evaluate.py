@@ -28,6 +28,7 @@ from ig_jax.generation.batches import labels_of
 from ig_jax.generation.batches import sample_batches as batches_of
 from ig_jax.generation.cost import cost as cost_of
 from ig_jax.generation.sample_files import SavedSamples
+from ig_jax.guidance import AT_EVERY_EVALUATION
 from ig_jax.io import disk_errors, files
 from ig_jax.io.row_store import RowStore
 from ig_jax.monitoring import console

@@ -16,7 +16,7 @@ from ig_jax.generation.cost import cost
 from ig_jax.generation.plan import plan
 from ig_jax.guidance import Evaluations, Guidance, Guided, NullClass
 from ig_jax.monitoring import flops
-from ig_jax.programs import run_record
+from ig_jax.programs import evaluate, run_record
 from ig_jax.samplers import base
 from ig_jax.types import Field, NetOutput
 
@@ -240,6 +240,13 @@ def test_a_run_samples_by_its_settings_counts_them_and_records_them():
     assert costs[2]["flops"] - 4 * one == costs[0]["flops"] // 2
     records = [run_record.settings(exp, 1) for exp in (usual, seldom, partial)]
     assert ["null_class" in record for record in records] == [False, True, True]
+    told = [
+        evaluate._how(exp, 1, each)
+        for exp, each in zip((usual, seldom, partial), costs, strict=True)
+    ]
+    assert "null class" not in told[0]
+    assert "null class every 2 steps, 6 evaluations" in told[1]
+    assert f"null class at every evaluation, by readout {depth}, 4 evaluations" in told[2]
 
 
 @pytest.mark.parametrize(
