@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
 from ig_jax import pytree
@@ -39,12 +40,24 @@ def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax
         return gather(x), None
 
     def backward(_: None, g: jax.Array) -> tuple[jax.Array]:
-        g = g.astype(jnp.float32)
+        g = _split_first(g.astype(jnp.float32), axis)
         return (lax.psum_scatter(g, over, scatter_dimension=axis, tiled=True),)
 
     gathered = jax.custom_vjp(gather)
     gathered.defvjp(forward, backward)
     return gathered(x)
+
+
+def _split_first(x: jax.Array, axis: int) -> jax.Array:
+    """x, which lies in memory as if `axis` were its first.
+
+    XLA for TPUs sums and splits at once only where each device's part is one piece of memory. Else
+    it sums the whole on every device, which sends twice as much, and then cuts.
+    """
+    if jax.default_backend() != "tpu":
+        return x
+    others = (a for a in range(x.ndim) if a != axis)
+    return with_layout_constraint(x, Layout(major_to_minor=(axis, *others)))
 
 
 def _type_of(path: str, leaf: jax.Array, dtype: Any) -> Any:

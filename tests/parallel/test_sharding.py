@@ -488,3 +488,25 @@ def test_weights_converted_once_change_no_bit_of_the_prediction_or_of_the_gradie
         path for path in types if path.startswith("blocks.") and path.endswith("kernel")
     }
     assert jax.jit(losses[0])(converted) == plain[0]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_layout_that_tpus_need_changes_no_gradient(monkeypatch, axis):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("fsdp",))
+    split = PartitionSpec(*["fsdp" if a == axis else None for a in range(3)])
+    rng = np.random.default_rng(axis)
+    w, x = rng.normal(size=(2, 4, 6)), rng.normal(size=(6, 2, 4, 6))
+
+    def gradient():
+        def loss(w, x):
+            whole = collectives._together(w, axis, ("fsdp",), jnp.float32)
+            return jnp.sum(jnp.sin(x * whole[None]))
+
+        specs = {"in_specs": (split, PartitionSpec("fsdp")), "out_specs": split}
+        mapped = jax.shard_map(jax.grad(loss), mesh=mesh, check_vma=False, **specs)
+        return jax.jit(mapped)(jnp.float32(w), jnp.float32(x))
+
+    plain = gradient()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    np.testing.assert_array_equal(gradient(), plain)
+    np.testing.assert_allclose(plain, np.sum(x * np.cos(x * w), axis=0), rtol=1e-4, atol=1e-5)

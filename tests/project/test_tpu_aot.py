@@ -6,11 +6,16 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from places import ROOT
 
 from benchmarks import hlo, tpu_aot
 from ig_jax.errors import UserError
+from ig_jax.parallel import collectives
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
@@ -187,3 +192,40 @@ def test_the_tiny_step_for_v5e_gathers_one_block_at_a_time(tmp_path):
     # A block's five matrices, forward and again backward; each is a slice [1, ...] of its stack.
     assert sum(c["count"] for c in gathers) == 2 * 5
     assert all("[1," in array for c in gathers for array in c["arrays"])
+
+
+def gradient_of_a_projection(mesh: Mesh) -> jax.stages.Traced:
+    """Of the matrix behind attention, [heads, channels, width], split along its last axis."""
+    split, rows = PartitionSpec(None, None, "fsdp"), PartitionSpec("fsdp")
+
+    def loss(w, x):
+        whole = collectives._together(w, 2, ("fsdp",), jnp.bfloat16)
+        out = jnp.einsum("bnhd,hde->bne", x, whole)
+        return jnp.sum(jnp.square(out).astype(jnp.float32))
+
+    gradient = jax.shard_map(
+        jax.grad(loss), mesh=mesh, in_specs=(split, rows), out_specs=split, check_vma=False
+    )
+    arguments = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, dtype, spec in (
+            ((16, 72, 1152), jnp.float32, split),
+            ((16, 256, 16, 72), jnp.bfloat16, rows),
+        )
+    ]
+    return jax.jit(gradient).trace(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_the_gradient_of_every_matrix_is_summed_and_split_at_once_on_tpus(monkeypatch, backend):
+    """And not without what asks for it: the first is what XLA does by itself."""
+    mesh = Mesh(np.array(tpu_aot.described_devices("v5e:2x4")), ("fsdp",))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    traced = gradient_of_a_projection(mesh)
+    monkeypatch.undo()
+    sent = [(s.kind, s.arrays) for s in hlo.collectives(traced.lower().compile().as_text())]
+    kind = {"cpu": "all-reduce", "tpu": "reduce-scatter"}[backend]
+    assert (kind, ("f32[16,72,1152]",)) in sent
+    assert {kind for kind, _ in sent} == {kind, "all-gather"}
