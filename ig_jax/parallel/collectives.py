@@ -40,7 +40,8 @@ def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax
         return gather(x), None
 
     def backward(_: None, g: jax.Array) -> tuple[jax.Array]:
-        g = _split_first(g.astype(jnp.float32), axis)
+        g = g.astype(jnp.float32)
+        g = _last_axis_first(g) if axis == g.ndim - 1 else g
         return (lax.psum_scatter(g, over, scatter_dimension=axis, tiled=True),)
 
     gathered = jax.custom_vjp(gather)
@@ -48,16 +49,16 @@ def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax
     return gathered(x)
 
 
-def _split_first(x: jax.Array, axis: int) -> jax.Array:
-    """x, which lies in memory as if `axis` were its first.
+def _last_axis_first(x: jax.Array) -> jax.Array:
+    """x, which lies in memory as if its last axis were its first.
 
-    XLA for TPUs sums and splits at once only where each device's part is one piece of memory. Else
-    it sums the whole on every device, which sends twice as much, and then cuts.
+    XLA for TPUs sums and splits along the last axis at once only then, as a device's part is one
+    piece of memory. Else it sums the whole on every device, which sends twice as much, and cuts.
     """
     if jax.default_backend() != "tpu":
         return x
-    others = (a for a in range(x.ndim) if a != axis)
-    return with_layout_constraint(x, Layout(major_to_minor=(axis, *others)))
+    last = x.ndim - 1
+    return with_layout_constraint(x, Layout(major_to_minor=(last, *range(last))))
 
 
 def _type_of(path: str, leaf: jax.Array, dtype: Any) -> Any:
