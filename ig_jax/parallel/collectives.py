@@ -30,7 +30,9 @@ from ig_jax.parallel.partitioning import Placed, place, placements
 from ig_jax.types import NONE, BatchRows, OneDevice, Params
 
 
-def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax.Array:
+def _together(
+    x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any, *, of_blocks: bool = False
+) -> jax.Array:
     """Shards -> the whole along `axis`, as `dtype`; the gradient is summed in float32 and split."""
 
     def gather(x: jax.Array) -> jax.Array:
@@ -41,7 +43,7 @@ def _together(x: jax.Array, axis: int, over: tuple[str, ...], dtype: Any) -> jax
 
     def backward(_: None, g: jax.Array) -> tuple[jax.Array]:
         g = g.astype(jnp.float32)
-        g = _last_axis_first(g) if axis == g.ndim - 1 else g
+        g = _last_axis_first(g) if of_blocks and axis == g.ndim - 1 else g
         return (lax.psum_scatter(g, over, scatter_dimension=axis, tiled=True),)
 
     gathered = jax.custom_vjp(gather)
@@ -54,6 +56,7 @@ def _last_axis_first(x: jax.Array) -> jax.Array:
 
     XLA for TPUs sums and splits along the last axis at once only then, as a device's part is one
     piece of memory. Else it sums the whole on every device, which sends twice as much, and cuts.
+    For the matrices of blocks: with some of the others libtpu 0.0.50 makes no program then.
     """
     if jax.default_backend() != "tpu":
         return x
@@ -88,9 +91,12 @@ class ShardGather:
         def gather(path: str, leaf: jax.Array) -> jax.Array:
             placed, dtype = self.placed[path], _type_of(path, leaf, self.dtype)
             over = placed.over
-            if FSDP in over and path.startswith("blocks."):  # put together, and turned, in `block`
+            of_blocks = path.startswith("blocks.")
+            if FSDP in over and of_blocks:  # put together, and turned, in `block`
                 over, dtype = tuple(a for a in over if a != FSDP), leaf.dtype
-            return _together(leaf, placed.axis, over, dtype) if over else leaf.astype(dtype)
+            if not over:
+                return leaf.astype(dtype)
+            return _together(leaf, placed.axis, over, dtype, of_blocks=of_blocks)
 
         return pytree.map_named(gather, params)
 
@@ -102,7 +108,8 @@ class ShardGather:
             if FSDP not in placed.over:
                 return leaf
             dtype = _type_of(f"blocks.{path}", leaf, self.dtype)
-            return _together(leaf, placed.axis - 1, (FSDP,), dtype)  # -1: no depth in a slice
+            axis = placed.axis - 1  # no depth in a slice
+            return _together(leaf, axis, (FSDP,), dtype, of_blocks=True)
 
         return pytree.map_named(gather, params)
 

@@ -499,7 +499,7 @@ def test_the_layout_that_tpus_need_changes_no_gradient(monkeypatch, axis):
 
     def gradient():
         def loss(w, x):
-            whole = collectives._together(w, axis, ("fsdp",), jnp.float32)
+            whole = collectives._together(w, axis, ("fsdp",), jnp.float32, of_blocks=True)
             return jnp.sum(jnp.sin(x * whole[None]))
 
         specs = {"in_specs": (split, PartitionSpec("fsdp")), "out_specs": split}

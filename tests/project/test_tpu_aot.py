@@ -199,7 +199,7 @@ def gradient_of_a_projection(mesh: Mesh) -> jax.stages.Traced:
     split, rows = PartitionSpec(None, None, "fsdp"), PartitionSpec("fsdp")
 
     def loss(w, x):
-        whole = collectives._together(w, 2, ("fsdp",), jnp.bfloat16)
+        whole = collectives._together(w, 2, ("fsdp",), jnp.bfloat16, of_blocks=True)
         out = jnp.einsum("bnhd,hde->bne", x, whole)
         return jnp.sum(jnp.square(out).astype(jnp.float32))
 
