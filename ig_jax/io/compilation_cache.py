@@ -17,7 +17,7 @@ import filelock
 import jax
 
 MOST_BYTES = 2**30  # of all programs of one kind of processor; those used least leave first
-SHORTEST_SECONDS = 0.2  # of compiling; reading a program takes about a tenth of that
+SHORTEST_SECONDS = 0.2  # of compiling; many programs take less, and are not worth a file
 PATIENCE = 10  # seconds in which another process should have read or written its program
 
 # An entry is written first, then the time of its last use.
