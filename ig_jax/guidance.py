@@ -216,6 +216,11 @@ def extrapolate(worse: Latents, v: Latents, scale: Scalar | float, channels: int
     return guided if not channels else jnp.where(jnp.arange(v.shape[-1]) < channels, guided, v)
 
 
+def _for_rows(x: Latents, t: Scalar) -> Times:
+    """One time for every row of x."""
+    return jnp.full(x.shape[:1], t, dtype=jnp.float32)
+
+
 @dataclass(frozen=True)
 class GuideModel:
     """The network that autoguidance extrapolates from, and what its predictions mean."""
@@ -294,7 +299,7 @@ class Guided:
     def _branch(
         self, convert: Conversion, on: Active, x: Latents, t: Scalar, y: Labels
     ) -> tuple[Latents, Latents | None]:
-        times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
+        times = _for_rows(x, t)
         at = (x, self.process.condition_time(times), y)
         out = self.net(self.params, *at, **self._groups(len(x) // len(self.y)))
         pred = out.pred
@@ -317,7 +322,7 @@ class Guided:
             y = jnp.concatenate([self.y, null])
             both, variance = self._branch(convert, on, jnp.concatenate([x, x]), t, y)
             return *jnp.split(both, 2), None if variance is None else variance[: len(x)]
-        times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
+        times = _for_rows(x, t)
         at = (x, self.process.condition_time(times), null)
         early = self.net.early(self.params, *at, self.null.readout, **self._groups(1))
         found, variance = self._branch(convert, on, x, t, self.y)
@@ -325,7 +330,7 @@ class Guided:
 
     def _of_guide(self, convert: Conversion, x: Latents, t: Scalar) -> Latents:
         guide = self.guide
-        times = jnp.full(x.shape[:1], t, dtype=jnp.float32)
+        times = _for_rows(x, t)
         out = guide.net(guide.params, x, guide.process.condition_time(times), self.y)
         return convert(guide.process)(out.pred, x, times)
 

@@ -260,13 +260,10 @@ class Transformer(nnx.Module):
             between=course.between,
         )
 
-        def early(depth: int) -> Latents:
-            return self._read(self.heads[f"depth_{depth}"], course.parts(exits[depth]), groups)[0]
-
         pred, variance = self._read(self.final_layer, course.parts(last), groups)
         return NetOutput(
             pred=pred,
-            heads={depth: early(depth) for depth in s.readouts},
+            heads={d: self._read_early(d, course.parts(exits[d]), groups) for d in s.readouts},
             features={d: course.parts(exits[d])[0] for d in taps},
             variance=variance,
         )
@@ -303,7 +300,7 @@ class Transformer(nnx.Module):
         For passes without a gradient; for other arguments see `__call__`.
         """
         exits = self._first_blocks(x, t, y, (depth,), groups, gather)
-        return self._read(self.heads[f"depth_{depth}"], exits[depth], groups)[0]
+        return self._read_early(depth, exits[depth], groups)
 
     def _first_blocks(
         self,
@@ -325,6 +322,11 @@ class Transformer(nnx.Module):
             between=course.between,
         )
         return {depth: course.parts(state) for depth, state in exits.items()}
+
+    def _read_early(
+        self, depth: int, parts: tuple[Tokens, Array], groups: TokenGroups | None
+    ) -> Latents:
+        return self._read(self.heads[f"depth_{depth}"], parts, groups)[0]
 
     def _read(
         self, head: layers.FinalLayer, parts: tuple[Tokens, Array], groups: TokenGroups | None
