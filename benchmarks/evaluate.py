@@ -54,7 +54,7 @@ def of_features(flags: argparse.Namespace, rng: np.random.Generator) -> dict[str
     mesh = make_mesh(jax.devices()[: flags.devices])
     if flags.batch % mesh.size:
         raise UserError(f"--batch={flags.batch}: must divide over {mesh.size} devices")
-    look = FeatureExtractor(Inception(""), weights(rng), mesh, flags.batch)
+    look = FeatureExtractor(Inception(""), weights(rng), mesh, flags.batch, "evaluate.features")
     shape = (flags.batch, flags.side, flags.side, 3)
     pictures = rng.integers(0, 256, shape, np.uint8)
     started = time.perf_counter()

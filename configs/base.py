@@ -242,12 +242,17 @@ def get_config() -> ConfigDict:
     c.evaluate.seeds = (0,)
     # Evaluated instead of samples of a checkpoint: an .npz with arr_0, or a folder of images.
     c.evaluate.samples = placeholder(str)
-    # What images are compared by: inception (weights: pt_inception-2015-12-05-6726825d.pth), or
-    # classifier, a small one fitted on the images of data.source.
+    # What images are compared by: inception (weights: pt_inception-2015-12-05-6726825d.pth), dinov2
+    # (weights: dinov2_vitl14_pretrain.pth), or classifier, a small one fitted on the images of
+    # data.source.
     c.evaluate.features = ConfigDict({"name": "inception", "weights": placeholder(str)})
     # Statistics of real images: ADM's .npz, mu and sigma, or what --mode=reference wrote; None: the
     # images that the classifier was fitted on.
     c.evaluate.reference = placeholder(str)
+    # A section like evaluate.features adds the Frechet distance of a second encoder in the same
+    # pass: c.evaluate.second_features = ConfigDict({"name": "dinov2", "weights": ...}). Its real
+    # images' statistics, as evaluate.reference:
+    c.evaluate.second_reference = placeholder(str)
     # every_steps = 0 is never.
     c.evaluate.while_training = ConfigDict({"every_steps": 0, "num": 10_000})
     # The flow loss of the first average on held-out examples under the same noise, eval/loss; 0 is

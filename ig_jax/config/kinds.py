@@ -94,7 +94,7 @@ class Choice:
             if last not in config:
                 config[last] = ConfigDict()
             return
-        old = config[last]
+        old = config.get(last) or {}
         if old.get("name") != self.name:
             shared = _shared(self.kinds.get(old.get("name")), cls)
             kept = {field: old[field] for field in old if field in shared}

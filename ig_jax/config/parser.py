@@ -35,6 +35,11 @@ def named(table: Mapping[str, Any], default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"table": table})
 
 
+def optionally_named(table: Mapping[str, Any]) -> Any:
+    """The same, None where a config lacks the section, or says None; records lack it then."""
+    return field(default=None, metadata={"table": table, "unset": None})
+
+
 def each_named(table: Mapping[str, Any]) -> Any:
     """A field whose section maps names of `table` to the settings of each."""
     return field(metadata={"each": table})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ig_jax.bounds import BELOW_ONE, WHOLE, at_most, below_one, unset
 from ig_jax.codecs import CODECS
-from ig_jax.config.parser import ConfigError, each_named, named, require
+from ig_jax.config.parser import ConfigError, each_named, named, optionally_named, require
 from ig_jax.data import SOURCES
 from ig_jax.data.latent_writers import LAYOUTS
 from ig_jax.guidance import AT_EVERY_EVALUATION, KINDS, Guidance, Guidances, NullClass
@@ -328,8 +328,14 @@ class Evaluate:
     samples: Location | None = unset("", None)
     while_training: EvaluateWhileTraining = EvaluateWhileTraining(0, 10_000)
     features: FeatureSpace = named(FEATURES, Inception(None))
+    second_features: FeatureSpace | None = optionally_named(FEATURES)
+    second_reference: Location | None = unset("", None)
 
     def __post_init__(self):
+        if self.second_features is not None:
+            first, second = self.features.frechet, self.second_features.frechet
+            rule = f"its distance must not be called {first} too, as that of evaluate.features is"
+            require(first != second, "second_features", type(self.second_features).__name__, rule)
         require(self.num >= 10, "num", self.num, ENOUGH)
         require(bool(self.seeds), "seeds", self.seeds, "needs at least one")
         require(all(0 <= s < SEEDS for s in self.seeds), "seeds", self.seeds, f"each {SEED_RULE}")

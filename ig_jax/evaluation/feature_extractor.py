@@ -25,15 +25,18 @@ def concatenate_rows(parts: Sequence[Rows]) -> Rows:
 class FeatureExtractor:
     """Looks at images, a batch of one size at a time: one compiled program an image size."""
 
-    def __init__(self, space: FeatureSpace, weights: Params, mesh: Mesh, batch_size: int):
+    def __init__(
+        self, space: FeatureSpace, weights: Params, mesh: Mesh, batch_size: int, section: str
+    ):
         """
         Args:
           space: from images to features.
           weights: of `space`.
           mesh: of this process's own devices.
           batch_size: images looked at together, divisible by the devices.
+          section: of the config that names the space, for the messages.
         """
-        self.space, self._mesh, self._size = space, mesh, batch_size
+        self.space, self._mesh, self._size, self._section = space, mesh, batch_size, section
         self._weights = jax.device_put(weights, replicated(mesh))
         whole, rows = PartitionSpec(), PartitionSpec(BATCH)
         # No device needs another's images.
@@ -56,7 +59,7 @@ class FeatureExtractor:
             for name, x in host.items():
                 if not np.isfinite(x).all():
                     raise UserError(
-                        f"evaluate.features: {name!r} of some image is NaN or infinity; its "
+                        f"{self._section}: {name!r} of some image is NaN or infinity; its "
                         "weights are damaged, take the published file"
                     )
             parts.append({name: x[: len(taken)] for name, x in host.items()})

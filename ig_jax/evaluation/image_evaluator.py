@@ -15,12 +15,19 @@ from typing import Any, ClassVar
 import numpy as np
 from jax.sharding import Mesh
 
-from ig_jax import pytree
 from ig_jax.config.run_config import Config
 from ig_jax.errors import UserError
 from ig_jax.evaluation.base import Evaluator, HeldOut
 from ig_jax.evaluation.density_evaluator import DensityEvaluator
-from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows
+from ig_jax.evaluation.encoders import (
+    SECOND,
+    Encoder,
+    Encoders,
+    all_of,
+    holds_images,
+    make_encoders,
+)
+from ig_jax.evaluation.feature_extractor import Rows
 from ig_jax.io.row_store import Row
 from ig_jax.metrics import influence
 from ig_jax.metrics import reference_statistics as statistics
@@ -28,9 +35,7 @@ from ig_jax.metrics.frechet import frechet_distance
 from ig_jax.metrics.inception_score import inception_score, inception_score_torch_fidelity
 from ig_jax.metrics.moments import Gaussian, Moments
 from ig_jax.metrics.precision_recall import nearest_distance, precision_recall
-from ig_jax.parallel.mesh import local_mesh
 from ig_jax.plots import image_grid
-from ig_jax.types import Encoded, Source
 
 IS_SPLIT = 5000  # as ADM; one split at the size of the digits
 SHOWN_ROWS = 5
@@ -45,6 +50,7 @@ _PUBLISHED = (
 class Real:
     """Statistics of real images."""
 
+    field: str  # of the config that names them
     pool: Gaussian
     spatial: Gaussian | None  # None: sFID cannot be computed
     # Gives features of single ones, which may take looking at them; None: nor precision and recall.
@@ -56,11 +62,11 @@ class Real:
 class ImageEvaluator:
     """Features against those of real images, by the definitions of the ADM evaluator."""
 
-    features: FeatureExtractor
+    encoders: Encoders
     real: Real
+    second_real: Real | None  # None: there is no second encoder
     # Images that a sample may be a copy of; None: too many to ask.
     training: np.ndarray | None
-    weights_digest: str  # of the feature space
 
     decode: ClassVar[None] = None
     shows_readout: ClassVar[bool] = False
@@ -72,9 +78,9 @@ class ImageEvaluator:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what `compute` gives, but for the second rule of the inception score."""
-        space, real = self.features.space, self.real
+        space, real = self.encoders.first.space, self.real
         present = {
-            space.frechet: True,
+            **dict.fromkeys(self.encoders.distances, True),
             "sfid": real.spatial is not None and "spatial" in space.gives,
             "accuracy": space.reads_labels,
             "precision": real.rows is not None,
@@ -86,7 +92,7 @@ class ImageEvaluator:
 
     def extract(self, images: np.ndarray) -> Rows:
         """Of uint8 images [n, h, w, c]: features, and the distance to the nearest real one."""
-        rows = dict(self.features(images))
+        rows = dict(self.encoders(images))
         if self.training is not None:
             rows["nearest"] = nearest_distance(_pixels(images), self._training_pixels)
         return rows
@@ -95,37 +101,35 @@ class ImageEvaluator:
         """Shapes and dtypes of what `extract` keeps of an image [h, w, c].
 
         Raises:
-          UserError: the feature space cannot see such images, or the real ones' statistics are
-            of other features.
+          UserError: a feature space cannot see such images, or the real ones' statistics are of
+            other features.
         """
-        try:
-            rows = self.features.rows(shape)
-        except ValueError as error:
-            raise UserError(f"evaluate.features: {error}") from error
-        for name, known in (("pool", self.real.pool), ("spatial", self.real.spatial)):
-            if known is not None and name in rows and rows[name].shape != known.mean.shape:
-                raise UserError(
-                    f"evaluate.reference = {self.real.record.get('file')!r}: is of features with "
-                    f"{known.mean.size} numbers, but {type(self.features.space).__name__} gives "
-                    f"{rows[name].shape[0]}; choose statistics of the same features"
-                )
+        rows = self.encoders.rows(shape)
+        known = {"pool": self.real.pool, "spatial": self.real.spatial}
+        _require_same(known, rows, self.encoders.first, self.real)
+        if self.second_real is not None:
+            known = {SECOND: self.second_real.pool}
+            _require_same(known, rows, self.encoders.second, self.second_real)
         near = {} if self.training is None else {"nearest": Row((), np.float64)}
         return rows | near
 
     def compute(self, rows: Rows, labels: np.ndarray | None) -> dict[str, float]:
         """All metrics of images that `extract` saw, meant to show classes `labels` [n] (or None).
 
-        fid (fd in other feature spaces), sfid: squared Frechet distances to the real images.
+        fid (fd in other feature spaces), sfid: squared Frechet distances to the real images; also
+          that of the second encoder.
         inception_score: mean over runs of 5000 in the given order; also by torch-fidelity's rule.
         precision, recall: shares, k = 3.
         accuracy: share that is read as the class asked for.
         nearest: median Euclidean distance, in pixels of range [-1, 1], to the nearest training
           image; well below the held-out images' own value, it means memorised ones.
         """
-        space, real = self.features.space, self.real
-        measures = {space.frechet: frechet_distance(real.pool, _gaussian(rows["pool"]))}
-        if real.spatial is not None and "spatial" in rows:
-            measures["sfid"] = frechet_distance(real.spatial, _gaussian(rows["spatial"]))
+        space, real = self.encoders.first.space, self.real
+        measures = {
+            name: frechet_distance(known, _gaussian(rows[row]))
+            for name, row, known in self._distances()
+            if row in rows
+        }
         if space.reads_labels and labels is not None:
             measures["accuracy"] = float(np.mean(np.argmax(rows["logits"], axis=1) == labels))
         if real.rows is not None:
@@ -146,12 +150,9 @@ class ImageEvaluator:
         """
         n, real = len(rows["pool"]), self.real
         errors = {}
-        for name, feature, known in (
-            (self.features.space.frechet, "pool", real.pool),
-            ("sfid", "spatial", real.spatial),
-        ):
-            if name in measures and n >= 2 * rows[feature].shape[1]:
-                influences = influence.of_frechet_distance(known, rows[feature])
+        for name, row, known in self._distances():
+            if name in measures and n >= 2 * rows[row].shape[1]:
+                influences = influence.of_frechet_distance(known, rows[row])
                 errors[name] = influence.standard_error(influences)
         if "inception_score" in measures:
             influences = influence.of_inception_score(rows["logits"])
@@ -164,10 +165,27 @@ class ImageEvaluator:
             errors[name] = float(np.sqrt(share * (1 - share) / counted[name]))
         return {name: errors[name] for name in measures if name in errors}
 
+    def _distances(self) -> list[tuple[str, str, Gaussian]]:
+        """(Name, row of features, statistics of real images) of every Frechet distance."""
+        first, *second = self.encoders.distances
+        known = [(first, "pool", self.real.pool)]
+        known += [(name, SECOND, self.second_real.pool) for name in second]
+        known += [("sfid", "spatial", self.real.spatial)]
+        return [distance for distance in known if distance[2] is not None]
+
     def record(self) -> dict[str, Any]:
         """Everything that the metrics depend on, besides the samples."""
-        space = {"name": type(self.features.space).__name__, "weights_sha256": self.weights_digest}
-        return {"features": space, "reference": dict(self.real.record), "k": 3, "split": IS_SPLIT}
+        second = {}
+        if self.second_real is not None:
+            second["second_features"] = self.encoders.second.record()
+            second["second_reference"] = dict(self.second_real.record)
+        return {
+            "features": self.encoders.first.record(),
+            "reference": dict(self.real.record),
+            "k": 3,
+            "split": IS_SPLIT,
+            **second,
+        }
 
     def draw(
         self,
@@ -190,49 +208,29 @@ def _gaussian(features: np.ndarray) -> Gaussian:
     return Moments.from_features(features).gaussian
 
 
+def _require_same(
+    known: Mapping[str, Gaussian | None], rows: Mapping[str, Row], encoder: Encoder, real: Real
+) -> None:
+    """Raises UserError unless real images' statistics have as many numbers as an image's rows."""
+    for name, gaussian in known.items():
+        if gaussian is not None and name in rows and rows[name].shape != gaussian.mean.shape:
+            raise UserError(
+                f"{real.field} = {real.record.get('file')!r}: is of features with "
+                f"{gaussian.mean.size} numbers, but {type(encoder.space).__name__} gives "
+                f"{rows[name].shape[0]}; choose statistics of the same features"
+            )
+
+
 def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 127.5 - 1
 
 
-def all_of(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """All rows of a small source, and their labels."""
-    batch = source.batch(np.arange(len(source)))
-    return batch["stored"], batch["label"]
-
-
-def holds_images(source: Source) -> bool:
-    """Returns whether a source holds images, not latents or points."""
-    return not isinstance(source, Encoded) and source.stored_dtype == np.uint8
-
-
-def make_feature_extractor(config: Config, mesh: Mesh) -> tuple[FeatureExtractor, str]:
-    """The feature space that `evaluate.features` asks for, and the hash of its weights.
-
-    A space that is fitted is fitted on the data set; `sample.batch_size` images of all processes
-    are looked at together.
-
-    Raises:
-      UserError: its file is missing, or it cannot be fitted on the data set.
-    """
-    space, source = config.evaluate.features, config.data.source
-    if space.reads_labels and not holds_images(source):
-        raise UserError(
-            "evaluate.features.name = 'classifier': is fitted on the images of data.source, "
-            "which holds latents; use inception"
-        )
-    weights = space.load(partial(all_of, source))
-    own = local_mesh(mesh)
-    here = config.sample.batch_size * own.size // mesh.size
-    return FeatureExtractor(space, weights, own, here), pytree.digest(weights)
-
-
-def _from_file(path: Path, look: FeatureExtractor, weights_digest: str) -> Real:
-    field = "evaluate.reference"
-    reference = statistics.read(path, field)
-    if reference.space not in ("", weights_digest):
+def _from_file(path: Path, encoder: Encoder, field: str) -> Real:
+    reference = statistics.read(path, field, encoder.space.frechet)
+    if reference.space not in ("", encoder.digest):
         raise UserError(
             f"{field} = {str(path)!r}: was made with other weights of the feature space than "
-            "evaluate.features has; make it again with --mode=reference"
+            f"{encoder.section} has; make it again with --mode=reference"
         )
     single = reference.images if reference.rows is None else reference.rows
     record = {
@@ -242,14 +240,14 @@ def _from_file(path: Path, look: FeatureExtractor, weights_digest: str) -> Real:
         "pictures_of_precision_and_recall": 0 if single is None else len(single),
     }
     # An evaluation that is done already need not look at ten thousand images again.
-    seen = cache(partial(look, reference.images))
+    seen = cache(partial(encoder.look, reference.images))
     pool, spatial, rows = reference.pool, reference.spatial, None
     if pool is None:  # there are no other statistics than those of these images
         pool = _gaussian(seen()["pool"])
         spatial = _gaussian(seen()["spatial"]) if "spatial" in seen() else None
     if single is not None:
         rows = (lambda: seen()["pool"]) if reference.rows is None else (lambda: reference.rows)
-    return Real(pool, spatial, rows, record)
+    return Real(field, pool, spatial, rows, record)
 
 
 def make_evaluator(config: Config, mesh: Mesh) -> tuple[Evaluator, HeldOut | None]:
@@ -272,17 +270,23 @@ def make_evaluator(config: Config, mesh: Mesh) -> tuple[Evaluator, HeldOut | Non
 
 
 def _by_features(config: Config, mesh: Mesh) -> ImageEvaluator:
-    look, digest = make_feature_extractor(config, mesh)
-    reference = config.evaluate.reference
-    fitted = look.space.reads_labels
-    training = all_of(config.data.source)[0] if fitted else None
+    asked, encoders = config.evaluate, make_encoders(config, mesh)
+    first, second = encoders.first, encoders.second
+    training = all_of(config.data.source)[0] if first.space.reads_labels else None
+    real = _real(config, first, asked.reference, "evaluate.reference")
+    second_real = None
+    if second is not None:
+        second_real = _real(config, second, asked.second_reference, "evaluate.second_reference")
+    return ImageEvaluator(encoders, real, second_real, training)
+
+
+def _real(config: Config, encoder: Encoder, reference: str | None, field: str) -> Real:
     if reference is not None:
-        real = _from_file(Path(reference), look, digest)
-    elif fitted:
-        seen = look(training)
-        # As above: "pictures" is the name in all records.
-        record = {"source": config.raw["data"]["source"], "pictures": len(training)}
-        real = Real(_gaussian(seen["pool"]), None, lambda: seen["pool"], record)
-    else:
-        raise UserError(f"evaluate.reference = None: name statistics of real images: {_PUBLISHED}")
-    return ImageEvaluator(look, real, training, digest)
+        return _from_file(Path(reference), encoder, field)
+    if not encoder.space.reads_labels:
+        raise UserError(f"{field} = None: name statistics of real images: {_PUBLISHED}")
+    images = all_of(config.data.source)[0]
+    seen = encoder.look(images)
+    # As above: "pictures" is the name in all records.
+    record = {"source": config.raw["data"]["source"], "pictures": len(images)}
+    return Real(field, _gaussian(seen["pool"]), None, lambda: seen["pool"], record)

@@ -13,6 +13,7 @@ from ig_jax.monitoring import console
 METRICS = {
     "outliers": ("outliers %", 1, 100.0),
     "fid": ("FID", 2, 1.0),
+    "fd_dinov2": ("FD DINOv2", 2, 1.0),
     "fd": ("FD", 2, 1.0),
     "sfid": ("sFID", 2, 1.0),
     "accuracy": ("label accuracy %", 1, 100.0),
@@ -24,6 +25,7 @@ METRICS = {
 # Which way is better, of those that a search may go by.
 BETTER = {
     "fid": "lower",
+    "fd_dinov2": "lower",
     "fd": "lower",
     "sfid": "lower",
     "accuracy": "higher",

@@ -23,7 +23,7 @@ from ig_jax.types import Params
 # One layer, so that features still tell fine strokes: behind a second layer, digits of one class
 # huddle so close that blurred samples pass as real (precision 78 % where this layer reads 67 %).
 HIDDEN_SIZES = (128,)
-_FIELD = "evaluate.features.name = 'classifier'"  # what chose it
+_NAME = "name = 'classifier'"  # what chose it
 SEED = 0  # of the initial weights and the order of the batches
 
 
@@ -46,11 +46,11 @@ class Classifier:
 
         pixels, labels = images()
         if pixels.dtype != np.uint8:
-            raise UserError(f"{_FIELD}: is fitted on uint8 images, but these are {pixels.dtype}")
+            raise UserError(f"{_NAME}: is fitted on uint8 images, but these are {pixels.dtype}")
         classes = np.unique(labels)
         if len(classes) < 2 or not np.array_equal(classes, np.arange(len(classes))):
             raise UserError(
-                f"{_FIELD}: is fitted on the classes 0, 1, ... without a gap, two at least, but "
+                f"{_NAME}: is fitted on the classes 0, 1, ... without a gap, two at least, but "
                 f"the images have {shown(classes.tolist())}; use inception"
             )
         # With this tolerance the fit stops by itself, well before the limit of 200 epochs.

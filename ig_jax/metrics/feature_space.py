@@ -26,9 +26,10 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class FeatureSpace(Protocol):
-    """Maps images to features; a config's section `evaluate.features`."""
+    """Maps images to features; a config's section `evaluate.features` or `.second_features`."""
 
-    # What a Frechet distance is called here: 'fid' for Inception, 'fd' elsewhere.
+    # What a Frechet distance is called here: 'fid' for Inception, 'fd_dinov2' for DINOv2, 'fd'
+    # elsewhere.
     frechet: str
     gives: tuple[str, ...]  # which of the features it has
     # Whether the largest logit is the label: it was fitted on the data set.

@@ -29,7 +29,6 @@ from ig_jax.metrics import inception_network, inception_weights
 from ig_jax.metrics.feature_space import Features, ImageBatch, TrainingImages
 from ig_jax.types import Params
 
-_FIELD = "evaluate.features.weights"
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 SIDE = 299
 
@@ -55,16 +54,15 @@ class Inception:
         file = Path(self.weights or "")
         if not file.is_file():
             raise UserError(
-                f"{_FIELD} = {shown(self.weights)}: no such file; FID needs {PUBLISHED}, published "
+                f"weights = {shown(self.weights)}: no such file; FID needs {PUBLISHED}, published "
                 "on GitHub as mseitzer/pytorch-fid, release fid_weights, and nothing is "
-                "downloaded: put it in weights/ and name it with "
-                f"--config.{_FIELD}=weights/{PUBLISHED}"
+                f"downloaded: put it in weights/ and set weights=weights/{PUBLISHED}"
             )
         try:
-            return inception_weights.from_published(state_dict.read(file, _FIELD).state)
+            return inception_weights.from_published(state_dict.read(file, "weights").state)
         except ValueError as error:
             raise UserError(
-                f"{_FIELD} = {shown(self.weights)}: {error}; name {PUBLISHED} of "
+                f"weights = {shown(self.weights)}: {error}; name {PUBLISHED} of "
                 "mseitzer/pytorch-fid"
             ) from error
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ig_jax import pytree
-from ig_jax.metrics import inception_network
+from ig_jax.metrics import inception_network, published_weights
 
 _EPSILON = 1e-3
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -22,7 +22,9 @@ NORM = ("weight", "bias", "running_mean", "running_var")
 COUNTER = ".num_batches_tracked"
 # The logits of FID's network are without their bias, which files have all the same.
 HEAD_BIAS = "fc.bias"
-_SHOWN = 3  # names of each kind that a refusal lists
+_WHOSE = (
+    "of FID's Inception network, which has 1008 classes and no AuxLogits, unlike torchvision's own"
+)
 
 
 def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -42,7 +44,7 @@ def from_published(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
       ValueError: names are missing, left over, or of another shape; names the first of each.
     """
     state = {name: array for name, array in state.items() if not name.endswith(COUNTER)}
-    _refuse_others(state)
+    published_weights.require(state, dict(_shapes()), _WHOSE)
     folded = {conv.name: _folded(state, conv.name) for conv in inception_network.convolutions()}
     head = {"kernel": np.array(state["fc.weight"].T, np.float32)}
     return pytree.unflatten({**folded, "fc": head})
@@ -57,27 +59,3 @@ def _folded(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]
     kernel = np.asarray(state[f"{name}.conv.weight"], np.float64).transpose(2, 3, 1, 0)
     folded = {"kernel": kernel * scale, "bias": beta - mean * scale}
     return {part: array.astype(np.float32) for part, array in folded.items()}
-
-
-def _refuse_others(state: Mapping[str, np.ndarray]) -> None:
-    shapes = dict(_shapes())
-    wrong = {
-        "missing": [name for name in shapes if name not in state],
-        "left over": [name for name in state if name not in shapes],
-        "of another shape": [
-            f"{name} {state[name].shape} for {shape}"
-            for name, shape in shapes.items()
-            if name in state and state[name].shape != shape
-        ],
-    }
-    problems = [f"{kind}: {_first(names)}" for kind, names in wrong.items() if names]
-    if problems:
-        raise ValueError(
-            "these are not the weights of FID's Inception network, which has 1008 classes and no "
-            f"AuxLogits, unlike torchvision's own; {'; '.join(problems)}"
-        )
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

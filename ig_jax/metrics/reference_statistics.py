@@ -3,7 +3,7 @@
   ADM              .npz    mu, sigma, mu_s, sigma_s of a whole training set, arr_0: some images
   MAR              .npz    mu, sigma
   MeanFlow         .npz    ref_mu, ref_sigma
-  EDM2             pickle  {"fid": {"mu", "sigma"}}
+  EDM2             pickle  {"fid": {"mu", "sigma"}, "fd_dinov2": {"mu", "sigma"}}
   others           pickle  {"mu", "sigma"}, or the other names of an .npz
   ours             .npz    as ADM's, but `pool`, features of some images, in place of arr_0;
                            `space`, which weights made the features; `count`, of how many images
@@ -30,7 +30,7 @@ _ROWS, _IMAGES, SPACE, _COUNT = "pool", "arr_0", "space", "count"
 ASYMMETRY = 1e-5
 MOST_FEATURES = 8192  # of Inception's there are 2048
 _FEWEST = 4  # single images, of which precision and recall take the three nearest to each
-_FIX = "choose a file of FID statistics, or write one with --mode=reference"
+_FIX = "choose a file of statistics, or write one with --mode=reference"
 
 
 class Reference(NamedTuple):
@@ -44,8 +44,13 @@ class Reference(NamedTuple):
     digest: str  # SHA-256 of the file
 
 
-def read(path: Path, field: str) -> Reference:
-    """Reads statistics, float64 but for the large arrays; `field` of the config names the file.
+def read(path: Path, field: str, distance: str = "fid") -> Reference:
+    """Reads statistics, float64 but for the large arrays.
+
+    Args:
+      path: of the file.
+      field: of the config that names it, for the messages.
+      distance: which one is wanted of a file with those of several encoders, as EDM2's.
 
     Raises:
       UserError: the file is absent, damaged or of no known kind, it holds neither statistics nor
@@ -57,7 +62,7 @@ def read(path: Path, field: str) -> Reference:
                 f"{path}: is a folder; take statistics of its images with --mode=reference and "
                 f"--config.data.source.path={path}, and name the file that it writes"
             )
-        names, array = _open(path)
+        names, array = _open(path, distance)
         arrays = _Arrays(path, names, array)
         pool, images = arrays.gaussian(POOL), arrays.images()
         if pool is None and images is None:
@@ -94,7 +99,7 @@ def write(
     npz.write(path, members | others)
 
 
-def _open(path: Path) -> tuple[list[str], Callable[[str], Any]]:
+def _open(path: Path, distance: str) -> tuple[list[str], Callable[[str], Any]]:
     """Names of the arrays in the file, and what gives one by its name."""
     with files.open_regular(path) as file:
         start = file.read(2)
@@ -103,9 +108,22 @@ def _open(path: Path) -> tuple[list[str], Callable[[str], Any]]:
     if start[:1] != b"\x80":
         raise UserError(f"{path}: is neither an .npz nor a pickle; {_FIX}")
     match numpy_pickle.load(path):
-        case {"fid": {**arrays}} | {**arrays}:
+        case {**found}:
+            arrays = _of_encoder(path, found, distance)
             return [n for n in arrays if isinstance(arrays[n], np.ndarray)], arrays.__getitem__
     raise UserError(f"{path}: is a pickle without {{'mu', 'sigma'}}; {_FIX}")
+
+
+def _of_encoder(path: Path, found: dict[Any, Any], distance: str) -> dict[Any, Any]:
+    """What a pickle holds, or of several encoders the one whose distance this is."""
+    encoders = [name for name, inner in found.items() if isinstance(inner, dict)]
+    if not encoders:
+        return found
+    if distance not in encoders:
+        raise UserError(
+            f"{path}: has statistics of {listed(encoders)}, none of {distance!r}; {_FIX}"
+        )
+    return found[distance]
 
 
 class _Arrays(NamedTuple):

@@ -1,5 +1,7 @@
 """--mode=reference: statistics of real images, which samples are then compared with.
 
+Those of a second encoder are taken in the same pass, and are a file of their own.
+
 The images are cut into parts. What is known of a part (moments in float64, and the features of
 some of its images) is one file: a run that was killed skips the parts that are there, and the
 result does not depend on how often that was, or on how many processes shared the work.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from pathlib import Path
@@ -20,8 +22,8 @@ import numpy as np
 
 from ig_jax.data.read_ahead import Unreadable, read_batches
 from ig_jax.errors import UserError
-from ig_jax.evaluation import image_evaluator
-from ig_jax.evaluation.feature_extractor import FeatureExtractor, Rows, concatenate_rows
+from ig_jax.evaluation.encoders import SECOND, Encoders, holds_images, make_encoders
+from ig_jax.evaluation.feature_extractor import Rows, concatenate_rows
 from ig_jax.experiment import Experiment
 from ig_jax.io import disk_errors, files, npz
 from ig_jax.metrics import reference_statistics as statistics
@@ -36,11 +38,14 @@ TOGETHER = 5_000  # rows of features that are added to the moments at once
 CHOSEN = 10_000  # images whose features are kept for precision and recall, as many as ADM's
 _FILE, PARTS = "reference.npz", ".parts"
 
-Part = tuple[dict[str, Moments], np.ndarray]  # moments by name, features of some images
+_WITH_ROWS = {"pool", SECOND}  # of some images features are kept
+
+# Moments, and features of some images, by the name of their rows.
+Part = tuple[dict[str, Moments], dict[str, np.ndarray]]
 
 
 def _require_images(source: Source) -> None:
-    if not image_evaluator.holds_images(source):
+    if not holds_images(source):
         raise UserError(
             "data.source: holds latents; statistics are taken of images, such as those of "
             ":image_folder or :tfds_images"
@@ -48,7 +53,7 @@ def _require_images(source: Source) -> None:
 
 
 def _features(
-    source: Source, look: FeatureExtractor, indices: range, size: int, readers: Any, bar: Any
+    source: Source, look: Encoders, indices: range, size: int, readers: Any, bar: Any
 ) -> Iterator[Rows]:
     """Rows of the images `indices`, about TOGETHER of them at a time.
 
@@ -72,38 +77,50 @@ def _features(
 def _write_part(file: Path, parts: Iterator[Rows], kept: np.ndarray) -> None:
     """Moments of a part, and the features of its images `kept` (places within the part)."""
     moments: dict[str, Moments] = {}
-    rows, start = [], 0
+    rows: dict[str, list[np.ndarray]] = {}
+    start = 0
     for found in parts:
-        for name in {"pool", "spatial"} & set(found):
+        for name in {"pool", "spatial", SECOND} & set(found):
             new = Moments.from_features(found[name])
             moments[name] = moments[name].merge(new) if name in moments else new
         stop = start + len(found["pool"])
-        rows.append(found["pool"][kept[(start <= kept) & (kept < stop)] - start])
+        chosen = kept[(start <= kept) & (kept < stop)] - start
+        for name in _WITH_ROWS & set(found):
+            rows.setdefault(name, []).append(found[name][chosen])
         start = stop
     arrays = {
         f"{name}.{field}": getattr(m, field)
         for name, m in moments.items()
         for field in ("count", "mean", "scatter")
     }
+    arrays |= {f"{name}.rows": np.concatenate(parts) for name, parts in rows.items()}
     with files.replaced(file) as hidden, open(hidden, "wb") as content:
-        np.savez(content, rows=np.concatenate(rows), **arrays)
+        np.savez(content, **arrays)
 
 
 def _both(a: Part, b: Part) -> Part:
-    return {n: m.merge(b[0][n]) for n, m in a[0].items()}, np.concatenate([a[1], b[1]])
+    moments = {name: m.merge(b[0][name]) for name, m in a[0].items()}
+    return moments, {name: np.concatenate([rows, b[1][name]]) for name, rows in a[1].items()}
 
 
 class _Statistics(resumable.Parts):
-    """Statistics of all images of a source, being written to the file `target`."""
+    """Statistics of all images of a source, being written to a file for each encoder."""
 
-    def __init__(self, target: Path, exp: Experiment, source: Source):
-        super().__init__(target.parent / PARTS, len(source), PART)
-        self._look, self._space = image_evaluator.make_feature_extractor(exp.config, exp.mesh)
-        self._target, self._source, self._size = target, source, exp.config.sample.batch_size
+    def __init__(
+        self, targets: Sequence[Path], exp: Experiment, encoders: Encoders, source: Source
+    ):
+        super().__init__(targets[0].parent / PARTS, len(source), PART)
+        self._targets, self._source, self._look = targets, source, encoders
+        # By the name of the rows of their features.
+        self._encoders = {"pool": encoders.first}
+        if encoders.second is not None:
+            self._encoders[SECOND] = encoders.second
+        self._size = exp.config.sample.batch_size
         # For precision and recall always the same ones.
         self._chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:CHOSEN])
         # Parts of other images, or seen by other weights, have other names.
-        made_of = [self._space, exp.config.raw["data"]["source"], len(source), PART, CHOSEN]
+        seen_by = [encoder.digest for encoder in self._encoders.values()]
+        made_of = [*seen_by, exp.config.raw["data"]["source"], len(source), PART, CHOSEN]
         self._name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
     def file(self, part: int) -> Path:
@@ -120,14 +137,16 @@ class _Statistics(resumable.Parts):
         try:
             moments = {
                 n: Moments(int(arrays[f"{n}.count"]), arrays[f"{n}.mean"], arrays[f"{n}.scatter"])
-                for n in {name.split(".")[0] for name in arrays} - {"rows"}
+                for n in {name.split(".")[0] for name in arrays}
             }
-            whole = arrays["rows"].shape == (kept, moments["pool"].mean.size) and all(
+            rows = {n: arrays[f"{n}.rows"] for n in _WITH_ROWS & set(moments)}
+            whole = "pool" in moments and all(
                 m.count == count and m.scatter.shape == 2 * m.mean.shape for m in moments.values()
             )
+            whole &= all(rows[n].shape == (kept, moments[n].mean.size) for n in rows)
         except (KeyError, TypeError):
             return None
-        return (moments, arrays["rows"]) if whole else None
+        return (moments, rows) if whole else None
 
     def make(self, part: int, readers: ThreadPoolExecutor, bar: Any) -> None:
         images = self.ranges[part]
@@ -137,11 +156,13 @@ class _Statistics(resumable.Parts):
     def merge(self, found: Iterator[Part]) -> None:
         moments, rows = reduce(_both, found)
         gaussians = {name: m.gaussian for name, m in moments.items()}
-        statistics.write(
-            *(self._target, gaussians["pool"], gaussians.get("spatial"), rows),
-            space=self._space,
-            count=len(self._source),
-        )
+        for (name, encoder), target in zip(self._encoders.items(), self._targets, strict=True):
+            statistics.write(
+                *(target, gaussians[name], gaussians.get("spatial") if name == "pool" else None),
+                rows[name],
+                space=encoder.digest,
+                count=len(self._source),
+            )
 
 
 def _is_there(target: Path) -> bool:
@@ -156,25 +177,36 @@ def _is_there(target: Path) -> bool:
     return True
 
 
+def _targets(exp: Experiment, folder: Path) -> list[Path]:
+    """The files of the encoders' statistics."""
+    second = exp.config.evaluate.second_features
+    others = [] if second is None else [f"reference-{second.frechet}.npz"]
+    return [folder / name for name in (_FILE, *others)]
+
+
 def run(exp: Experiment, folder: Path) -> Path:
     """Writes reference.npz, of all images of the config's source, to `folder`; returns its path.
 
+    With a second encoder also reference-fd_dinov2.npz, or what its distance is called.
+
     Raises:
-      UserError: the source holds no images, one of them cannot be read, or the feature space's
-        file is missing; another program works in the folder; the disk is full or gone.
+      UserError: the source holds no images, one of them cannot be read, or a feature space's file
+        is missing; another program works in the folder; the disk is full or gone.
     """
-    source, target = exp.config.data.source, folder / _FILE
+    source, targets = exp.config.data.source, _targets(exp, folder)
     _require_images(source)
     if hasattr(source, "unlabelled"):
         source = source.unlabelled()  # statistics need no classes
+    names = " and ".join(map(str, targets))
     with lock.held(folder), disk_errors.reported(folder):
-        if from_process_0(jax.process_index() == 0 and _is_there(target)):
-            console.say(f"{target} is there already")
-            return target
-        made = _Statistics(target, exp, source)
+        if from_process_0(jax.process_index() == 0 and all(map(_is_there, targets))):
+            console.say(f"{names}: there already")
+            return targets[0]
+        made = _Statistics(targets, exp, make_encoders(exp.config, exp.mesh), source)
         console.say_data(source)
         made.complete("looking")
+    fields = ("evaluate.reference", "evaluate.second_reference")[: len(targets)]
     console.say(
-        f"statistics of {len(source):,} images are in {target}; name it in evaluate.reference"
+        f"statistics of {len(source):,} images are in {names}; set {' and '.join(fields)} to them"
     )
-    return target
+    return targets[0]

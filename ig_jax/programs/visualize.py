@@ -21,7 +21,7 @@ from ig_jax.config.schema import Visualize, class_numbers
 from ig_jax.data import crop
 from ig_jax.data.file_tree import Folder
 from ig_jax.errors import UserError, shown
-from ig_jax.evaluation.image_evaluator import holds_images
+from ig_jax.evaluation.encoders import holds_images
 from ig_jax.experiment import Experiment
 from ig_jax.io import disk_errors, files, npz
 from ig_jax.io import images as image_files

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ig_jax.errors import UserError
-from ig_jax.evaluation.image_evaluator import all_of
+from ig_jax.evaluation.encoders import all_of
 from ig_jax.pipeline import Pipeline
 from ig_jax.types import Source
 

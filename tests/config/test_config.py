@@ -40,6 +40,7 @@ OPTIONAL = {
     "sample.null_class.every_steps": 1,
     "sample.null_class.readout": None,
     "evaluate.reference": None,
+    "evaluate.second_reference": None,
     "evaluate.samples": None,
     "evaluate.while_training.loss_every_steps": 0,
     "train.only": None,

@@ -7,6 +7,7 @@ from places import ROOT
 from configs import digits, lightningdit_xl
 from ig_jax.config import kinds, run_config
 from ig_jax.errors import UserError
+from ig_jax.metrics import FEATURES
 from ig_jax.objectives import TERMS
 
 
@@ -50,6 +51,15 @@ def test_the_same_kind_keeps_its_fields_and_what_refers_to_them():
     changed(c, "data.source.name=array_record", "data.source.path=elsewhere")
     assert c.data.codec.statistics == "elsewhere/latents_stats.pt"
     assert c.data.source.num_classes == 1000
+
+
+def test_a_section_that_a_config_lacks_is_added_with_its_kind():
+    settings = ("name=dinov2", "weights=w.pth")
+    c = changed(digits.get_config(), *(f"evaluate.second_features.{s}" for s in settings))
+    parsed = run_config.parse(c)
+    assert parsed.evaluate.second_features == FEATURES["dinov2"]("w.pth")
+    assert parsed.raw["evaluate"]["second_features"] == {"name": "dinov2", "weights": "w.pth"}
+    assert "second_features" not in run_config.parse(digits.get_config()).raw["evaluate"]
 
 
 def test_a_term_is_added_and_another_one_changed():

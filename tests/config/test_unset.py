@@ -32,6 +32,7 @@ FIELDS = {
     "probe.test_split": "validation",
     "evaluate.samples": "samples.npz",
     "evaluate.reference": "reference.npz",
+    "evaluate.second_reference": "reference-fd_dinov2.npz",
     "evaluate.features.weights": "inception.pth",
     "data.codec.weights": "vae.pt",
     "data.codec.statistics": "latents_stats.pt",

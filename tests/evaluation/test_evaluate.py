@@ -21,9 +21,9 @@ from ig_jax.metrics import influence
 from ig_jax.metrics.classifier import Classifier
 from ig_jax.programs import evaluate, sample
 
-# Outliers need a density that is known, FID and sFID another feature space.
+# Outliers need a density that is known, FID, sFID and FD DINOv2 another feature space.
 BAD = (None, [], {}, [1], True)
-OF_DIGITS = set(METRICS) - {"outliers", "fid", "sfid"}
+OF_DIGITS = set(METRICS) - {"outliers", "fid", "sfid", "fd_dinov2"}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,8 @@ def test_features_that_are_no_numbers_are_told(exp, value):
     layers = {"kernel": np.full((64, 4), value, np.float32), "bias": np.zeros(4, np.float32)}
     last = {"kernel": np.ones((4, 2), np.float32), "bias": np.zeros(2, np.float32)}
     weights = {"hidden": layers, "classes": last}
-    look = FeatureExtractor(Classifier(), weights, exp.local_mesh, exp.config.sample.batch_size)
+    size = exp.config.sample.batch_size
+    look = FeatureExtractor(Classifier(), weights, exp.local_mesh, size, "evaluate.features")
     with pytest.raises(UserError, match="evaluate.features: '.*' of some image is NaN or inf"):
         look(np.full((3, 8, 8, 1), 255, np.uint8))
 
@@ -102,6 +103,7 @@ def test_the_inception_score_is_a_mean_over_runs_of_5000_in_order(judged):
     assert found["inception_score"] == pytest.approx((10 + 1) / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_sets_of_different_sizes_are_compared_in_runs_of_one_size(judged):
     """Training images are at no distance from themselves, a quarter of them far: it is the size."""
     evaluator, floor = judged
@@ -157,6 +159,7 @@ def test_what_is_kept_of_a_picture_does_not_depend_on_the_batch(judged):
         np.testing.assert_array_equal(alone[name][0], together[name][37])
 
 
+@pytest.mark.slow
 def test_one_device_gives_the_verdict_of_two(judged):
     images, labels = real("held_out")
     alone = tiny.made_for(
@@ -186,7 +189,7 @@ LATENTS = {
 
 def test_what_judging_needs_is_named_where_it_is_missing():
     for changes, sentence in (
-        (INCEPTION, "evaluate.features.weights = .*pt_inception-2015.*mseitzer/pytorch-fid"),
+        (INCEPTION, "evaluate.features: weights = .*pt_inception-2015.*mseitzer/pytorch-fid"),
         (LATENTS, "evaluate.features.name = 'classifier': is fitted on the images"),
         ({"evaluate.reference": "no.npz"}, "evaluate.reference = no.npz: cannot be read"),
     ):
@@ -274,6 +277,7 @@ def test_standard_errors_of_all_measures_are_known_of_enough_samples(judged):
     assert errors["fd"] == pytest.approx(np.std(influences) / np.sqrt(300))
 
 
+@pytest.mark.slow
 def test_the_first_samples_of_a_seed_are_drawn_and_counted(exp):
     params, bar = tiny.trained().weights(), Bar()
     generator = exp.pipeline.generator()
@@ -327,6 +331,7 @@ def test_a_run_writes_the_spread_over_seeds_and_all_that_it_hangs_on(exp, judged
     ) in said
 
 
+@pytest.mark.slow
 def test_more_samples_than_were_held_out_are_also_judged_in_runs_of_as_many(tmp_path, capsys):
     changes = {"evaluate.num": 360, "evaluate.seeds": (0,), "sample.batch_size": 120}
     exp, trained = tiny.experiment(changes), tiny.trained()
@@ -342,6 +347,7 @@ def test_more_samples_than_were_held_out_are_also_judged_in_runs_of_as_many(tmp_
         assert f"| {row} " in said
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_judged_are_told_in_a_sentence(tmp_path):
     arrays = {
         "float": np.zeros((20, 8, 8, 1), np.float32),
@@ -362,6 +368,7 @@ def test_samples_that_cannot_be_judged_are_told_in_a_sentence(tmp_path):
             evaluate.run(tiny.experiment({"evaluate.samples": str(tmp_path / name)}), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_is_not_done_again(exp, tmp_path, monkeypatch, capsys):
     workdir = tiny.trained().copy(tmp_path)
     record = evaluate.run(exp, workdir)
@@ -371,6 +378,7 @@ def test_a_run_that_is_done_is_not_done_again(exp, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == first
 
 
+@pytest.mark.slow
 def test_samples_of_files_get_the_verdict_of_samples_that_were_drawn(exp, tmp_path, capsys):
     """An archive and a folder of images; what another program may have made."""
     workdir = tiny.trained().copy(tmp_path)

@@ -45,6 +45,7 @@ def test_nothing_is_found_where_nothing_was_planted():
         assert low < 1 / 3 < high
 
 
+@pytest.mark.slow
 def test_two_devices_find_what_one_does():
     states = []
     for devices in (jax.devices()[:1], jax.devices()[:2]):
@@ -62,6 +63,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_probe_ends_with_the_same_bits(tmp_path, monkeypatch):
     settings = {"epochs": 4.0, "norm": "batch", "save_every_steps": 5}
     source, steps, batches = Planted(200, CELL), 25, prober_module.loader.batches

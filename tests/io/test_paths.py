@@ -20,6 +20,8 @@ IN_CONFIGS = {
     "data.codec.statistics": {"name": "va_vae", "weights": "", "dtype": "float32"},
     "evaluate.features.weights": {"name": "inception"},
     "evaluate.reference": None,
+    "evaluate.second_features.weights": {"name": "dinov2"},
+    "evaluate.second_reference": None,
     "evaluate.samples": None,
     "sample.guide.workdir": None,
 }

@@ -90,6 +90,7 @@ def test_features_are_the_published_ones(features, golden, name):
     assert (errors(features, golden)[name] < TOLERANCE).all()
 
 
+@pytest.mark.slow
 def test_half_a_pixel_is_far_outside_the_tolerance(network, golden):
     shape = (1, inception.SIDE, inception.SIDE, 3)
     shifted = [
@@ -100,6 +101,7 @@ def test_half_a_pixel_is_far_outside_the_tolerance(network, golden):
     assert all((share > 100 * TOLERANCE).all() for share in off.values())
 
 
+@pytest.mark.slow
 def test_pictures_of_a_batch_do_not_mix(network, features):
     together = jnp.concatenate([inception.resize(jnp.asarray(picture(side))) for side in SIDES])
     alone = {name: np.asarray(rows) for name, rows in features._asdict().items()}
@@ -107,6 +109,7 @@ def test_pictures_of_a_batch_do_not_mix(network, features):
     assert all((share < TOLERANCE).all() for share in off.values())
 
 
+@pytest.mark.slow
 def test_grey_pictures_are_seen_as_three_equal_channels(space, weights):
     grey = picture(64)[..., :1]
     one, three = (jax.jit(space)(weights, x) for x in (grey, grey.repeat(3, axis=-1)))
@@ -224,11 +227,9 @@ def test_a_missing_file_is_told_with_where_to_find_it(file):
     with pytest.raises(UserError) as refusal:
         Inception(file).load(no_pictures)
     told = str(refusal.value)
-    assert told.startswith(f"evaluate.features.weights = {file!r}: no such file")
+    assert told.startswith(f"weights = {file!r}: no such file")
     assert "mseitzer/pytorch-fid, release fid_weights" in told and "nothing is downloaded" in told
-    assert told.endswith(
-        "--config.evaluate.features.weights=weights/pt_inception-2015-12-05-6726825d.pth"
-    )
+    assert told.endswith("set weights=weights/pt_inception-2015-12-05-6726825d.pth")
 
 
 def test_torchvisions_own_weights_are_refused(published, tmp_path):
@@ -239,7 +240,7 @@ def test_torchvisions_own_weights_are_refused(published, tmp_path):
     with pytest.raises(UserError) as refusal:
         Inception(str(file)).load(no_pictures)
     told = str(refusal.value)
-    assert told.startswith(f"evaluate.features.weights = '{file}': these are not the weights of")
+    assert told.startswith(f"weights = '{file}': these are not the weights of")
     assert "left over: AuxLogits.a, AuxLogits.b, AuxLogits.c and 2 more; " in told
     assert "fc.weight (1000, 2048) for (1008, 2048), fc.bias (1000,) for (1008,);" in told
     assert "missing" not in told

@@ -77,6 +77,7 @@ def test_converged_classifiers_are_those_of_scikit_learn():
         assert np.ptp(theirs) > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_classifier_is_trained_as_if_it_were_alone(norm):
     together = LinearProbes(GRID, WIDTH, CLASSES, 9, 0.05, norm=norm)

@@ -378,7 +378,7 @@ def test_the_same_pictures_give_the_same_classifier(digits):
     ],
 )
 def test_pictures_that_make_no_feature_space_are_refused(images, labels, message):
-    with pytest.raises(UserError, match=f"^evaluate.features.name = 'classifier': .*{message}"):
+    with pytest.raises(UserError, match=f"^name = 'classifier': .*{message}"):
         Classifier().load(lambda: (images, labels))
 
 

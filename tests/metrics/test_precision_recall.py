@@ -7,6 +7,7 @@ down; elsewhere the tolerance is the rounding of an expanded square.
 import jax
 import numpy as np
 import pytest
+from tiers import slow_but
 from vectors import golden_entry, golden_file
 
 from ig_jax.metrics import precision_recall
@@ -117,7 +118,8 @@ def overlapping(rng):
     return rng.normal(size=(37, 3)), rng.normal(size=(51, 3)) * 1.5 + 0.5
 
 
-@pytest.mark.parametrize("block", [1, 120])  # one row at a time; a few, with a short last block
+# One row at a time; a few, with a short last block.
+@pytest.mark.parametrize("block", slow_but([120], [1, 120]))
 def test_blocks_change_nothing_but_the_memory(overlapping, monkeypatch, block):
     whole = everything(*overlapping)
     assert 0 < whole[0].min() <= whole[0].max() < 1

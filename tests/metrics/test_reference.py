@@ -129,6 +129,16 @@ def test_a_pickle_of_edm2_has_pooled_statistics(path, pool, protocol, numpy_1, c
     assert found[1:5] == (None, None, None, "")
 
 
+def test_a_pickle_of_several_encoders_gives_the_statistics_of_the_one_asked_for(path, pool, rng):
+    other = gaussian(rng, 6)
+    saved = {"fid": good(pool), "fd_dinov2": good(other)}
+    path.write_bytes(pickle.dumps(saved))
+    assert_equal(reference_statistics.read(path, FIELD, "fd_dinov2").pool, other)
+    assert_equal(reference_statistics.read(path, FIELD, "fid").pool, pool)
+    with pytest.raises(UserError, match="has statistics of 'fid', 'fd_dinov2', none of 'fd';"):
+        reference_statistics.read(path, FIELD, "fd")
+
+
 def _as_numpy_1(program):
     """The same pickle with the module's name of numpy 1, which is a byte shorter."""
     for module in (b"numpy._core.multiarray", b"numpy._core.numeric"):
@@ -180,7 +190,7 @@ def test_an_absent_file_is_refused(path):
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"(dp0\n."])
 def test_a_file_of_another_kind_is_refused(path, content):
     path.write_bytes(content)
-    assert "is neither an .npz nor a pickle; choose a file of FID statistics" in refusal(path)
+    assert "is neither an .npz nor a pickle; choose a file of statistics" in refusal(path)
 
 
 def test_a_file_of_other_arrays_is_refused_by_their_names(path):

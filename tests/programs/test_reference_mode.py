@@ -13,6 +13,7 @@ from readme import example
 from ig_jax import modes
 from ig_jax.errors import UserError
 from ig_jax.evaluation import image_evaluator
+from ig_jax.evaluation.encoders import all_of, make_encoders
 from ig_jax.evaluation.feature_extractor import FeatureExtractor
 from ig_jax.metrics import FEATURES
 from ig_jax.metrics import reference_statistics as statistics
@@ -29,18 +30,19 @@ def made(tmp_path_factory):
 
 def test_it_holds_moments_and_features_of_every_digit(made):
     found = statistics.read(made / "reference.npz", "evaluate.reference")
-    look, digest = tiny.made_for(image_evaluator.make_feature_extractor, tiny.experiment())
-    images, _ = image_evaluator.all_of(tiny.experiment().config.data.source)
-    rows = look(images)["pool"].astype(np.float64)
+    encoders = tiny.made_for(make_encoders, tiny.experiment())
+    images, _ = all_of(tiny.experiment().config.data.source)
+    rows = encoders(images)["pool"].astype(np.float64)
     np.testing.assert_allclose(found.pool.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.pool.covariance, np.cov(rows.T), rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(found.rows, rows)  # fewer than are chosen of a larger set
-    assert found.space == digest and found.spatial is None and found.images is None
+    assert found.space == encoders.first.digest and found.spatial is None and found.images is None
     assert [f.name for f in made.iterdir()] == ["reference.npz"]
     with np.load(made / "reference.npz") as arrays:
         assert int(arrays["count"]) == len(images)
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_off_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "PART", 400)
     monkeypatch.setattr(reference, "CHOSEN", 100)
@@ -74,6 +76,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(made, tmp_path, monkeypa
     np.testing.assert_array_equal(in_parts.rows, at_once.rows[np.sort(chosen)])
 
 
+@pytest.mark.slow
 def test_samples_are_judged_by_the_file_as_by_the_pictures(made, tmp_path):
     plain = evaluate.run(tiny.experiment(), tiny.trained().copy(tmp_path))
     changes = {"evaluate.reference": str(made / "reference.npz")}
@@ -108,14 +111,16 @@ def test_real_pictures_are_looked_at_once_and_not_before_it_is_needed(monkeypatc
     images = np.zeros((30, 8, 8, 1), np.uint8)
     gaussian = Moments.from_features(np.eye(128)).gaussian
     file = statistics.Reference(gaussian, None, None, images, "", "digest")
-    monkeypatch.setattr(statistics, "read", lambda path, field: file)
+    monkeypatch.setattr(statistics, "read", lambda *which: file)
     exp = tiny.experiment({"evaluate.reference": "adm.npz"})
-    look, digest = image_evaluator.make_feature_extractor(exp.config, exp.mesh)
+    encoder = make_encoders(exp.config, exp.mesh).first
     seen, whole = [], FeatureExtractor.__call__
     monkeypatch.setattr(
         FeatureExtractor, "__call__", lambda s, x: (seen.append(len(x)), whole(s, x))[1]
     )
-    real = image_evaluator._from_file(Path(exp.config.evaluate.reference), look, digest)
+    real = image_evaluator._from_file(
+        Path(exp.config.evaluate.reference), encoder, "evaluate.reference"
+    )
     assert seen == [] and real.record["pictures_of_precision_and_recall"] == 30
     assert real.rows().shape == real.rows().shape == (30, 128)
     assert seen == [30]
@@ -129,6 +134,7 @@ def test_statistics_are_not_taken_of_latents(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_feature_space_of_the_readme_judges(monkeypatch, tmp_path):
     """It has neither logits nor spatial features, and is not fitted on the digits."""
     monkeypatch.setitem(FEATURES, "thumbnails", example("Thumbnails"))
@@ -165,8 +171,6 @@ def test_statistics_need_no_classes(monkeypatch, tmp_path, capsys, labelled):
     changes = {"data.source": source, "evaluate.features": {"name": "thumbnails", "side": 2}}
     target = reference.run(tiny.experiment(changes), tmp_path)
     rows = statistics.read(target, "").rows
-    found = tiny.made_for(image_evaluator.make_feature_extractor, tiny.experiment(changes))[0](
-        pixels
-    )["pool"]
+    found = tiny.made_for(make_encoders, tiny.experiment(changes))(pixels)["pool"]
     np.testing.assert_array_equal(rows, found)
     assert f"data: 12 images, no classes, in {folder}\n" in capsys.readouterr().out
