@@ -51,6 +51,7 @@ def test_the_block_of_the_readme(folder, monkeypatch):
     assert names["tokens"].keys() == {2, 4} and names["readouts"].keys() == {2}
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_api_page(folder, monkeypatch):
     monkeypatch.setattr("ig_jax.api.SAMPLERS", SAMPLERS)
     try:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from tiers import slow_but
 
 import ig_jax
 from ig_jax import api
@@ -82,6 +83,7 @@ def test_cfg_starts_from_the_null_class_and_holds_on_its_interval(pipe, noise):
     np.testing.assert_allclose(outside, noise - v, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_autoguidance_extrapolates_from_another_pipeline(pipe, noise):
     smaller = jax.tree.map(lambda p: 0.7 * p, pipe.params)
     other = replace(pipe, params=smaller)
@@ -92,6 +94,7 @@ def test_autoguidance_extrapolates_from_another_pipeline(pipe, noise):
     np.testing.assert_allclose(found, noise - (worse + 1.5 * (v - worse)), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_guide_lives_as_long_as_the_programs_that_hold_it(pipe, noise):
     """Otherwise another could take its address, and be taken for it."""
     other = replace(pipe)
@@ -114,7 +117,7 @@ SOLVERS = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SOLVERS)
+@pytest.mark.parametrize("sampler", slow_but(["euler"], SOLVERS))
 def test_the_trajectory_ends_in_the_samples_and_follows_the_steps(pipe, noise, sampler):
     given = {"labels": LABELS, "noise": noise, "sampler": sampler, "steps": 5, "seed": 2}
     if sampler == "dopri5":
@@ -156,6 +159,7 @@ def test_features_are_the_tokens_of_noisy_latents(pipe):
         pipe.features(images, 1.0, (1,), noise=noise[:1])
 
 
+@pytest.mark.slow
 def test_calls_compile_once_for_each_shape_and_setting(pipe, noise):
     fresh = replace(pipe)
     for scale in (0.5, 2.0, 3.0):
@@ -167,6 +171,7 @@ def test_calls_compile_once_for_each_shape_and_setting(pipe, noise):
     assert generator._program._cache_size() == 2
 
 
+@pytest.mark.slow
 def test_more_labels_than_a_batch_give_the_same_samples(pipe):
     labels = np.arange(23) % 10
     whole = pipe.sample_latents(labels=labels, seed=3)
@@ -174,6 +179,7 @@ def test_more_labels_than_a_batch_give_the_same_samples(pipe):
     np.testing.assert_allclose(few.sample_latents(labels=labels, seed=3), whole, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_opens_without_its_data_set(tmp_path):
     rng = np.random.default_rng(0)
     data = tmp_path / "data"
@@ -191,6 +197,7 @@ def test_a_run_opens_without_its_data_set(tmp_path):
     assert found.sample(labels=[0, 1, 2]).shape == (3, 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_a_published_file_samples_as_the_run_that_wrote_it(tmp_path):
     file = tmp_path / "published.safetensors"
     export_checkpoint.export_checkpoint(tiny.trained().workdir, file, "ema")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import pytest
 import tiny
 
 from ig_jax.checkpoint.manager import Checkpoints
@@ -14,6 +15,7 @@ SAVES = 2
 KEPT = 100  # small objects a save; of 131 arrays orbax and tensorstore lost some 1500
 
 
+@pytest.mark.slow
 def test_a_save_keeps_no_objects(tmp_path: Path):
     exp = tiny.experiment()
     state = init_state(exp)

@@ -48,6 +48,7 @@ def test_parts_take_rows_from_every_device():
     assert "all-gather" not in text and "all-to-all" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["encode", "decode"])
 def test_an_autoencoder_gives_the_same_in_parts(way, monkeypatch):
     params = jax.tree.map(jnp.asarray, sd_vae.from_published(narrow.state("sdvae_diffusers")))
@@ -75,6 +76,7 @@ def test_256_images_of_256_pixels_are_decoded_in_less_than_16_gigabytes(dtype):
     assert used.temp_size_in_bytes + used.output_size_in_bytes < 16e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [SdVae, VaVae])
 def test_bfloat16_is_an_option_of_both_ways(codec, tmp_path):
     kind = {SdVae: "sdvae_diffusers", VaVae: "vavae_f16d32"}[codec]

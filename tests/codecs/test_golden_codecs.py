@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import KEYS
+from tiers import slow_but
 from vectors import Vectors, channels_first, channels_last, quick_jit, weightless
 
 from ig_jax import pytree
@@ -54,7 +55,7 @@ def va(golden_dir):
     return load(golden_dir, "vavae", va_vae, lambda config: config["norm_groups"])
 
 
-@pytest.fixture(params=["sd", "va"])
+@pytest.fixture(params=slow_but(["sd"], ["sd", "va"]))
 def vae(request):
     return request.getfixturevalue(request.param)
 
@@ -153,6 +154,7 @@ def relative_error(ours, reference):
     return np.sqrt(np.mean((ours - reference) ** 2) / np.mean(reference**2))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close_and_answers_in_float32(vae):
     mean, std = vae.encode["bfloat16"](vae.params, vae.image)
     image = vae.decode["bfloat16"](vae.params, vae.z)

@@ -9,6 +9,7 @@ from ig_jax.config import parser
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
+@pytest.mark.slow
 def test_mutated_configs_are_described_or_refused_in_a_sentence():
     assert not [str(f) for f in fuzz_configs.fuzz(200, 0, fuzz_configs.SMALL, described=2)]
 

@@ -60,6 +60,7 @@ def test_there_are_many_of_every_class_and_a_tenth_of_each_is_held_out():
     )
 
 
+@pytest.mark.slow
 def test_images_are_different_in_colour_and_lie_whole_on_white():
     source, batch = everything(size=32)
     images = batch["stored"]
@@ -72,6 +73,7 @@ def test_images_are_different_in_colour_and_lie_whole_on_white():
     assert ink[8:24, 8:24].mean() > 5 * ink[[0, -1]].mean()
 
 
+@pytest.mark.slow
 def test_a_size_is_drawn_not_scaled_up():
     small, large = everything(size=16)[1]["stored"], everything(size=64)[1]["stored"]
     means = large.reshape(-1, 16, 4, 16, 4, 3).mean(axis=(2, 4))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiers import slow_but
 
 from ig_jax import prng
 from ig_jax.config.run_config import ConfigError
@@ -28,6 +29,7 @@ DIT = {
     "sample.sampler": {"name": "ancestral", "num_steps": STEPS, "clip_denoised": True},
 }
 NAMES = pytest.mark.parametrize("name", ["ancestral", "ddim"])
+ONE_NAME = pytest.mark.parametrize("name", slow_but(["ancestral"], ["ancestral", "ddim"]))
 SCALES = {"ig": 2.0, "cfg": 1.5, "autoguidance": 1.25}
 
 
@@ -60,7 +62,9 @@ def guided(pipe, y) -> Guided:
     )
 
 
-@pytest.mark.parametrize("on", [(), *[(kind,) for kind in KINDS], ("ig", "cfg"), KINDS])
+@pytest.mark.parametrize(
+    "on", slow_but([KINDS], [(), *[(kind,) for kind in KINDS], ("ig", "cfg"), KINDS])
+)
 def test_guided_noise_is_that_of_the_guided_velocity_and_the_variance_is_the_labels_own(pipe, on):
     y, t, kinds = jnp.array([3, 7]), jnp.float32(0.4), frozenset(on)
     x = prng.sample_normal(prng.sample_keys(0, jnp.arange(2)), pipe.latent_shape, prng.LATENTS)
@@ -76,6 +80,7 @@ def test_guided_noise_is_that_of_the_guided_velocity_and_the_variance_is_the_lab
 # Programs.
 
 
+@pytest.mark.slow
 @NAMES
 def test_a_sample_is_its_own_in_any_batch_and_a_trajectory_ends_in_it(pipe, name):
     sampler = SAMPLERS[name](STEPS, clip_denoised=True)
@@ -87,6 +92,7 @@ def test_a_sample_is_its_own_in_any_batch_and_a_trajectory_ends_in_it(pipe, name
     assert np.abs(whole - pipe.sample_latents([1, 2, 3, 4], **call | {"seed": 4})).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_step_is_that_of_the_samples_own_address(pipe):
     """From the states on the way: what is left beside the mean is the noise."""
     _, states = pipe.sample_latents([5, 6], seed=2, ig=1.0, cfg=1.0, trajectory=True)
@@ -100,7 +106,7 @@ def test_the_noise_of_a_step_is_that_of_the_samples_own_address(pipe):
         assert (np.abs(found - states[:, 2]).max() < 1e-4) == near
 
 
-@NAMES
+@ONE_NAME
 def test_other_scales_need_no_other_program(pipe, name):
     generator = pipe.generator(decode=lambda x: x)
     y, indices = jnp.zeros(4, jnp.int32), jnp.arange(4)

@@ -72,12 +72,14 @@ def test_a_worse_network_changes_the_samples_and_scale_1_does_not(plain, smaller
     np.testing.assert_array_equal(latents({**UNGUIDED, **guided_by(smaller, scale=1.0)}), plain)
 
 
+@pytest.mark.slow
 def test_a_network_is_not_guided_by_itself(plain):
     """Away from its own weights there is no way to go, at any scale."""
     alike = latents({**UNGUIDED, **guided_by(tiny.trained().workdir, scale=5.0)})
     np.testing.assert_allclose(alike, plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_step_of_euler_goes_from_the_worse_velocity_through_the_better(smaller):
     """Scale 0 is the worse network alone: 3 at scale 3 is three times as far from it as 1."""
     one = {**UNGUIDED, "sample.sampler.num_steps": 1}
@@ -91,6 +93,7 @@ def test_one_step_of_euler_goes_from_the_worse_velocity_through_the_better(small
     np.testing.assert_allclose(ends[0.0], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_step_and_weights_choose_the_checkpoint_and_0_is_the_newest(smaller):
     def drawn(**guide):
         return latents({**UNGUIDED, **guided_by(smaller, **guide)})
@@ -170,6 +173,7 @@ def test_a_guide_of_other_data_or_another_path_is_refused(tmp_path, monkeypatch,
         guide_model.load(tiny.experiment(guided_by(tmp_path)).pipeline)
 
 
+@pytest.mark.slow
 def test_the_programs_draw_with_the_guide(tmp_path, smaller):
     """Files, evaluation and dry run; the settings beside the files name the guide."""
     workdir = tiny.trained().copy(tmp_path)

@@ -4,12 +4,14 @@ import errno
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiers import slow_but
 
 from ig_jax import guidance
 from ig_jax.config.run_config import ConfigError
@@ -73,7 +75,13 @@ def test_samples_differ_from_each_other_and_from_seed_to_seed(trained, images, g
 DOPRI5 = SAMPLERS["dopri5"](num_steps=500, rtol=1e-5, atol=1e-5)
 MULTISTEP = {name: SAMPLERS[name](5) for name in ("dpmpp_2m", "adams_bashforth")}
 CHOSEN = {"euler": None, "dopri5": DOPRI5, **MULTISTEP}
-samplers = pytest.mark.parametrize("sampler", CHOSEN.values(), ids=CHOSEN)
+samplers = pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(sampler, id=name, marks=() if name == "euler" else pytest.mark.slow)
+        for name, sampler in CHOSEN.items()
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +92,13 @@ def latents_generator(trained):
 
 @pytest.fixture(scope="module")
 def latents_before(trained, latents_generator):
-    """sampler -> its samples by the program of the config."""
-    return {
-        sampler: images_of(trained, range(NUM), latents_generator, sampler=sampler)
-        for sampler in CHOSEN.values()
-    }
+    """Of a sampler: its samples by the program of the config."""
+
+    @cache
+    def before(sampler):
+        return images_of(trained, range(NUM), latents_generator, sampler=sampler)
+
+    return before
 
 
 SPLITS = {
@@ -109,7 +119,7 @@ def test_a_sample_has_the_same_bits_in_any_order_and_split_of_a_batch(
         got = images_of(trained, indices, latents_generator, sampler=sampler)
         for index, latents in zip(indices, got, strict=True):
             if index < NUM:
-                np.testing.assert_array_equal(latents, latents_before[sampler][index])
+                np.testing.assert_array_equal(latents, latents_before(sampler)[index])
 
 
 def allowed(sampler, latents) -> float:
@@ -130,7 +140,7 @@ def allowed(sampler, latents) -> float:
 def test_a_sample_is_the_same_in_any_batch_size_and_on_any_number_of_devices(
     trained, latents_before, sampler, batch, devices
 ):
-    expected = latents_before[sampler]
+    expected = latents_before(sampler)
     exp = tiny.experiment({"sample.batch_size": batch}, jax.devices()[:devices])
     generator = exp.pipeline.generator(decode=lambda x: x)
     got = images_of(trained, range(NUM), generator, sampler=sampler)
@@ -141,14 +151,16 @@ def test_a_sample_is_the_same_in_any_batch_size_and_on_any_number_of_devices(
     assert (others + 9 * np.eye(NUM)).min() > 10 * allowed(sampler, expected)
 
 
+@pytest.mark.slow
 def test_dopri5_arrives_where_many_steps_of_heun_do(trained, latents_before, latents_generator):
     """The same start and guidance, all the way: only the integration differs."""
-    expected = latents_before[DOPRI5]
+    expected = latents_before(DOPRI5)
     heun = SAMPLERS["heun2"](500)
     got = images_of(trained, range(NUM), latents_generator, sampler=heun)
     assert np.abs(got - expected).max() <= allowed(DOPRI5, expected)
 
 
+@pytest.mark.slow
 def test_a_sample_that_needs_more_steps_than_it_may_take_is_refused(trained, generator):
     few = replace(DOPRI5, num_steps=3)
     with pytest.raises(
@@ -353,7 +365,7 @@ def files_of(target) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in target.iterdir()}
 
 
-@pytest.mark.parametrize("kind", ["png", "npz"])
+@pytest.mark.parametrize("kind", slow_but(["npz"], ["png", "npz"]))
 def test_one_kind_of_file_alone_holds_the_same_samples(workdir, tmp_path, kind):
     both = files_of(sample.run(tiny.experiment(), workdir))
     other = tiny.trained().copy(tmp_path / "other")
@@ -364,6 +376,7 @@ def test_one_kind_of_file_alone_holds_the_same_samples(workdir, tmp_path, kind):
     assert set(both) - set(alone) == missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [("npz",), ("png", "npz")], ids=["npz", "both"])
 def test_a_run_that_broke_off_goes_on_with_what_is_missing(workdir, tmp_path, monkeypatch, kinds):
     """Batch by batch, and then with more samples: what is there is never drawn again."""
@@ -399,6 +412,7 @@ def test_fewer_samples_than_there_are_take_none_away(workdir):
     assert (target / "samples.npz").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_made_again_and_the_rest_is_not(workdir, monkeypatch):
     exp = tiny.experiment()
     target = sample.run(exp, workdir)
@@ -553,7 +567,7 @@ def test_guidance_changes_the_samples_and_a_scale_of_one_does_not(trained):
     assert np.abs(off - latents(ig=2.0, cfg=1.2)).max() > 1e-2
 
 
-@pytest.mark.parametrize("each_step", [False, True])
+@pytest.mark.parametrize("each_step", slow_but([True], [False, True]))
 def test_tokens_are_parted_by_seed_and_index_alone_and_once_or_at_each_step(trained, each_step):
     """With Internal Guidance and CFG on: both branches of a sample have its groups."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from guided import FIXED, OFF, random_case
+from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax import guidance
@@ -257,7 +258,7 @@ def recorded_trajectory(sampler, **given: Guidance):
     return sorted(calls, reverse=True), sorted(worse_calls, reverse=True), cut, end
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", slow_but(range(4), range(12)))
 def test_the_stated_number_of_evaluations_is_what_the_networks_were_asked(seed):
     sampler, given = random_case(seed)
     *calls, cut, _ = recorded_trajectory(sampler, **given)

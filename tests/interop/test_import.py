@@ -225,6 +225,7 @@ def test_import_then_export_gives_the_same_bits(imported):
     assert told["model"]["readouts"] == [2] and "loads strictly in | SiT of SiT + IG" in card
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_sampled_with_the_config_beside_it(imported):
     folder, _ = imported
     c = config_of(folder / "run" / "config.py")
@@ -234,6 +235,7 @@ def test_an_imported_run_is_sampled_with_the_config_beside_it(imported):
         assert file["arr_0"].shape == (3, 4, 4, 3) and np.ptp(file["arr_0"]) > 0
 
 
+@pytest.mark.slow
 def test_a_dit_is_imported_sampled_and_exported_again_with_the_same_bits(tmp_path):
     _, _, state = dit()
     save_file(state | SRA_HEAD, tmp_path / "sra.safetensors")
@@ -264,6 +266,7 @@ def test_a_dit_is_imported_sampled_and_exported_again_with_the_same_bits(tmp_pat
             np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_trained_on_from_its_weights_under_other_settings(imported, tmp_path):
     folder, state = imported
     workdir = tmp_path / "run"

@@ -125,7 +125,13 @@ def outputs(net, params, t=lambda t: t):
     return [out.pred, *out.heads.values()]
 
 
-@pytest.mark.parametrize(("family", "variant"), ROUND)
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[1] == "odd_sizes" else ())
+        for case in ROUND
+    ],
+)
 def test_a_published_file_comes_back_as_it_was(family, variant, tmp_path):
     state, said = case(family, variant)
     found = detect(state, declared.of_flags(**said))

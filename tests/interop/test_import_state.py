@@ -188,6 +188,7 @@ def test_a_momentum_is_at_its_parameter_even_where_shapes_are_equal(muon_file):
     assert len(set(shapes)) < len(shapes) / 2
 
 
+@pytest.mark.slow
 def test_the_next_update_is_that_of_the_published_muon_for_every_parameter(muon_file):
     f = muon_file
     exp, state = start(f, ns_dtype="float32")
@@ -232,6 +233,7 @@ def test_counting_goes_on_for_adamw_and_begins_for_the_run_and_its_schedule(adam
 # The programs
 
 
+@pytest.mark.slow
 def test_the_length_of_the_published_run_is_told(adamw_file, muon_file, tmp_path, capsys):
     def told(file: Path) -> str:
         import_checkpoint.import_checkpoint(
@@ -258,6 +260,7 @@ def test_raw_and_averaged_weights_of_an_imported_state_are_told_apart(adamw_file
     same(load_file(tmp_path / "back.safetensors"), expected if which == "ema" else of_network(raw))
 
 
+@pytest.mark.slow
 def test_sampling_reads_the_averages_or_the_raw_weights(adamw_file, tmp_path):
     """As from files that hold only the one or the other."""
 
@@ -281,6 +284,7 @@ def test_sampling_reads_the_averages_or_the_raw_weights(adamw_file, tmp_path):
     assert np.any(average != raw)
 
 
+@pytest.mark.slow
 def test_an_imported_state_is_trained_on(adamw_file, tmp_path):
     workdir = tmp_path / "run"
     path = import_checkpoint.import_checkpoint(

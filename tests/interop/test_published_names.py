@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from places import KEYS
 from safetensors.numpy import load_file
+from tiers import slow_but
 from vectors import golden_file, weightless
 
 from ig_jax import pytree
@@ -211,7 +212,7 @@ def test_full_size_models_have_exactly_the_published_names_and_shapes(file):
         assert {name: array.shape for name, array in back.items()} == expected
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", slow_but(["ig_sit_b2", "ig_lightningdit_xl1"], FILES))
 def test_published_names_fill_the_parameters_of_blocks_of_full_width(file):
     # Not all of them: numpy stacks even arrays without a byte value by value.
     depth = READOUT + 1

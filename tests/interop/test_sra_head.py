@@ -93,6 +93,7 @@ def test_weights_come_with_the_head_beside_them_and_go_out_as_they_came(file, tm
         np.testing.assert_array_equal(state[name], array, err_msg=name)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_file_s_head_with_its_moments_as_pytorch_would(file, tmp_path):
     """One update of the head with made-up gradients, AdamW written out in float64."""
     exp, state = begun(imported(file, tmp_path / "run", training_state=True), tmp_path / "run")
@@ -111,6 +112,7 @@ def test_training_goes_on_from_the_file_s_head_with_its_moments_as_pytorch_would
         np.testing.assert_allclose(ours[name], expected, rtol=0, atol=2e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_trained_head_goes_out_and_comes_in_again(file, tmp_path):
     outcome = modes.run(imported(file, tmp_path / "run"), workdir=str(tmp_path / "run"))
     trained = head_of(outcome.state)
@@ -123,6 +125,7 @@ def test_a_trained_head_goes_out_and_comes_in_again(file, tmp_path):
     assert_same(head_of(state), trained)
 
 
+@pytest.mark.slow
 def test_a_run_without_the_term_leaves_the_head_out(file, tmp_path):
     c = imported(file, tmp_path / "weights")
     del c.objective.terms.self_alignment

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import tiny
+from tiers import slow_but
 
 from ig_jax import modes
 from ig_jax.errors import UserError
@@ -95,7 +96,7 @@ def workdir(tmp_path):
     return workdir
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("number", slow_but([errno.EIO], [errno.EROFS, errno.EIO]))
 def test_training_ends_in_a_sentence_when_its_disk_fails(workdir, number, monkeypatch):
     trained = trainer.Trainer._advance
 
@@ -109,6 +110,7 @@ def test_training_ends_in_a_sentence_when_its_disk_fails(workdir, number, monkey
         trainer.run(tiny.experiment(), workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["nothing", "another run's lock"])
 def test_training_ends_in_a_sentence_when_its_workdir_is_removed(workdir, left, monkeypatch):
     advance = trainer.Trainer._advance
@@ -127,6 +129,7 @@ def test_training_ends_in_a_sentence_when_its_workdir_is_removed(workdir, left, 
     assert (os.listdir(workdir) if workdir.exists() else []) == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_sampling_judging_and_statistics_end_in_a_sentence(tmp_path, number, monkeypatch):
     workdir = tiny.trained().copy(tmp_path / "run")

@@ -20,7 +20,11 @@ print(type(drawn.canvas).__name__, os.environ["MPLBACKEND"], matplotlib.rcParams
 
 @pytest.mark.parametrize(
     "named, default",
-    [("module://matplotlib_inline.backend_inline", "agg"), ("nonsense", "agg"), ("svg", "svg")],
+    [
+        ("module://matplotlib_inline.backend_inline", "agg"),
+        pytest.param("nonsense", "agg", marks=pytest.mark.slow),
+        pytest.param("svg", "svg", marks=pytest.mark.slow),
+    ],
 )
 def test_a_figure_is_drawn_whatever_mplbackend_says(tmp_path, named, default):
     """And pyplot keeps the named default where there is one, as a notebook expects."""

@@ -113,6 +113,7 @@ def test_a_browser_shows_the_page_light_and_dark(compared, tmp_path):
     assert shades["light"] > 230 and shades["dark"] < 40
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_is_compared_all_the_same(runs, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()

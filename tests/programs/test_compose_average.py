@@ -55,6 +55,7 @@ def composed(workdir, name, **changes):
     modes.run(settings(**{"sample.weights": name, **changes}), workdir=workdir, mode="ema")
 
 
+@pytest.mark.slow
 def test_averages_are_stored_alone_at_their_steps(run):
     workdir, _, state = run
     stored = stored_averages.opened(workdir, reading=True)
@@ -70,6 +71,7 @@ def test_averages_are_stored_alone_at_their_steps(run):
         jax.tree.map(np.testing.assert_array_equal, found[name], state.ema[name])
 
 
+@pytest.mark.slow
 def test_a_composed_average_is_that_of_the_whole_run_and_is_sampled_with(run, workdir, capsys):
     _, seen, state = run
     composed(workdir, "sigma_rel_0.075")
@@ -96,17 +98,20 @@ def test_a_composed_average_is_that_of_the_whole_run_and_is_sampled_with(run, wo
     assert json.loads((folder / "settings.json").read_text())["weights"] == "sigma_rel_0.0750"
 
 
+@pytest.mark.slow
 def test_what_is_stored_in_every_checkpoint_is_not_composed(workdir, capsys):
     composed(workdir, "sigma_rel_0.05")
     assert "every checkpoint of the run holds it" in capsys.readouterr().out
     assert not (workdir / "ema").exists()
 
 
+@pytest.mark.slow
 def test_what_is_not_composed_yet_names_the_command(workdir):
     with pytest.raises(UserError, match="--mode=ema .*--config.sample.weights=sigma_rel_0.08"):
         modes.run(settings(**{"sample.weights": "sigma_rel_0.08"}), workdir=workdir, mode="sample")
 
 
+@pytest.mark.slow
 def test_going_back_forgets_what_is_stored_and_composed_of_later_steps(workdir):
     composed(workdir, "sigma_rel_0.2")
     shutil.rmtree(workdir / "checkpoints" / "20")
@@ -121,6 +126,7 @@ def test_going_back_forgets_what_is_stored_and_composed_of_later_steps(workdir):
     stored.close()
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_composed_again(workdir, capsys):
     composed(workdir, "sigma_rel_0.2")
     [file] = (workdir / "ema").iterdir()
@@ -132,6 +138,7 @@ def test_a_damaged_file_is_composed_again(workdir, capsys):
     assert file.stat().st_size == len(whole)
 
 
+@pytest.mark.slow
 def test_few_stored_averages_are_warned_of(workdir, capsys):
     for step in range(2, 20, 2):
         shutil.rmtree(workdir / "averages" / str(step))
@@ -139,6 +146,7 @@ def test_few_stored_averages_are_warned_of(workdir, capsys):
     assert "; store averages more often, or choose a length nearer" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_damaged_store_is_left_out_with_a_line(workdir, capsys):
     (workdir / "averages" / "8" / "meta" / "metadata").write_text("{")
     composed(workdir, "sigma_rel_0.2")
@@ -146,6 +154,7 @@ def test_a_damaged_store_is_left_out_with_a_line(workdir, capsys):
     assert "averages/8 cannot be read (meta/metadata " in said and "of 18 averages at 9" in said
 
 
+@pytest.mark.slow
 def test_python_opens_it_by_its_name_and_refuses_a_number(workdir):
     composed(workdir, "sigma_rel_0.2")
     by_length = ig_jax.load(workdir, weights="sigma_rel_0.2")
@@ -158,6 +167,7 @@ def test_python_opens_it_by_its_name_and_refuses_a_number(workdir):
             ig_jax.load(workdir, weights=odd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["ema", "raw", "0.9"])
 def test_what_is_no_length_is_refused(workdir, weights):
     with pytest.raises(UserError, match=r"must name the length to compose in --mode=ema"):
@@ -188,6 +198,7 @@ def test_settings_that_do_not_fit_are_refused(changes, sentence):
         tiny.experiment({**STORES, **changes})
 
 
+@pytest.mark.slow
 def test_a_search_over_lengths_composes_what_it_needs_and_samples_with_it(workdir):
     changes = {
         "sample.weights": "sigma_rel_0.05",
@@ -210,6 +221,7 @@ def test_a_search_over_lengths_composes_what_it_needs_and_samples_with_it(workdi
     assert own["fd"] == by_length[0.07]["fd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weights, lengths, message",
     [

@@ -15,7 +15,7 @@ from ig_jax.plots import losses
 from ig_jax.programs import demo
 from ig_jax.training import trainer
 
-OTHERS = {"outliers", "fid", "sfid"}  # need a known density, or another feature space
+OTHERS = {"outliers", "fid", "sfid", "fd_dinov2"}  # need a known density, or another feature space
 OF_DIGITS = set(METRICS) - OTHERS
 CHANGES = {"train.steps": 20, "evaluate.num": 100}
 
@@ -68,6 +68,7 @@ def test_the_picture_of_samples_has_a_panel_for_every_way_and_a_column_for_every
             assert (panels[i] != panels[j]).any()
 
 
+@pytest.mark.slow
 def test_running_the_demo_again_trains_no_more_and_judges_the_same(workdir, results, monkeypatch):
     before = (workdir / "metrics.jsonl").read_bytes()
     monkeypatch.setattr(trainer, "make_dispatch", lambda exp: None)  # calling it would raise
@@ -77,6 +78,7 @@ def test_running_the_demo_again_trains_no_more_and_judges_the_same(workdir, resu
         assert again[name] == results[name]
 
 
+@pytest.mark.slow
 def test_a_demo_stopped_while_training_judges_nothing(tmp_path, monkeypatch):
     stopped = replace(tiny.trained().outcome, step=3, finished=False, stopped_by="SIGTERM")
     monkeypatch.setattr(trainer, "train", lambda exp, workdir, held, init_from: stopped)

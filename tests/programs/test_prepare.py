@@ -21,6 +21,7 @@ import pytest
 import tiny
 from PIL import Image
 from safetensors import safe_open
+from tiers import slow_but
 
 from configs import imagenet
 from ig_jax import experiment, modes, prng
@@ -124,7 +125,8 @@ def everything(source) -> dict[str, np.ndarray]:
     return source.batch(np.arange(len(source)))
 
 
-@pytest.mark.parametrize("codec", ["va_vae", pytest.param("sd_vae", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["va_vae", "sd_vae"])
 def test_a_run_encodes_pictures_itself_where_they_are_its_source(
     codec, pictures, twins, weights, tmp_path
 ):
@@ -154,6 +156,7 @@ def test_moments_are_what_the_encoder_says_of_each_cropped_picture(moments, pict
     assert stored.name(100) == source.name(100)
 
 
+@pytest.mark.slow
 def test_a_twin_is_the_latent_of_the_mirrored_picture(twins, pictures, weights):
     source, stored = (
         ImageFolder(str(pictures), SIDE, CLASSES),
@@ -170,6 +173,7 @@ def test_a_twin_is_the_latent_of_the_mirrored_picture(twins, pictures, weights):
     assert np.abs(mine[..., :32] - mine[..., 32:]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_what_is_encoded_in_a_step_is_what_would_have_been_stored(pictures, twins, weights):
     original = ImageFolder(str(pictures), SIDE, CLASSES).batch(np.arange(16))["stored"]
     stored = ArrayRecord(str(twins), "train", CLASSES).batch(np.arange(16))["stored"]
@@ -179,6 +183,7 @@ def test_what_is_encoded_in_a_step_is_what_would_have_been_stored(pictures, twin
     np.testing.assert_allclose(now, codec.latent(jnp.asarray(stored), key), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_example_and_not_on_its_batch():
     """With a wide posterior; the batches of prepare may be of any size."""
     rng = np.random.default_rng(0)
@@ -194,6 +199,7 @@ def test_draws_depend_on_the_example_and_not_on_its_batch():
     assert np.abs(np.asarray(other - alone)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_all_latents_and_of_no_twin(twins):
     stored = everything(ArrayRecord(str(twins), "train", CLASSES))["stored"].astype(np.float64)
     latents = stored[..., :32].reshape(-1, 32)
@@ -224,6 +230,7 @@ def test_the_record_tells_what_made_the_latents(moments, weights):
 # One layout and another.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "layout", "source"),
     [("sd_vae", "npy_folder", NpyFolder), ("va_vae", "safetensors_shards", SafetensorsShards)],
@@ -252,6 +259,7 @@ def test_a_published_layout_holds_the_same_and_converts_back_to_the_same_bytes(
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_others_open_what_is_written(moments, twins, tmp_path):
     """TFDS and the safetensors library; LightningDiT's loader uses the latter."""
     import tensorflow_datasets as tfds
@@ -286,12 +294,13 @@ def test_a_layout_of_the_other_codec_is_refused(codec, layout, pictures, weights
 # Interrupted, and gone on.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "layout"),
     [
         ("sd_vae", "npy_folder"),
-        pytest.param("sd_vae", "array_record", marks=pytest.mark.slow),
-        pytest.param("va_vae", "safetensors_shards", marks=pytest.mark.slow),
+        ("sd_vae", "array_record"),
+        ("va_vae", "safetensors_shards"),
     ],
 )
 def test_an_interrupted_preparation_goes_on_to_the_same_bytes(
@@ -366,6 +375,7 @@ def test_damaged_settings_begin_anew_only_where_nothing_else_is_there(
         begun.begin()
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_to_the_same_bytes(pictures, moments, weights, tmp_path):
     """In processes of their own; the file of the configuration is written for them."""
     c = settings("sd_vae", "image_folder", pictures, weights["sd_vae"])
@@ -433,7 +443,7 @@ def test_a_corrupt_picture_stops_the_preparation_and_is_named(damaged, weights, 
     assert provenance.read(prepared(c, tmp_path / "latents")).examples == 22
 
 
-@pytest.mark.parametrize("layout", ["array_record", "npy_folder"])
+@pytest.mark.parametrize("layout", slow_but(["npy_folder"], ["array_record", "npy_folder"]))
 def test_corrupt_pictures_are_left_out_and_listed_where_that_is_asked_for(
     damaged, weights, tmp_path, layout, capsys
 ):
@@ -487,6 +497,7 @@ def test_training_refuses_latents_of_another_codec(codec, moments):
         parsed(c)
 
 
+@pytest.mark.slow
 def test_training_refuses_statistics_of_other_latents(twins, tmp_path):
     from ig_jax.io.torch import writer as torch_writer
 
@@ -520,6 +531,7 @@ def test_training_refuses_another_input_range_and_a_broken_record(moments, tmp_p
         parsed(settings("sd_vae", "array_record", folder))
 
 
+@pytest.mark.slow
 def test_the_command_needs_a_folder():
     found = subprocess.run(
         [sys.executable, "main.py", "--config=tests/helpers/tiny.py", "--mode=prepare"],

@@ -69,6 +69,7 @@ def test_what_is_done_is_not_done_again(found, monkeypatch, capsys):
     assert "Best cell: block" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_python_api():
     """Without noise, at t = 0; pooled over the tokens."""
     exp = tiny.experiment(FEW | {"probe.times": (0.0,)})
@@ -93,6 +94,7 @@ def test_features_are_those_of_the_python_api():
         np.testing.assert_allclose(found, expected[None, None], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_devices_see_what_one_does():
     """Noise and flips of training included."""
     images = Digits("train").batch(np.array([5, 900, 33, 2]))

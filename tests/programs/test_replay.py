@@ -42,6 +42,7 @@ def test_a_failure_is_noted_with_its_step_and_its_examples(diverged):
     assert noted["loss"] in ("nan", "inf")
 
 
+@pytest.mark.slow
 def test_replay_goes_to_the_step_and_changes_nothing(diverged, capsys):
     workdir, exp, noted = diverged
     before = sorted(f.name for f in workdir.rglob("*"))
@@ -51,6 +52,7 @@ def test_replay_goes_to_the_step_and_changes_nothing(diverged, capsys):
     assert sorted(f.name for f in workdir.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_replay_begins_with_the_weights_that_training_began_with(tmp_path):
     """Imported ones, which are a checkpoint of step 0."""
     exp = tiny.experiment(devices=jax.devices()[:1])
@@ -73,6 +75,7 @@ def test_replay_tells_that_an_earlier_update_was_too_large(diverged, tmp_path):
     assert f"the update of step {noted['step']} was too large; lower optim.learning_rate" in found
 
 
+@pytest.mark.slow
 def test_replay_names_the_first_operation_that_gives_no_number():
     exp = tiny.experiment(devices=jax.devices()[:1])
     state = init_state(exp)
@@ -121,6 +124,7 @@ def test_updates_of_spikes_are_skipped_counted_and_told(tmp_path, capsys):
     assert f"{max(told)} updates skipped, their gradients were spikes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
     exp = tiny.experiment({"train.spike_factor": 2.0})
     state = init_state(exp)
@@ -142,6 +146,7 @@ def test_parameters_and_averages_stand_still_where_an_update_is_skipped():
     assert int(metrics["skipped_updates"].value) == 1 and int(after.step) == 1
 
 
+@pytest.mark.slow
 def test_asked_for_a_profile_a_run_traces_some_steps(tmp_path):
     trainer.run(tiny.experiment({**SHORT, "profile.steps": 2, "profile.start": 3}), tmp_path)
     [made] = (tmp_path / "profile" / "plugins" / "profile").iterdir()

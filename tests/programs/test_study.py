@@ -56,6 +56,7 @@ def record(workdir):
     return json.loads((workdir / "study.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_record_holds_every_method_seed_and_measure(record):
     assert list(record["methods"]) == ["plain", "ig"] and record["seeds"] == [3, 1]
     for method in record["methods"].values():
@@ -71,6 +72,7 @@ def test_the_record_holds_every_method_seed_and_measure(record):
     assert 0 < record["held_out_data"]["fd"] < plain["runs"][0]["fd"]
 
 
+@pytest.mark.slow
 def test_the_table_and_the_plot_are_written(workdir):
     lines = (workdir / "study.md").read_text().splitlines()
     first = [line.split("|")[1].strip() for line in lines]
@@ -79,6 +81,7 @@ def test_the_table_and_the_plot_are_written(workdir):
     assert picture.std() > 5
 
 
+@pytest.mark.slow
 def test_a_measurement_is_that_of_the_run_s_own_samples(workdir, record):
     exp = studies.experiment(settings())
     rows = methods.rows(exp, exp.config.study, workdir)

@@ -28,6 +28,7 @@ def settings(flat, **changes):
     return tiny.settings({"data.source": source | changes})
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_the_data_set_holds(flat, capsys):
     modes.run(settings(flat), workdir="unused", dry_run=True)
     told = capsys.readouterr().out.splitlines()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from tiers import slow_but
 
 import ig_jax
 from ig_jax import modes
@@ -41,7 +42,7 @@ def photos(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("basis", ["cell", "shared"])
+@pytest.mark.parametrize("basis", slow_but(["cell"], ["cell", "shared"]))
 def test_held_out_digits_are_drawn_as_the_python_api_gives_them(workdir, basis):
     folder, record, arrays = visualize(workdir, basis=basis, seed=7, labels="3,5", norm="min_max")
     images = Digits("held_out").batch(np.array([0, 118, 236]))["stored"]
@@ -64,6 +65,7 @@ def test_held_out_digits_are_drawn_as_the_python_api_gives_them(workdir, basis):
     np.testing.assert_array_equal(last, np.round(255 * arrays["rgb"][2, 1, 1]))
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_bytes_and_others_another_folder(workdir):
     def contents(folder):
         return {f.name: f.read_bytes() for f in folder.iterdir() if f.name[0] != "."}

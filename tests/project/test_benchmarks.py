@@ -52,6 +52,7 @@ def of_image() -> int:
     return flops.forward(exp.net, exp.abstract_params)
 
 
+@pytest.mark.slow
 def test_a_training_record_follows_from_its_seconds(run):
     printed, found = run("train", "--batch=8")
     seconds = found["seconds_per_step"]
@@ -68,6 +69,7 @@ def test_a_training_record_follows_from_its_seconds(run):
     assert rows == ["images", "------", "8", "part", "-" * 22, *names, "sum without forward"]
 
 
+@pytest.mark.slow
 def test_the_forward_part_computes_no_gradients():
     """By XLA's count, of a program that is not compiled for a loop: depth 2 unrolled."""
     exp = measuring.load(
@@ -84,6 +86,7 @@ def test_the_forward_part_computes_no_gradients():
     assert 0.2 * both < forward < 0.45 * both
 
 
+@pytest.mark.slow
 def test_flops_counted_twice_agree(run):
     printed, found = run("train", "--compile_only", "--hidden_size=256", "--batch=2", "--devices=1")
     xla, paper = found["gradient_gflop_an_image"].values()
@@ -161,6 +164,7 @@ def test_the_random_decoder_has_the_published_size():
     assert set(sample.random_decoder(small)) == {"post_quant_conv", "decoder"}
 
 
+@pytest.mark.slow
 def test_decoding_is_measured_in_both_types():
     exp = measuring.load("tests/helpers/tiny.py", {"sample.batch_size": 4})
     small = kl_names.Sizes((32, 64), 1, frozenset(), latent_channels=exp.net.channels)
@@ -198,6 +202,7 @@ def test_an_adaptive_sampler_is_refused():
         sample.cost(exp.pipeline.generator(), exp.config.sample.guidances)
 
 
+@pytest.mark.slow
 def test_judging_is_timed_from_pictures_to_every_measure(monkeypatch, tmp_path, capsys):
     file = tmp_path / "record.json"
     sizes = ["--batch=2", "--side=32", "--samples=60", "--references=50"]
@@ -335,6 +340,7 @@ def test_the_peer_trains_with_muon_what_we_do():
     )
 
 
+@pytest.mark.slow
 def test_it_is_a_command_that_runs_from_anywhere(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks/train.py"), *QUICK, "--devices=64"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

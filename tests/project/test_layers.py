@@ -7,7 +7,8 @@ and the fix.
 """
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,17 @@ def python_files(root: Path, *places: str) -> list[Path]:
     return sorted(inside + [path for path in paths if path.is_file()])
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imports(path: Path) -> list[tuple[int, str]]:
     """Line and full dotted name of everything imported; relative names keep their leading dots."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             prefix = "." * node.level + (f"{node.module}." if node.module else "")
-            yield from ((node.lineno, prefix + alias.name) for alias in node.names)
+            found += [(node.lineno, prefix + alias.name) for alias in node.names]
+    return found
 
 
 def is_within(dotted: str, package: str) -> bool:

@@ -32,6 +32,7 @@ def older(tmp_path_factory):
     return folder / "e1b32a4"
 
 
+@pytest.mark.slow
 def test_training_resumes_and_follows_the_unbroken_run(older, tmp_path):
     workdir = shutil.copytree(older / "run", tmp_path / "run")
     outcome = trainer.run(tiny.experiment({**SETTINGS, "train.steps": 24}), workdir)
@@ -48,6 +49,7 @@ def test_training_resumes_and_follows_the_unbroken_run(older, tmp_path):
             assert ours[name] == pytest.approx(theirs[name], rel=2e-4, abs=2e-4), name
 
 
+@pytest.mark.slow
 def test_samples_are_found_again_and_would_be_the_same(older, monkeypatch):
     exp = tiny.experiment(SETTINGS)
     [folder] = (older / "run" / "samples").iterdir()

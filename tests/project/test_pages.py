@@ -319,6 +319,7 @@ def test_every_family_is_probed(checkpoints, place):
         assert (record["trained_on"], record["test"]["images"]) == (6, 3)
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_told(tmp_path):
     [(status, _, err)] = commands.run([["--config=nowhere.py"], ["--help"]], tmp_path)
     assert status == 2 and "no such config file" in err

@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from places import ROOT
 from readme import EXTENDING, README, RESULTS, blocks, example, text
+from tiers import slow_but
 
 from configs import digits
 from ig_jax import experiment, modes
@@ -41,6 +42,9 @@ def is_program(words: list[str]) -> bool:
 PROGRAMS = [w[2:] for w in shown() if is_program(w) and any(x.startswith("--config=") for x in w)]
 
 
+OTHERS = [words for words in shown() if not is_program(words)]
+
+
 def harmless(words: list[str]) -> list[str]:
     """The command in the form that checks everything and computes nothing."""
     if words[0] == "make":
@@ -65,7 +69,13 @@ def test_the_programs_of_the_readme_trace():
         assert status == 0, f"{words}: {err}"
 
 
-@pytest.mark.parametrize("words", [w for w in shown() if not is_program(w)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    slow_but(
+        ["python benchmarks/train.py", *(" ".join(w) for w in OTHERS if w[0] == "make")],
+        *(OTHERS, " ".join),
+    ),
+)
 def test_command_of_the_readme_is_accepted(words):
     done = subprocess.run(harmless(words), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -85,6 +95,7 @@ def tiny() -> ConfigDict:
     return c
 
 
+@pytest.mark.slow
 def test_term_of_the_readme_trains(monkeypatch, tmp_path):
     monkeypatch.setitem(TERMS, "huber", example("Huber"))
     c = tiny()
@@ -114,6 +125,7 @@ def test_sampler_of_the_readme_samples(monkeypatch):
     assert images.shape == (4, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_source_of_the_readme_trains(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax.diffusion.ddpm_steps import Steps, kept_steps
@@ -78,7 +79,14 @@ def recursion(mean: float, std: float, variances: np.ndarray) -> tuple[float, fl
     return m, v
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.7, 0.5), (-1.0, 2.0), (0.3, 0.0)])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (0.7, 0.5),
+        pytest.param(-1.0, 2.0, marks=pytest.mark.slow),
+        pytest.param(0.3, 0.0, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("placed", "variances"), [(LOWER, TILDE), (UPPER, BETAS)])
 def test_ancestral_sampling_has_the_moments_of_the_recursion(mean, std, placed, variances):
     way = affine("ancestral", 1000, field(mean, std, placed))
@@ -113,7 +121,14 @@ def test_with_the_variance_of_the_true_reverse_step_the_data_distribution_is_rea
     assert expected[1] == pytest.approx(std**2, rel=1e-3)
 
 
-@pytest.mark.parametrize(("num_steps", "spacing"), [(1000, "even"), (10, "even"), (25, "stride")])
+@pytest.mark.parametrize(
+    ("num_steps", "spacing"),
+    [
+        pytest.param(1000, "even", marks=pytest.mark.slow),
+        (10, "even"),
+        pytest.param(25, "stride", marks=pytest.mark.slow),
+    ],
+)
 def test_ddim_without_noise_has_the_slope_of_its_formula(num_steps, spacing):
     """(alpha' alpha s^2 + sigma' sigma) / (a s^2 + 1 - a) for each step; means are carried along.
 
@@ -134,7 +149,7 @@ def test_ddim_without_noise_has_the_slope_of_its_formula(num_steps, spacing):
     assert expected == pytest.approx(np.prod(np.cos(angles)), rel=1e-9)
 
 
-@pytest.mark.parametrize("num_steps", [1000, 10])
+@pytest.mark.parametrize("num_steps", slow_but([10], [1000, 10]))
 def test_ddim_at_eta_1_is_ancestral_sampling_at_the_lower_variance(num_steps):
     given = field(0.7, 0.5, LOWER)
     ours = affine("ddim", num_steps, given, eta=1.0)
@@ -143,13 +158,14 @@ def test_ddim_at_eta_1_is_ancestral_sampling_at_the_lower_variance(num_steps):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_noise_of_ddim_grows_with_eta():
     given = field(0.7, 0.5, LOWER)
     once = [affine("ddim", 10, given, eta=eta)[2][-2] for eta in (0.25, 0.5)]
     assert once[1] == pytest.approx(2 * once[0], rel=1e-9) and once[0] > 0
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim"])
+@pytest.mark.parametrize("name", slow_but(["ancestral"], ["ancestral", "ddim"]))
 def test_clipping_holds_the_predicted_data_in_the_range_of_pixels(name):
     far = field(7.0, 0.0, LOWER)  # predicts x0 = 7 everywhere
     assert affine(name, 20, far)[1] == pytest.approx(7)
@@ -244,7 +260,7 @@ def test_the_network_is_asked_once_at_every_kept_step_and_noise_is_drawn_for_all
     np.testing.assert_allclose(sampler.grid(), [*asked, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim"])
+@pytest.mark.parametrize("name", slow_but(["ddim"], ["ancestral", "ddim"]))
 def test_a_time_without_a_step_makes_no_number(name):
     x = jnp.zeros((1, 1, 1, 1))
     sampler = SAMPLERS[name](5)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax.diffusion import process
@@ -26,9 +27,9 @@ INSIDE = (0.1, 0.9)
 # Steps of very different lengths, longer and shorter than those before.
 UNEVEN = np.array([1.0, 0.93, 0.6, 0.55, 0.3, 0.28, 0.05, 0.0])
 
-every_path = pytest.mark.parametrize("path", PATHS)
+every_path = pytest.mark.parametrize("path", slow_but(["vp"], PATHS))
 every_multistep = pytest.mark.parametrize("name", MULTISTEP)
-every_shift = pytest.mark.parametrize("shift", SHIFTS)
+every_shift = pytest.mark.parametrize("shift", slow_but([3.0], SHIFTS))
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +115,7 @@ def test_from_noise_to_data_the_errors_of_dpm_solver_fall_by_its_order_but_for_a
 
 
 @every_path
-@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("steps", slow_but([7], [1, 2, 7]))
 def test_dpm_solver_follows_a_constant_prediction_of_the_data_exactly(path, steps):
     data, noise = 1.5, START[..., :1]
     low, high = Flow(path, "uniform").interval(sampling=True)
@@ -234,8 +235,8 @@ def test_latents_in_float64_go_with_a_network_in_float32(name):
 # Where guidance switches.
 
 
-@every_multistep
-@pytest.mark.parametrize("cut", range(1, 7))
+@pytest.mark.parametrize("name", slow_but(["dpmpp_2m"], MULTISTEP))
+@pytest.mark.parametrize("cut", slow_but([3], range(1, 7)))
 def test_after_a_switch_a_sampler_goes_on_as_if_it_began_there(name, cut):
     first, then = gaussian("linear"), gaussian("linear", mean=-2.0, spreads=SPREADS[..., ::-1])
     whole = walk(name, UNEVEN, [(first, 0, cut), (then, cut, 7)], START, trajectory=True)
@@ -245,7 +246,7 @@ def test_after_a_switch_a_sampler_goes_on_as_if_it_began_there(name, cut):
     np.testing.assert_allclose(whole[cut:], after, rtol=1e-12)
 
 
-@every_multistep
+@pytest.mark.parametrize("name", slow_but(["dpmpp_2m"], MULTISTEP))
 @every_path
 def test_a_switch_costs_no_order(name, path):
     """One Gaussian above the middle time and another below it; each flow is known."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax import guidance
@@ -94,7 +95,7 @@ def exact_flow(t: float):
 
 
 # In even steps of time that of DPM-Solver++ has a logarithm more: test_multistep.py.
-@pytest.mark.parametrize("name", sorted(set(DETERMINISTIC) - {"dpmpp_2m"}))
+@pytest.mark.parametrize("name", slow_but(["heun2"], sorted(set(DETERMINISTIC) - {"dpmpp_2m"})))
 def test_reaches_its_declared_order_on_the_exact_gaussian_flow(name):
     with jax.enable_x64(True):
         errors = [exact_flow_error(name, n) for n in (16, 32, 64, 128)]
@@ -103,6 +104,7 @@ def test_reaches_its_declared_order_on_the_exact_gaussian_flow(name):
     assert errors[-1] < 0.02
 
 
+@pytest.mark.slow
 def test_heun_corrects_what_euler_predicts():
     with jax.enable_x64(True):
         assert exact_flow_error("heun", 16) < exact_flow_error("euler", 16) / 5
@@ -122,11 +124,13 @@ def test_heun2_corrects_the_last_step_too(time):
         assert error("heun") == error("euler")
 
 
+@pytest.mark.slow
 def test_heun2_ends_nearer_than_heun_on_the_same_grid():
     with jax.enable_x64(True):
         assert exact_flow_error("heun2", 16) < exact_flow_error("heun", 16) / 2
 
 
+@pytest.mark.slow
 def test_dopri5_ends_on_the_exact_gaussian_flow_within_its_tolerance():
     """A tolerance bounds the estimate of one step's error: the end may be off by a few of them."""
     tolerances = np.array([1e-4, 1e-7, 1e-10])
@@ -141,6 +145,7 @@ def test_dopri5_at_its_own_tolerances_is_far_nearer_than_euler_at_many_more_eval
         assert exact_flow_error("dopri5", 50) < 3e-3 < exact_flow_error("euler", 100) / 2
 
 
+@pytest.mark.slow
 def test_dopri5_in_float32_ends_where_it_does_in_float64():
     end = run("dopri5", 50, jnp.asarray(START, jnp.float32))
     assert end.dtype == jnp.float32
@@ -149,12 +154,14 @@ def test_dopri5_in_float32_ends_where_it_does_in_float64():
     np.testing.assert_allclose(end, double, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dopri5_that_needs_more_steps_than_it_may_take_is_not_a_number():
     x = jnp.asarray(START, jnp.float32)
     assert np.all(np.isfinite(run("dopri5", 50, x)))
     assert np.all(np.isnan(run("dopri5", 3, x)))
 
 
+@pytest.mark.slow
 def test_dopri5_holds_every_piece_to_the_field_of_that_piece():
     """Velocity 10 inside an interval and 1 outside: jumps that no step may smooth."""
     grid, cut = guidance.adaptive_segments(1.0, 0.0, {"ig": Guidance(2.0, low=0.2, high=0.71)})
@@ -185,6 +192,7 @@ def test_euler_maruyama_with_the_exact_score_ends_in_the_data_distribution():
     assert abs(spread - SPREAD) < 0.01 + 5 * SPREAD / np.sqrt(2 * 20_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score_sign, loudness", [(1, 0.0), (-1, 1.0), (0, 1.0)])
 def test_without_noise_or_with_a_wrong_score_the_distribution_is_missed(score_sign, loudness):
     field = Field(gaussian_velocity, lambda v, x, t: -score_sign * standardised(x, t)[0])
@@ -285,7 +293,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_STEP)
+@pytest.mark.parametrize("name", slow_but(set(ONE_STEP) - {"dopri5"}, ONE_STEP))
 def test_a_step_and_the_last_step_are_those_worked_out_by_hand(name):
     field = Field(lambda x, t: x * t, lambda v, x, t: jnp.full_like(x, 3.0), **LINEAR)
     x, t, t_next = jnp.full((1, 1, 1, 1), 2.0), jnp.float32(1.0), jnp.float32(0.5)
@@ -309,7 +317,7 @@ def test_heun2_asks_for_the_velocity_at_the_end_of_a_step_in_every_step():
     assert sampler.last_step(field, x, *times).item() == pytest.approx(-0.5 * 6)
 
 
-@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("name", slow_but(["euler", *STOCHASTIC], ANY))
 def test_the_noise_of_a_step_matters_exactly_where_a_sampler_is_stochastic(name):
     x = jnp.ones((1, 1, 1, 1))
     quiet = run(name, 20, x)
@@ -317,6 +325,7 @@ def test_the_noise_of_a_step_matters_exactly_where_a_sampler_is_stochastic(name)
     assert (quiet.item() != loud.item()) == (name in STOCHASTIC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(FIXED) - MULTISTEP))
 def test_cutting_the_grid_into_pieces_changes_nothing(name):
     sampler = SAMPLERS[name](6)
@@ -333,8 +342,8 @@ def test_cutting_the_grid_into_pieces_changes_nothing(name):
         np.testing.assert_allclose(piece, whole, rtol=1e-6, atol=1e-6, err_msg=str(ends))
 
 
-@pytest.mark.parametrize("name", ON_THE_GRID)
-@pytest.mark.parametrize("cut", range(1, 6))
+@pytest.mark.parametrize("name", slow_but(["dpmpp_2m", "euler_maruyama", "heun2"], ON_THE_GRID))
+@pytest.mark.parametrize("cut", slow_but([2], range(1, 6)))
 def test_every_piece_moves_under_its_own_field(name, cut):
     """Velocity a before the cut and b after it: the distance is their average over the grid."""
     sampler, x = SAMPLERS[name](6), jnp.zeros((1, 1, 1, 1))
@@ -402,14 +411,14 @@ def test_noise_is_asked_for_once_a_step_and_never_for_the_last(name):
     assert record(name, 5)[1] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("name", sorted(set(ANY) - STOCHASTIC))
+@pytest.mark.parametrize("name", slow_but(["dpmpp_2m", "euler"], sorted(set(ANY) - STOCHASTIC)))
 def test_a_straight_flow_is_walked_exactly_in_one_step(name):
     x = jnp.full((1, 1, 1, 1), 3.0)
     steps = 10 if SAMPLERS[name].adaptive else 1
     assert run(name, steps, x, constant(2.0)).item() == pytest.approx(1.0)
 
 
-@every_sampler
+@pytest.mark.parametrize("name", slow_but(["euler_maruyama"], FIXED))
 def test_250_steps_in_float32_stay_within_their_rounding_of_float64(name):
     draws = np.random.default_rng(0).standard_normal((251, 64, 1, 1, 1), np.float32)
 

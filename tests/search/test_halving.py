@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from tiers import slow_but
 
 from ig_jax.errors import UserError
 from ig_jax.search import report as search_report
@@ -69,6 +70,7 @@ def test_halving_finds_the_bottom_of_a_noisy_bowl_at_a_third_of_the_cost(tmp_pat
     assert search.total == 168 < 65 * 8 / 3
 
 
+@pytest.mark.slow
 def test_the_number_of_measurements_is_known_before_for_every_share_kept(tmp_path):
     for number, (keep, rounds) in enumerate(itertools.product((0.1, 1 / 3, 0.5, 1.0), (1, 2, 4))):
         bowl = Bowl()
@@ -205,7 +207,7 @@ def test_a_measure_that_is_not_finite_loses(tmp_path, better, broken):
 
 
 # 16 settings and the config's own: 17 + 9 + 2 * 5 + 4 * 3 measurements.
-@pytest.mark.parametrize("fails_at", [0, 1, 10, 17, 18, 25, 47])
+@pytest.mark.parametrize("fails_at", slow_but([10], [0, 1, 10, 17, 18, 25, 47]))
 def test_a_search_that_was_cut_short_goes_on_where_it_was(tmp_path, fails_at):
     whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
     searched(whole, Bowl())
@@ -256,7 +258,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", slow_but(["{", "a row", "words", "other seeds"], DAMAGE))
 def test_a_damaged_record_or_one_with_other_seeds_is_refused_and_kept(tmp_path, damage):
     path = tmp_path / "search.json"
     searched(path, Bowl(), Halving("fd", "lower", 1, 0.5, 7))
@@ -474,9 +476,15 @@ SCATTER = {"ig.scale": (1.0, 3.0), "cfg.scale": (1.0, 2.0)}
 
 @pytest.mark.parametrize(
     ("values", "method"),
-    [(SMALL.values, "grid"), (SCATTER, "random"), (LINE, "grid"), (LINE, "random")],
+    [
+        (SMALL.values, "grid"),
+        *(
+            pytest.param(values, method, marks=pytest.mark.slow)
+            for values, method in ((SCATTER, "random"), (LINE, "grid"), (LINE, "random"))
+        ),
+    ],
 )
-@pytest.mark.parametrize("better", ["lower", "higher"])
+@pytest.mark.parametrize("better", slow_but(["lower"], ["lower", "higher"]))
 def test_a_picture_is_drawn_of_every_kind_of_space(tmp_path, values, method, better):
     metric = {"lower": "fd", "higher": "accuracy"}[better]
     halving = Halving(metric, better, 3, 0.5, 0)
@@ -511,8 +519,8 @@ def test_a_cell_shows_the_best_over_the_fields_not_drawn_and_its_seeds():
     assert tuple(picture[1, 1]) == search_report.EMPTY
 
 
-@pytest.mark.parametrize("method", ["grid", "random"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("method", slow_but(["grid"], ["grid", "random"]))
+@pytest.mark.parametrize("bad", slow_but([math.nan], [math.nan, math.inf]))
 def test_a_picture_survives_measures_that_are_not_finite(tmp_path, bad, method):
     space = Space({"ig.scale": (1.2, 2.0, 3.0), "cfg.scale": (1.1, 1.5)}, method, 9)
 

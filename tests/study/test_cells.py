@@ -19,6 +19,8 @@ from ig_jax.study import methods, probe
 from ig_jax.study.measures import Bench, weights
 from ig_jax.training import trainer
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (3, 1)
 ALL = [(m, s) for m in ("plain", "sra2", "guided") for s in SEEDS]
 
@@ -104,7 +106,6 @@ def test_seeds_share_the_compiled_program_of_their_method(done, programs):
     assert [p.init._cache_size() for p in programs] == [1, 1]
 
 
-@pytest.mark.slow
 def test_a_run_is_bit_for_bit_what_training_it_alone_gives(done, tmp_path):
     exp = studies.cells(done)._rows["plain"].of_seed(3)
     outcome = trainer.run(exp, tmp_path)
@@ -144,7 +145,6 @@ def test_a_changed_config_is_refused(folder, length, no_training):
         of_study.Cells(folder, rows, SEEDS, Bench(exp, ("loss",), exp.config.study.probe)).fill()
 
 
-@pytest.mark.slow
 def test_a_study_killed_within_a_run_and_between_cells_ends_with_the_same_bits(
     done, folder, monkeypatch
 ):
@@ -200,7 +200,6 @@ def test_two_that_work_in_one_folder_share_its_cells(done, folder, measured, mon
     assert all(row(folder, *each) == row(done, *each) for each in ALL)
 
 
-@pytest.mark.slow
 def test_a_run_that_diverges_is_named_when_all_others_are_done(folder, monkeypatch):
     for seed in SEEDS:
         shutil.rmtree(cell(folder, "sra2", seed))
@@ -233,7 +232,6 @@ def test_a_run_starts_from_the_one_of_the_same_seed(folder, monkeypatch):
     assert starts == [(cell(folder, "later", s), str(cell(folder, "sra2", s))) for s in SEEDS]
 
 
-@pytest.mark.slow
 def test_a_measure_that_is_asked_for_later_is_taken_without_training(
     folder, measured, no_training, monkeypatch
 ):

@@ -61,6 +61,7 @@ def test_training_costs_its_gradients_and_the_median_step(tmp_path):
     assert found["train_flops"] == 8 * exp.gradient_flops(16)
 
 
+@pytest.mark.slow
 def test_a_held_out_loss_of_a_network_that_predicts_nothing_is_that_of_the_target():
     """With output 0 the loss is the mean square of noise - x_0: 1 + E x_0^2 for all times."""
     exp = tiny.experiment({"sample.batch_size": 100}, jax.devices()[:1])
