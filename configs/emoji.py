@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     del c.data.path
     c.data.source = ConfigDict({"name": "emoji", "split": "train", "size": 32})
 
-    c.train.steps = 8000
+    c.train.steps = 6000
     c.train.batch_size = 32
     c.train.steps_per_dispatch = 10
     c.train.ema_decays = (0.999,)
