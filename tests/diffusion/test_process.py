@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax.diffusion import process
@@ -238,7 +239,7 @@ def carry(process_, prediction, told_time, sampler, start, noise):
 
 @every_path
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("name", ["heun2", "dpmpp_2m", "adams_bashforth"])
+@pytest.mark.parametrize("name", slow_but(["dpmpp_2m"], ["heun2", "dpmpp_2m", "adams_bashforth"]))
 def test_a_network_that_predicts_perfectly_carries_noise_to_the_data(path, prediction, name):
     process_ = flow(path, prediction=prediction)
     start = jnp.linspace(-2, 2, 5)[:, None, None, None]
@@ -484,8 +485,14 @@ def told_ddpm(step):
 @pytest.mark.parametrize(
     ("name", "num_steps"),
     [
-        *(("euler", 250), ("heun", 125), ("heun2", 125), ("dopri5", 1000)),
-        *(("dpmpp_2m", 250), ("adams_bashforth", 250)),
+        ("heun", 125),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *(("euler", 250), ("heun2", 125), ("dopri5", 1000)),
+                *(("dpmpp_2m", 250), ("adams_bashforth", 250)),
+            )
+        ),
     ],
 )
 def test_a_perfect_ddpm_network_carries_noise_to_the_data_along_the_ode(name, num_steps):

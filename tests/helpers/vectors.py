@@ -5,7 +5,7 @@ The vectors are channels first, the code channels last; everything is compared i
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from places import GOLDEN
 from safetensors.numpy import load_file
+from tiers import slow_but
 
 from ig_jax import optim, pytree
 from ig_jax.interop import parameter_names
@@ -127,11 +128,18 @@ class Vectors:
 
 
 def parameters_of(
-    metafunc: pytest.Metafunc, name: str, listed: Callable[[Vectors], Iterable]
+    metafunc: pytest.Metafunc,
+    name: str,
+    listed: Callable[[Vectors], Iterable],
+    kept: Collection[Any] | None = None,
 ) -> list[Any]:
-    """What a golden directory holds cases for; one case that skips where it lacks the vectors."""
+    """What a golden directory holds cases for; one case that skips where it lacks the vectors.
+
+    Those that are not `kept` are slow; None keeps all.
+    """
     try:
-        return list(listed(Vectors(metafunc.config.getoption("--golden"), name)))
+        cases = list(listed(Vectors(metafunc.config.getoption("--golden"), name)))
+        return cases if kept is None else slow_but([c for c in cases if c in kept], cases)
     except pytest.skip.Exception as missing:
         return [pytest.param(None, marks=pytest.mark.skip(reason=missing.msg))]
 

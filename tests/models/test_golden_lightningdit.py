@@ -41,7 +41,9 @@ pytestmark = pytest.mark.golden
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The variants of the model that this directory holds."""
     if "variant" in metafunc.fixturenames:
-        variants = parameters_of(metafunc, "lightningdit_forward", lambda v: v.config["variants"])
+        variants = parameters_of(
+            metafunc, "lightningdit_forward", lambda v: v.config["variants"], ("base", "all_off")
+        )
         metafunc.parametrize("variant", variants)
 
 
@@ -274,6 +276,7 @@ def test_shifted_grids_are_the_published_ones(sampling):
         assert_within("grid", 1 - grid_of(vectors, case), vectors["t_grid"][case], 2 * EPSILON)
 
 
+@pytest.mark.slow
 def test_fixed_grid_samplers_arrive_where_the_published_ones_do(sampling):
     vectors = sampling.vectors
     for case, method in enumerate(vectors["case_method"]):

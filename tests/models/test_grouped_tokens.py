@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import lively
 import numpy as np
 import pytest
+from tiers import slow_but
 
 from ig_jax.models.dit import DiT
 from ig_jax.models.lightningdit import LightningDiT, LightningDiTSettings
@@ -99,14 +100,14 @@ def temporaries(times: int, gradient: bool, **kinds) -> float:
     return compiled.memory_analysis().temp_size_in_bytes / MIB
 
 
-@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("gradient", slow_but([False], [False, True]))
 def test_times_of_groups_cost_no_modulation_of_each_token(gradient):
     """That would be [8, 256, 6 x 1152] for every block: 27 MiB as bfloat16, kept or not."""
     plain = temporaries(1, gradient)
     assert temporaries(2, gradient, condition=True) < plain + 13
 
 
-@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("gradient", slow_but([True], [False, True]))
 def test_separation_costs_at_most_one_buffer_of_logits(gradient):
     """One block's [8, 16, 256, 256] is 32 MiB, where the selection is not fused."""
     plain = temporaries(1, gradient)
@@ -131,8 +132,14 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("net", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("grouped", slow_but([True], [False, True]))
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(net, id=name, marks=() if name == "sit" else pytest.mark.slow)
+        for name, net in FAMILIES.items()
+    ],
+)
 def test_tokens_are_those_that_a_whole_pass_taps(net, grouped):
     """In every family's own direction of time; in any order of depths, and one twice."""
     x, t, y = lively.inputs(net)

@@ -9,6 +9,7 @@ import lively
 import numpy as np
 import pytest
 from flax import nnx
+from tiers import slow_but
 
 from ig_jax import pytree
 from ig_jax.models import axes, layers
@@ -48,7 +49,7 @@ def loss(module, *inputs):
     return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out)), out
 
 
-@every_family
+@pytest.mark.parametrize("family", slow_but(["sit"], FAMILIES))
 def test_a_module_and_its_functional_form_agree_in_every_bit(family):
     net = functional(family)
     params, inputs = lively.parameters(net), lively.inputs(net)

@@ -142,7 +142,9 @@ def test_groups_that_do_not_see_each_other_are_refused():
 # The network.
 
 
-@pytest.mark.parametrize(("family", "unroll"), [("sit", 1), ("lightningdit", 4)])
+@pytest.mark.parametrize(
+    ("family", "unroll"), [("sit", 1), pytest.param("lightningdit", 4, marks=pytest.mark.slow)]
+)
 def test_a_projection_of_zero_is_the_network_without_it(family, unroll):
     """In its values, and in the gradients of everything else."""
     net = network(family, unroll=unroll)
@@ -234,6 +236,7 @@ def test_the_network_is_its_blocks_with_the_condition_of_the_formula(family):
     lively.close(out.heads[3], latents(third), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"unroll": 4, "remat": "full"}, {"remat": "dots"}, {"remat": "full"}]
 )

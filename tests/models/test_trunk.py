@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import lively
 import numpy as np
 import pytest
+from tiers import slow_but
 
 from ig_jax import pytree
 from ig_jax.models import trunk
@@ -69,7 +70,9 @@ def plain(params):
     return loss_and_gradient(params)
 
 
-@pytest.mark.parametrize("changes", [{"unroll": 3}, {"remat": "dots"}, {"remat": "full"}])
+@pytest.mark.parametrize(
+    "changes", slow_but([{"unroll": 3}], [{"unroll": 3}, {"remat": "dots"}, {"remat": "full"}])
+)
 def test_unrolling_and_recomputing_change_neither_output_nor_gradient(changes, params, plain):
     lively.close(loss_and_gradient(params, **changes), plain)
 

@@ -199,6 +199,7 @@ def test_the_heads_of_the_teacher_are_split_over_devices_as_those_that_are_train
 # The teacher.
 
 
+@pytest.mark.slow
 def test_the_teachers_projector_is_an_average_of_the_teachers_decay(trained_on_one):
     """And starts as a copy of what is trained."""
     before, after, _ = trained_on_one
@@ -268,6 +269,7 @@ def test_the_teacher_sees_the_other_view_at_its_own_time_and_noise_with_the_labe
     assert term.needs.mirrored == (view == "mirrored")
 
 
+@pytest.mark.slow
 def test_only_what_leads_to_the_tap_and_the_heads_learn():
     net, terms = lively.make(), {"contrastive": TERMS["contrastive"](1.0, 2, hidden_size=9)}
     loss = Objective(net, Flow("linear", "uniform"), terms, 0.5, lively.CLASSES)

@@ -78,6 +78,7 @@ def advanced(devices: int, mesh: dict[str, int]):
     return jax.tree.map(np.asarray, update(step.init_state(exp), batch))
 
 
+@pytest.mark.slow
 def test_pairs_are_the_same_on_any_number_of_devices():
     state, found = advanced(1, {"data": 1, "fsdp": 1, "tensor": 1})
     state_2, found_2 = advanced(2, {"data": 1, "fsdp": 2, "tensor": 1})

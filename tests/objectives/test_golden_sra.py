@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import slow_but
 from vectors import (
     DISTANCE_OF,
     Vectors,
@@ -37,6 +38,7 @@ from ig_jax.training.step import Noised, gradients, update_state
 pytestmark = pytest.mark.golden
 
 TERM = "self_alignment"
+QUICK = ("sml1_linear_uniform", "cos_linear_uniform")  # cases that are not slow
 WEIGHTS = {"cos": 0.5}  # at epoch 0 and 256 pixels; of the others 0.2
 
 
@@ -51,7 +53,7 @@ def with_gradients(v: Vectors) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         listed = with_gradients if "gradient" in metafunc.function.__name__ else all_cases
-        cases = parameters_of(metafunc, "sra_sit_loss", listed)
+        cases = parameters_of(metafunc, "sra_sit_loss", listed, QUICK)
         metafunc.parametrize("case", cases, scope="module")
 
 
@@ -211,7 +213,10 @@ def draws_of_step(name: str, v: Vectors, i: int) -> Draws:
     )
 
 
-@pytest.fixture(scope="module", params=[(n, kind) for n in RUNS for kind in ("", "fast")], ids=str)
+PUBLISHED_RUNS = [(name, kind) for name in RUNS for kind in ("", "fast")]
+
+
+@pytest.fixture(scope="module", params=slow_but(["('sra_sit_train', 'fast')"], PUBLISHED_RUNS, str))
 def training(golden_dir, request):
     """All steps of a published run, as shipped and fast: metrics, and the last state."""
     name, fast = request.param

@@ -35,12 +35,13 @@ from ig_jax.types import TokenGroups
 pytestmark = pytest.mark.golden
 
 TERM = "self_alignment"
+QUICK = ("shipped", "self_flow")  # cases that are not slow
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         name = "with_gradients" if "gradient" in metafunc.function.__name__ else "cases"
-        cases = parameters_of(metafunc, "dts_as", lambda v: v.config[name])
+        cases = parameters_of(metafunc, "dts_as", lambda v: v.config[name], QUICK)
         metafunc.parametrize("case", cases, scope="module")
     if "number" in metafunc.fixturenames:
         masks = parameters_of(
@@ -48,7 +49,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
         metafunc.parametrize("number", masks)
     if "sampled_case" in metafunc.fixturenames:
-        cases = parameters_of(metafunc, "dts_as_sampling", lambda v: range(len(v["case_method"])))
+        cases = parameters_of(
+            metafunc, "dts_as_sampling", lambda v: range(len(v["case_method"])), (0, 3)
+        )
         metafunc.parametrize("sampled_case", cases)
 
 

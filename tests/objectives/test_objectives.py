@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax.diffusion.flow import Flow
@@ -361,7 +362,7 @@ def test_predictions_of_other_kinds_are_compared_with_the_noise(path, prediction
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
+@pytest.mark.parametrize("path", slow_but(["vp"], ["linear", "cosine", "vp"]))
 @pytest.mark.parametrize("prediction", ["noise", "score"])
 def test_the_loss_is_finite_at_both_ends_of_time(path, prediction):
     x0, labels, draws = batch()

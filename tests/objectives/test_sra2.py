@@ -92,6 +92,7 @@ def test_patchify_undoes_unpatchify_and_names_row_column_and_channel_in_this_ord
     np.testing.assert_array_equal(embed.patchify(jnp.asarray(x), 2)[0, 1], [2, 3, 6, 7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll", [1, 4])
 def test_the_gradient_reaches_the_head_and_the_blocks_up_to_the_tapped_one_alone(unroll):
     net = lively.make(depth=4, unroll=unroll)

@@ -205,6 +205,7 @@ def test_the_tree_that_is_trained_is_the_networks_own_where_no_term_has_a_head()
     assert exp.abstract_terms == {} and exp.abstract_state.terms == {}
 
 
+@pytest.mark.slow
 def test_a_head_changes_neither_the_fresh_network_nor_another_head():
     plain, one, three = (step.init_state(tiny.experiment(c)) for c in ({}, SRA2, ALL))
     assert_same_bits(one.params, plain.params)
@@ -244,14 +245,18 @@ def one_device(request):
         return request.param, four_steps({**ALL, **request.param})
 
 
+DATA_2, FSDP_2 = (
+    {"mesh": {"data": data, "fsdp": fsdp, "tensor": 1}} for data, fsdp in ((2, 1), (1, 2))
+)
+
+
 @pytest.mark.parametrize(
     "arrangement",
     [
-        {"mesh": {"data": 2, "fsdp": 1, "tensor": 1}},
-        {"mesh": {"data": 1, "fsdp": 2, "tensor": 1}, "model.remat": "dots"},
-        {"mesh": {"data": 2, "fsdp": 1, "tensor": 1}, "train.accumulation": 2},
+        pytest.param(DATA_2, id="data", marks=pytest.mark.slow),
+        pytest.param(FSDP_2 | {"model.remat": "dots"}, id="fsdp"),
+        pytest.param(DATA_2 | {"train.accumulation": 2}, id="parts", marks=pytest.mark.slow),
     ],
-    ids=["data", "fsdp", "parts"],
 )
 def test_two_devices_train_heads_as_one_does(one_device, arrangement):
     optimizer, (state, found) = one_device
@@ -267,6 +272,7 @@ def grouped():
     return four_steps({"objective.terms": {**FLOW, **HEADS}, **GROUPS})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -342,6 +348,7 @@ def copied(run, tmp_path):
     return shutil.copytree(run[0], tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_going_on_gives_the_bits_of_an_unbroken_run_with_a_head(run, tmp_path):
     trainer.run(tiny.experiment({**run[1], "train.steps": 6}), tmp_path)
     outcome = trainer.run(tiny.experiment(run[1]), tmp_path)
@@ -390,6 +397,7 @@ def test_sampling_and_export_need_no_head_and_show_none(run, tmp_path):
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("item", ["terms", pytest.param("ema_terms", marks=pytest.mark.slow)])
 def test_a_checkpoint_that_lost_its_heads_is_left_out_when_training_goes_on(
     run, tmp_path, capsys, item
@@ -412,6 +420,7 @@ def test_an_imported_optimizers_state_is_refused_where_a_term_trains_a_head(tmp_
         trainer.Trainer(tiny.experiment(SRA2), tmp_path)
 
 
+@pytest.mark.slow
 def test_imported_weights_are_trained_on_with_a_fresh_head(tmp_path):
     exp = tiny.experiment(devices=jax.devices()[:1])
     weights = jax.tree.map(lambda x: x + 1, step.init_state(exp).params)

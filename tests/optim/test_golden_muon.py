@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import slow_but
 from vectors import (
     EPSILON,
     LAST_PLACES,
@@ -159,7 +160,7 @@ def published_model(golden_dir, model: str):
     return lightningdit(vectors.config["variants"][model]), vectors.weights(f"_{model}")
 
 
-@pytest.mark.parametrize("model", ["sit", "base", "qknorm", "all_off"])
+@pytest.mark.parametrize("model", slow_but(["sit", "base"], ["sit", "base", "qknorm", "all_off"]))
 def test_matrices_are_those_of_the_published_state_dict(golden_dir, model):
     """All of two or more dimensions but the tables, flattened to (out, rest), nothing else."""
     net, state = published_model(golden_dir, model)

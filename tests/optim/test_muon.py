@@ -267,6 +267,7 @@ def stack_and_slices() -> tuple[dict, dict[str, dict]]:
     return stack, {f"layer{i}": jax.tree.map(lambda p, i=i: p[i], stack) for i in range(3)}
 
 
+@pytest.mark.slow
 def test_a_stack_moves_as_its_slices_do_one_by_one():
     """To the last bit, operation by operation: fused ones add in an order of their own."""
     stack, slices = stack_and_slices()

@@ -263,7 +263,7 @@ slow = pytest.mark.slow
     ("victim", "doing"),
     [
         (1, IDLE),  # jax notices first, and aborts
-        (0, BUSY),
+        pytest.param(0, BUSY, marks=slow),
         pytest.param(0, IDLE, marks=slow),
         pytest.param(1, BUSY, marks=slow),  # gloo notices
     ],
@@ -298,6 +298,7 @@ def meet(port: int) -> tuple[int, str]:
     return process.returncode, err
 
 
+@pytest.mark.slow
 def test_a_process_that_meets_no_other_says_so():
     status, err = meet(free_port())
     assert status == 2, err

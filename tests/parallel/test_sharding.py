@@ -122,6 +122,7 @@ def assert_same_training(got, reference) -> None:
 # The same curve.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape", "reference"),
     [
@@ -135,6 +136,7 @@ def test_eight_devices_train_as_one_does(few, kind, shape, reference):
     assert_same_training(case(few, kind, shape), case(few, reference, ONE))
 
 
+@pytest.mark.slow
 def test_the_losses_compared_are_of_a_network_that_learns(few):
     for kind in ("sit", "light"):
         found = case(few, kind, ONE)
@@ -184,6 +186,7 @@ def test_bfloat16_on_eight_devices_is_that_of_one_but_for_its_rounding(few, broa
 # Samples.
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_draw_the_same_samples(few):
     one, eight = (dict(np.load(few / f"samples_sit_{n}.npz")) for n in ("1x1x1", "1x8x1"))
     assert one["euler"].shape == one["dopri5"].shape == (10, 8, 8, 1)
@@ -196,6 +199,7 @@ def test_one_and_eight_devices_draw_the_same_samples(few):
 # Memory.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1)])
 def test_each_of_eight_devices_holds_an_eighth_of_what_a_step_changes(few, shape):
     """But for vectors and the position table, a hundredth of this small network."""
@@ -204,6 +208,7 @@ def test_each_of_eight_devices_holds_an_eighth_of_what_a_step_changes(few, shape
     assert all(1 / 8 < part < 1.12 / 8 for part in share.values()), share
 
 
+@pytest.mark.slow
 def test_each_of_eight_devices_holds_an_eighth_of_the_published_runs(few):
     published = figures(few, "light")["published"]
     assert len(published) == 4
@@ -212,6 +217,7 @@ def test_each_of_eight_devices_holds_an_eighth_of_the_published_runs(few):
         assert 1 < 8 * found["each"] / found["whole"] < 1.02, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1)])
 def test_a_fresh_state_is_made_in_shards(few, shape):
     found = figures(few, "sit")["figures"][meshes.name_of("sit", shape)]
@@ -283,10 +289,12 @@ def assert_gathers_once(program: str) -> None:
         assert sent(program, STEP, operation) >= Counter(n // parts for n in stacks.elements())
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_a_block_at_a_time_inside_the_loop_and_never_a_stack(few):
     assert_gathers_blocks(compiled(few, "sit", (1, 8, 1)))
 
 
+@pytest.mark.slow
 def test_data_gathers_every_stack_once_a_step_and_nothing_inside_the_loop(few):
     assert_gathers_once(compiled(few, "sit", (8, 1, 1)))
 
@@ -298,6 +306,7 @@ def test_optimising_moves_no_gather(broad):
     assert_gathers_once(compiled(broad, "optimised", (8, 1, 1)))
 
 
+@pytest.mark.slow
 def test_muon_iterates_on_an_eighth_of_the_stacks_on_each_of_eight_devices(few):
     found = figures(few, "light")["muon"]
     products = found["stacks"] / 8 + found["others"]
@@ -315,6 +324,7 @@ def lightningdit_matrices() -> list[str]:
 # Going on elsewhere.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [ONE, (1, 2, 1), (2, 4, 1), (8, 1, 1)])
 def test_a_state_saved_on_eight_devices_is_restored_bit_for_bit_on_others(few, shape):
     with np.load(few / "moved.npz") as file:
@@ -326,6 +336,7 @@ def test_a_state_saved_on_eight_devices_is_restored_bit_for_bit_on_others(few, s
     assert_same_bits(under(arrays, meshes.name_of("on", shape)), saved)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_with_the_next_batch_as_if_it_had_not_moved(few):
     moved = figures(few, "sit")["moved"]
     assert moved["start"] == 32 * meshes.STEPS  # a batch is of 32
@@ -460,6 +471,7 @@ def test_a_rule_that_matches_nothing_is_named(monkeypatch):
         partitioning.placements(exp.mesh, exp.axes, exp.abstract_params)
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
     """20 channels and eight devices: of the axes to be split only the time MLP's 256 divides."""
     line = next(
@@ -472,6 +484,7 @@ def test_a_dry_run_names_the_matrices_that_data_does_not_divide(few):
     assert not [name for name in named if name.endswith("bias")]
 
 
+@pytest.mark.slow
 def test_weights_converted_once_change_no_bit_of_the_prediction_or_of_the_gradient():
     net = lively.make(dtype="bfloat16", qk_norm=True)
     params = lively.parameters(net)

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills", [3, pytest.param(100, marks=pytest.mark.slow)], ids=["3_kills", "100_kills"]
 )

@@ -8,6 +8,8 @@ from configs import digits
 from ig_jax import modes
 from ig_jax.monitoring.metric_writer import read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 def config():
     c = digits.get_config("dit")

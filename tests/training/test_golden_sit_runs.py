@@ -34,11 +34,16 @@ from ig_jax.types import Params
 
 pytestmark = pytest.mark.golden
 
+# Cases of the samplers that are not slow: CFG on its interval by each of them, and with IG on its.
+QUICK = (2, 7, 11, 20)
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The sampler cases that this directory holds."""
     if "case" in metafunc.fixturenames:
-        cases = parameters_of(metafunc, "sit_samplers", lambda v: range(len(v["case_method"])))
+        cases = parameters_of(
+            metafunc, "sit_samplers", lambda v: range(len(v["case_method"])), QUICK
+        )
         metafunc.parametrize("case", cases)
 
 

@@ -133,6 +133,7 @@ def test_time_noise_label_drop_and_the_posterior_of_moments_are_drawn_apart(monk
     assert_independent(found)
 
 
+@pytest.mark.slow
 def test_the_choice_between_twins_is_drawn_apart_and_takes_either_as_often(
     va_vae_codec, monkeypatch
 ):
@@ -143,6 +144,7 @@ def test_the_choice_between_twins_is_drawn_apart_and_takes_either_as_often(
     assert len(flips) == 4 * N and abs(flips.mean() - 0.5) < 2.5 / np.sqrt(len(flips))
 
 
+@pytest.mark.slow
 def test_flip_and_posterior_of_pictures_are_drawn_apart(va_vae_codec, monkeypatch):
     monkeypatch.setattr(va_vae, "encode", encode)
     both = {"flip": lambda x: np.sign(x[..., 0]), "posterior": lambda x: x - LEFT * np.sign(x)}

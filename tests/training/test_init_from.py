@@ -60,6 +60,7 @@ def test_the_readouts_are_trained_and_averaged_and_the_optimizer_has_nothing_els
     assert sorted(m.shape for m in moments) == sorted(2 * heads)
 
 
+@pytest.mark.slow
 def test_samples_without_internal_guidance_are_those_of_before_and_any_readout_guides(plain, read):
     before, after = ig_jax.load(plain[0]), ig_jax.load(read[0])
     asked = {"labels": [3, 1, 4], "seed": 5, "cfg": 1.5}
@@ -75,6 +76,7 @@ def test_samples_without_internal_guidance_are_those_of_before_and_any_readout_g
         before.sample_latents(readout=1, **asked)
 
 
+@pytest.mark.slow
 def test_self_conditioning_can_be_added_and_changes_nothing_at_first(plain, capsys):
     on = {"tap": 1, "normalise": True, "scaling": "channels", "stop_gradient": False}
     exp = tiny.experiment({**PLAIN, "model.self_conditioning": on})
@@ -89,6 +91,7 @@ def test_self_conditioning_can_be_added_and_changes_nothing_at_first(plain, caps
     np.testing.assert_allclose(exp.net(state.params, *inputs).pred, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_in_the_same_bits(plain, read, tmp_path):
     changes = {**READOUTS, "train.steps": 4}
     modes.run(tiny.settings(changes), workdir=tmp_path, init_from=str(plain[0]))
@@ -137,6 +140,7 @@ def test_no_backward_pass_goes_through_the_trunk():
         assert compiled[name] == pytest.approx(paper[name], rel=0.15)
 
 
+@pytest.mark.slow
 def test_two_devices_that_share_the_parameters_compute_the_same(plain):
     def two_steps(changes, devices):
         exp = tiny.experiment({**READOUTS, **changes}, devices)

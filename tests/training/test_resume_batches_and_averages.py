@@ -128,6 +128,7 @@ def test_what_may_not_change_is_refused_with_the_way_out(tmp_path, changes, sent
     assert (workdir / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_weight_that_changes_by_epochs_keeps_the_size_of_its_batches(tmp_path):
     falling = {"objective.terms.flow.weight_factor": 0.5, "train.steps": 1}
     train.run(tiny.experiment(falling), tmp_path)

@@ -59,6 +59,7 @@ def test_two_devices_that_share_every_weight_train_as_one_does(single):
         np.testing.assert_allclose(other, leaf, rtol=0, atol=2e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_all_of_it_learns(single):
     programs, _, (state, _) = single
     fresh = pytree.flatten(programs.begin().params["self_conditioning"])
@@ -68,6 +69,7 @@ def test_all_of_it_learns(single):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_a_checkpoint_has_the_bits_of_one_that_never_stopped(
     single, tmp_path
 ):
@@ -98,6 +100,7 @@ def lively_pipeline(workdir):
     return replace(pipe, params=lively.parameters(pipe.net))
 
 
+@pytest.mark.slow
 def test_samples_velocity_and_features_see_it(workdir):
     pipe = lively_pipeline(workdir)
     on = pipe.params["self_conditioning"]
@@ -117,6 +120,7 @@ def test_samples_velocity_and_features_see_it(workdir):
     assert same == {"readout", 1} and all(np.isfinite(value).all() for value in a.values())
 
 
+@pytest.mark.slow
 def test_an_export_comes_back_as_the_same_network(workdir, tmp_path):
     file = tmp_path / "out.safetensors"
     export_checkpoint(workdir, file, "raw")
@@ -146,6 +150,7 @@ def exported(workdir, tmp_path):
     return state_dict.read_safetensors(tmp_path / "out.safetensors")
 
 
+@pytest.mark.slow
 def test_an_export_that_lost_its_metadata_or_a_layer_is_refused(workdir, tmp_path):
     read = exported(workdir, tmp_path)
     described = declared.of_metadata(read.metadata)

@@ -11,6 +11,7 @@ import tiny
 from PIL import Image
 from runs import assert_same_bits, metrics
 from tensorboardX.proto import event_pb2, plugin_hparams_pb2
+from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax import optim
@@ -61,7 +62,7 @@ def reference():
 
 
 # One device sums a batch in another order; a wrong mean or a repeated draw moves it by percents.
-@pytest.mark.parametrize("name", ["one device", "two parts"])
+@pytest.mark.parametrize("name", slow_but(["two parts"], ["one device", "two parts"]))
 def test_a_step_is_the_same_however_its_batch_is_cut(reference, name):
     parts = {"train.accumulation": 2} if "parts" in name else {}
     devices = jax.devices()[:1] if "device" in name else None
@@ -82,6 +83,7 @@ def test_every_step_draws_times_noise_and_labels_of_its_own(reference):
     assert abs(later["loss"].value[0] / reference[1]["loss"].value[0] - 1) > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_near_float32_and_keeps_float32_parameters(reference):
     state, found = four_steps({"model.dtype": "bfloat16"})
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
@@ -161,6 +163,7 @@ def test_losses_by_time_are_the_means_over_all_examples_of_the_steps_of_a_line(l
             assert mean == pytest.approx(sums[i] / examples[i], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [None, 0.8])
 def test_the_first_average_or_the_one_that_is_named_is_the_teacher(unbroken, decay):
     """One step from a state whose averages differ from its weights and from each other."""

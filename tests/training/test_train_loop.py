@@ -82,7 +82,14 @@ def test_an_implicit_transfer_in_the_loop_raises(trainer):
         trainer.run()
 
 
-@pytest.mark.parametrize(("bad_step", "value"), [(19, np.inf), (23, np.nan), (24, np.nan)])
+@pytest.mark.parametrize(
+    ("bad_step", "value"),
+    [
+        (19, np.inf),
+        pytest.param(23, np.nan, marks=pytest.mark.slow),
+        pytest.param(24, np.nan, marks=pytest.mark.slow),
+    ],
+)
 def test_a_loss_that_is_no_number_stops_at_its_step_and_is_never_saved(trainer, bad_step, value):
     dispatch = trainer.dispatch
 
@@ -100,6 +107,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_is_never_saved(trainer, 
     assert trainer.checkpoints.latest_step() == 18
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_what_is_accepted_next(tmp_path):
     """A lower learning rate, from the last checkpoint before the loss was none."""
     short = {"train.steps": 3, "checkpoint.every_steps": 1}
@@ -221,6 +229,7 @@ def test_the_held_out_loss_is_that_of_the_first_average_under_the_same_noise(tmp
     assert loss(tiny.trained().weights("0.8"), exp.config.seed) != pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_without_held_out_examples_no_loss_of_them_is_logged(tmp_path, capsys):
     source = {"name": "synthetic", "side": 8, "channels": 1, "num_classes": 10, "size": 5}
     changes = {
@@ -235,6 +244,7 @@ def test_without_held_out_examples_no_loss_of_them_is_logged(tmp_path, capsys):
     assert "train.batch_size = 16: a batch holds some of the 5 examples more than once" in said
 
 
+@pytest.mark.slow
 def test_samples_are_judged_while_training_as_evaluation_judges_them(tmp_path):
     changes = {"evaluate.while_training": {"every_steps": 12, "num": 20}, "evaluate.seeds": (0,)}
     train.run(tiny.experiment(changes), tmp_path)
