@@ -17,7 +17,7 @@ help: ## list the targets
 demo: .venv/.installed ## train, sample and evaluate on the digits, on any machine
 	$(python) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo
 
-demo-emoji: .venv/.installed-emoji ## the same on emoji in colour (8,000 steps of about 0.1 s on 2 quick cores)
+demo-emoji: .venv/.installed-emoji ## the same on emoji in colour (6,000 steps; 15 to 40 minutes on 2 cores)
 	$(python) main.py --config=configs/emoji.py --workdir=runs/emoji --mode=demo
 
 test: .venv/.installed-test ## run the tests; ARGS="..." goes to pytest
