@@ -154,6 +154,7 @@ def test_a_published_file_comes_back_as_it_was(family, variant, tmp_path):
     assert ("not in the class it was imported from" in exported.card) == left_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_scale_of_time_comes_back_and_no_published_class_takes_the_file(family, tmp_path):
     state, said = case(family, "plain")

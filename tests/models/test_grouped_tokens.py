@@ -31,7 +31,13 @@ def kinds():
     yield "unrolled", replace(sit, settings=replace(sit.settings, unroll=sit.settings.depth))
 
 
-@pytest.mark.parametrize("net", [net for _, net in kinds()], ids=[name for name, _ in kinds()])
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(net, id=name, marks=() if i == 0 else pytest.mark.slow)
+        for i, (name, net) in enumerate(kinds())
+    ],
+)
 def test_groups_at_one_time_with_full_attention_are_none(net):
     x, t, y = lively.inputs(net)
     params, ids = lively.parameters(net), two_groups(net, x)
@@ -130,16 +136,17 @@ FAMILIES = {
     "dit": replace(lively.make(), family=DiT),
     "lightningdit": lightningdit(),
 }
-
-
-@pytest.mark.parametrize("grouped", slow_but([True], [False, True]))
-@pytest.mark.parametrize(
+one_family = pytest.mark.parametrize(
     "net",
     [
         pytest.param(net, id=name, marks=() if name == "sit" else pytest.mark.slow)
         for name, net in FAMILIES.items()
     ],
 )
+
+
+@pytest.mark.parametrize("grouped", slow_but([True], [False, True]))
+@one_family
 def test_tokens_are_those_that_a_whole_pass_taps(net, grouped):
     """In every family's own direction of time; in any order of depths, and one twice."""
     x, t, y = lively.inputs(net)
@@ -154,8 +161,8 @@ def test_tokens_are_those_that_a_whole_pass_taps(net, grouped):
         np.testing.assert_allclose(alone[depth], whole[depth], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("net", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("grouped", slow_but([True], [False, True]))
+@one_family
 def test_an_early_prediction_alone_is_that_of_a_whole_pass(net, grouped):
     """In every family's own direction of time, and of the velocity."""
     x, t, y = lively.inputs(net)

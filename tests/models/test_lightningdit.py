@@ -39,7 +39,7 @@ def params():
     return lively.parameters(make())
 
 
-@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("patch", slow_but([1], [1, 2]))
 @pytest.mark.parametrize("size", SIZES)
 def test_every_published_size_has_a_gated_mlp_of_two_thirds_and_all_parameters(size, patch):
     depth, d, heads = SIZES[size]

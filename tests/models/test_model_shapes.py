@@ -13,6 +13,7 @@ import lively
 import numpy as np
 import pytest
 from flax import nnx
+from tiers import slow_but
 
 from ig_jax import optim, pytree
 from ig_jax.models import embed
@@ -56,7 +57,7 @@ def outputs(net: Network, batch: int, taps: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("patch", [2, 4, 8])
+@pytest.mark.parametrize("patch", slow_but([2], [2, 4, 8]))
 def test_every_size_and_patch_has_the_parameters_that_its_layers_add_up_to(size, patch):
     net = published(size, patch)
     depth, d, _ = SIZES[size]

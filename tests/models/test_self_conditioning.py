@@ -9,6 +9,7 @@ import lively
 import numpy as np
 import pytest
 from flax import nnx
+from tiers import slow_but
 
 from ig_jax import pytree
 from ig_jax.models import axes
@@ -30,6 +31,7 @@ LIGHT = LightningDiTSettings(
 )
 FAMILIES = {"sit": (SiT, SETTINGS), "dit": (DiT, SETTINGS), "lightningdit": (LightningDiT, LIGHT)}
 every_family = pytest.mark.parametrize("family", FAMILIES)
+one_family = pytest.mark.parametrize("family", slow_but(["lightningdit"], FAMILIES))
 
 
 def network(family: str = "sit", on=ON, **changes) -> Network:
@@ -154,7 +156,7 @@ def test_a_projection_of_zero_is_the_network_without_it(family, unroll):
     lively.close((value, without_section(gradient)), plain, rtol=2e-5)
 
 
-@every_family
+@one_family
 def test_fresh_parameters_are_those_without_it_and_change_nothing(family):
     net, key = network(family), jax.random.key(3)
     fresh, plain = net.init(key), network(family, None).init(key)
@@ -187,7 +189,13 @@ def changed_by_the_projection(net: Network) -> dict[str, float]:
     return {name: np.abs(a[name] - b[name]).max() for name in a}
 
 
-@pytest.mark.parametrize(("family", "unroll"), [*((f, 1) for f in FAMILIES), ("sit", 4)])
+@pytest.mark.parametrize(
+    ("family", "unroll"),
+    [
+        pytest.param(family, unroll, marks=() if family == "lightningdit" else pytest.mark.slow)
+        for family, unroll in (*((f, 1) for f in FAMILIES), ("sit", 4))
+    ],
+)
 def test_only_what_lies_behind_the_tap_sees_it(family, unroll):
     found = changed_by_the_projection(network(family, unroll=unroll))
     seen = {name for name, change in found.items() if change > 1e-3}
@@ -205,7 +213,7 @@ def test_the_tap_is_where_the_settings_say(tap):
     }
 
 
-@every_family
+@one_family
 def test_the_network_is_its_blocks_with_the_condition_of_the_formula(family):
     """Block by block, outside of any loop; the final layer and a late readout see c', too."""
     net = network(family)

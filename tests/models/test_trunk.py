@@ -103,6 +103,7 @@ def test_keeping_what_should_be_recomputed_is_forbidden_where_no_loop_prevents_i
     assert (f"prevent_cse={forbidden}" in found) and (f"prevent_cse={not forbidden}" not in found)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_slope_of_the_output_along_every_parameter(params, plain):
     """Central differences; outputs of readouts and of the last block all enter."""
     loss = lively.compile_quickly(functools.partial(lively.weighted_sum, lively.make()))

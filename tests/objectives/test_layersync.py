@@ -6,7 +6,6 @@ import lively
 import numpy as np
 import pytest
 import tiny
-from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax import pytree
@@ -62,8 +61,9 @@ def test_the_gradient_is_that_with_the_later_tokens_held_constant():
     np.testing.assert_allclose(gradient[2], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("unroll", slow_but([1], [1, 4]))
-@pytest.mark.parametrize("depths", slow_but([(1, 2)], [(1, 2), (2, 4)]))
+@pytest.mark.slow
+@pytest.mark.parametrize("unroll", [1, 4])
+@pytest.mark.parametrize("depths", [(1, 2), (2, 4)])
 def test_no_gradient_reaches_a_block_behind_the_one_that_learns(depths, unroll):
     net = lively.make(depth=4, unroll=unroll)
     params = lively.parameters(net)

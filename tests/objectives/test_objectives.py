@@ -83,7 +83,7 @@ def float64():
 # Acceleration.
 
 
-@pytest.mark.parametrize("bias", ["network", "ema"])
+@pytest.mark.parametrize("bias", slow_but(["ema"], ["network", "ema"]))
 def test_acceleration_by_0_is_flow_matching_bit_for_bit(bias):
     params, teacher = parameters(2), parameters(20)
     plain = loss_and_gradient(objective(flow=TERMS["flow"](weight=1.0)), params)

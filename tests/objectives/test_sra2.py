@@ -70,6 +70,7 @@ def test_the_loss_is_the_smooth_l1_distance_of_projected_tokens_to_their_clean_p
     np.testing.assert_allclose(TERM(batch(), head()), by_hand(batch(), head()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_give_the_loss_up_to_their_rounding():
     exact, half = (np.asarray(TERM(batch(d), head())) for d in (jnp.float32, jnp.bfloat16))
     assert half.dtype == np.float32 and not np.array_equal(half, exact)

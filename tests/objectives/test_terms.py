@@ -245,18 +245,15 @@ def one_device(request):
         return request.param, four_steps({**ALL, **request.param})
 
 
-DATA_2, FSDP_2 = (
-    {"mesh": {"data": data, "fsdp": fsdp, "tensor": 1}} for data, fsdp in ((2, 1), (1, 2))
-)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arrangement",
     [
-        pytest.param(DATA_2, id="data", marks=pytest.mark.slow),
-        pytest.param(FSDP_2 | {"model.remat": "dots"}, id="fsdp"),
-        pytest.param(DATA_2 | {"train.accumulation": 2}, id="parts", marks=pytest.mark.slow),
+        {"mesh": {"data": 2, "fsdp": 1, "tensor": 1}},
+        {"mesh": {"data": 1, "fsdp": 2, "tensor": 1}, "model.remat": "dots"},
+        {"mesh": {"data": 2, "fsdp": 1, "tensor": 1}, "train.accumulation": 2},
     ],
+    ids=["data", "fsdp", "parts"],
 )
 def test_two_devices_train_heads_as_one_does(one_device, arrangement):
     optimizer, (state, found) = one_device

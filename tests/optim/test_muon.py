@@ -395,6 +395,7 @@ def shared_out() -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_over_four_devices_each_iterates_on_its_own_slices_and_all_move_as_on_one():
     flags = {"XLA_FLAGS": cpu_devices.xla_flags(4), "JAX_PLATFORMS": "cpu"}
     path = {"PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, HELPERS, ROOT)))}

@@ -259,13 +259,14 @@ IDLE, BUSY = "time.sleep(BOUND)".replace("BOUND", str(BOUND)), "pass"
 slow = pytest.mark.slow
 
 
+@slow
 @pytest.mark.parametrize(
     ("victim", "doing"),
     [
         (1, IDLE),  # jax notices first, and aborts
-        pytest.param(0, BUSY, marks=slow),
-        pytest.param(0, IDLE, marks=slow),
-        pytest.param(1, BUSY, marks=slow),  # gloo notices
+        (0, BUSY),
+        (0, IDLE),
+        (1, BUSY),  # gloo notices
     ],
 )
 def test_when_a_process_is_killed_the_other_says_so_and_ends_in_time(job, victim, doing):

@@ -111,6 +111,7 @@ def test_what_a_first_call_does_besides_is_not_timed(monkeypatch):
     assert len(made) == 1 + 2 * 3
 
 
+@pytest.mark.slow
 def test_a_sampling_record_follows_from_its_evaluations(run):
     printed, found = run("sample", "--batch=4", "--steps=5", "--peak_tflops=0.5")
     rows = found["settings"]

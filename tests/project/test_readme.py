@@ -104,6 +104,7 @@ def test_term_of_the_readme_trains(monkeypatch, tmp_path):
     assert '"loss/huber"' in (tmp_path / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_term_of_the_readme_with_a_head_trains_it(monkeypatch, tmp_path):
     monkeypatch.setitem(TERMS, "probe", example("Probe"))
     c = tiny()

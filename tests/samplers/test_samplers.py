@@ -140,6 +140,7 @@ def test_dopri5_ends_on_the_exact_gaussian_flow_within_its_tolerance():
     assert np.all(errors > tolerances / 100), errors  # no more steps than it takes
 
 
+@pytest.mark.slow
 def test_dopri5_at_its_own_tolerances_is_far_nearer_than_euler_at_many_more_evaluations():
     with jax.enable_x64(True):
         assert exact_flow_error("dopri5", 50) < 3e-3 < exact_flow_error("euler", 100) / 2
@@ -185,6 +186,7 @@ def end_of_the_sde(field: Field, loudness: float) -> tuple[float, float]:
     return float(np.mean(end)), float(np.std(end))
 
 
+@pytest.mark.slow
 def test_euler_maruyama_with_the_exact_score_ends_in_the_data_distribution():
     mean, spread = end_of_the_sde(GAUSSIAN, loudness=1.0)
     # Five standard errors; the noiseless last step from 0.04 loses 1% of the spread.

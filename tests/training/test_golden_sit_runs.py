@@ -220,6 +220,7 @@ def test_time_grids_are_the_published_ones(sampling, kind, array):
         assert_within(f"grid of {name}", grid, vectors[array], np.finfo(np.float64).eps)
 
 
+@pytest.mark.slow
 def test_network_is_called_as_published(sampling):
     vectors, calls = sampling.vectors, []
 

@@ -73,6 +73,7 @@ def trainer(workdir):
     trainer.close()
 
 
+@pytest.mark.slow
 def test_an_implicit_transfer_in_the_loop_raises(trainer):
     dispatch = trainer.dispatch
     trainer.dispatch = lambda state, batches, encoder: dispatch(
