@@ -22,7 +22,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Begun first, the longest before the others, so that no worker is left alone with one of them.
 LONGEST = (
     *("test_pages", "test_sharding", "test_processes", "test_killed", "test_chaos", "test_storage"),
-    *("test_cells", "test_study", "test_init_from", "test_self_conditioning", "test_contrastive"),
+    *("test_terms", "test_cells", "test_study", "test_init_from", "test_self_conditioning"),
+    *("test_contrastive", "test_self_conditioned_run", "test_dit_run", "test_golden_sit_runs"),
     *("test_prepare", "test_import", "test_evaluate", "test_train", "test_search", "test_readme"),
     *("test_codecs", "test_reference_mode", "test_benchmarks", "test_checkpoint_faults"),
 )

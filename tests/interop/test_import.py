@@ -353,6 +353,7 @@ def test_a_workdir_whose_checkpoint_would_be_lost_is_refused(imported, tmp_path,
         )
 
 
+@pytest.mark.slow
 def test_a_run_of_any_width_comes_back_without_a_flag(tmp_path):
     trained = tiny.trained()
     export_checkpoint.export_checkpoint(

@@ -113,7 +113,7 @@ def test_times_of_groups_cost_no_modulation_of_each_token(gradient):
     assert temporaries(2, gradient, condition=True) < plain + 13
 
 
-@pytest.mark.parametrize("gradient", slow_but([True], [False, True]))
+@pytest.mark.parametrize("gradient", slow_but([False], [False, True]))
 def test_separation_costs_at_most_one_buffer_of_logits(gradient):
     """One block's [8, 16, 256, 256] is 32 MiB, where the selection is not fused."""
     plain = temporaries(1, gradient)

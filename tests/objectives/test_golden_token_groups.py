@@ -135,6 +135,7 @@ def test_separated_attention_gives_the_published_outputs(golden, count, kind):
     v.assert_close(f"mix{count}_{kind}_features", out.features[golden.tap])
 
 
+@pytest.mark.slow
 def test_separation_without_times_of_groups_and_with_qk_norm_is_the_published(golden):
     v, (params, _) = golden.vectors, parted(golden.student)
     ids, y, t = (jnp.asarray(v[n]) for n in ("group_ids2", "y", "t"))

@@ -353,6 +353,7 @@ def test_going_on_gives_the_bits_of_an_unbroken_run_with_a_head(run, tmp_path):
     assert_same_bits(outcome.state, run[2])
 
 
+@pytest.mark.slow
 def test_heads_are_an_item_of_their_own_and_runs_without_have_none(run):
     folder = run[0] / "checkpoints" / "12"
     assert {"params", "opt_state", "ema", "terms", "ema_terms", "meta"} <= {
@@ -364,6 +365,7 @@ def test_heads_are_an_item_of_their_own_and_runs_without_have_none(run):
     assert not list((tiny.trained().workdir / "checkpoints").glob("*/*terms"))
 
 
+@pytest.mark.slow
 def test_parameters_and_losses_of_heads_are_written_down(run):
     assert "terms/sra2/fc5/kernel" in (run[0] / "parameters.txt").read_text()
     line = json.loads((run[0] / "metrics.jsonl").read_text().splitlines()[-1])
@@ -375,6 +377,7 @@ def test_parameters_and_losses_of_heads_are_written_down(run):
     )
 
 
+@pytest.mark.slow
 def test_sampling_and_export_need_no_head_and_show_none(run, tmp_path):
     workdir = copied(run, tmp_path)
     modes.run(tiny.settings(run[1]), workdir=str(run[0]), mode="sample")

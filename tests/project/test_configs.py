@@ -10,7 +10,6 @@ from places import ROOT
 from ig_jax import experiment as build
 from ig_jax import guidance, pytree
 from ig_jax.config import run_config
-from ig_jax.objectives.internal_guidance import InternalGuidance
 from ig_jax.programs import dry_run
 
 FOLDER = ROOT / "configs"
@@ -65,25 +64,17 @@ def test_every_config_traces_its_training_step_and_its_sampler(run):
     assert traces(experiment(*run))
 
 
-def made_of(exp: build.Experiment) -> tuple:
-    """What is traced of a config, but for its sizes, numbers and readouts, which most have."""
-    c = exp.config
-    parts = frozenset(map(type, (c.model, c.process, c.optim, *c.objective.terms.values())))
-    groups = (bool(c.objective.groups.shares), c.objective.groups.separate_attention)
-    return (parts - {InternalGuidance}, *groups, c.model.self_conditioning is None)
-
-
 def test_every_config_is_built_and_one_of_each_kind_traces():
-    """All of them, in `make test-slow`."""
+    """One for each network and process; all of them in `make test-slow`."""
     seen = set()
-    for run in reversed(
-        RUNS
-    ):  # those for laptops last: written out block by block, they trace slowly
+    # Those for laptops last: written out block by block, they trace slowly.
+    for run in reversed(RUNS):
         exp = experiment(*run)
-        if made_of(exp) not in seen:
-            seen.add(made_of(exp))
+        kind = type(exp.config.model), type(exp.config.process)
+        if kind not in seen:
+            seen.add(kind)
             assert traces(exp), ":".join(run)
-    assert 10 < len(seen) < len(RUNS)
+    assert len(seen) >= 3
 
 
 def test_images_are_encoded_where_that_is_asked_for():

@@ -126,6 +126,7 @@ def gradient(exp):
     )
 
 
+@pytest.mark.slow
 def test_no_backward_pass_goes_through_the_trunk():
     """Compiled, in FLOPs: one forward pass and the readouts; and so on paper."""
     sizes = {**DEPTH, "model.hidden_size": 64, "model.unroll": 3}
@@ -157,6 +158,7 @@ def test_two_devices_that_share_the_parameters_compute_the_same(plain):
     assert_same_bits(one[0]["blocks"], two[0]["blocks"])
 
 
+@pytest.mark.slow
 def test_all_of_a_network_can_start_from_another_run(plain, tmp_path):
     """Fine-tuning: other data order, optimizer and averages; no readout is lost or needed."""
     changes = {**PLAIN, "seed": 3, "train.ema_decays": (0.5,), "train.steps": 4}
