@@ -238,7 +238,7 @@ def carry(process_, prediction, told_time, sampler, start, noise):
 
 
 @every_path
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", slow_but(["noise"], PREDICTIONS))
 @pytest.mark.parametrize("name", slow_but(["dpmpp_2m"], ["heun2", "dpmpp_2m", "adams_bashforth"]))
 def test_a_network_that_predicts_perfectly_carries_noise_to_the_data(path, prediction, name):
     process_ = flow(path, prediction=prediction)
@@ -403,6 +403,7 @@ ALPHA_BARS = np.cumprod(1 - (1e-4 + (0.02 - 1e-4) * np.arange(1000) / 999))
 STEP_TIMES = np.arange(1, 1001) / 1000
 
 
+@pytest.mark.slow
 def test_ddpm_meets_the_product_over_its_steps_at_every_one_of_them():
     with jax.enable_x64(True):
         exact = DDPM().coefficients(jnp.asarray(STEP_TIMES))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import slow_but
 from vectors import (
     Vectors,
     assert_trees_within,
@@ -279,14 +280,14 @@ def sampled(golden, sampler, noise, **cfg) -> np.ndarray:
     return channels_first(run(channels_last(v["z"])))
 
 
-@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("clip", slow_but([True], [False, True]))
 def test_ancestral_samples_are_the_published_ones(golden, clip):
     v, name = golden.vectors, "sample_nocfg_clip" if clip else "sample_nocfg"
     sampler = SAMPLERS["ancestral"](golden.config["sample_steps"], clip_denoised=clip)
     v.assert_close(name, sampled(golden, sampler, v["sample_noise_nocfg"]))
 
 
-@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("clip", slow_but([False], [False, True]))
 def test_ancestral_samples_with_cfg_are_the_published_ones(golden, clip):
     """The published batch holds both branches; its first half is the sample, as is its noise."""
     v, n = golden.vectors, len(golden.vectors["z"])

@@ -31,13 +31,8 @@ def kinds():
     yield "unrolled", replace(sit, settings=replace(sit.settings, unroll=sit.settings.depth))
 
 
-@pytest.mark.parametrize(
-    "net",
-    [
-        pytest.param(net, id=name, marks=() if i == 0 else pytest.mark.slow)
-        for i, (name, net) in enumerate(kinds())
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("net", [pytest.param(net, id=name) for name, net in kinds()])
 def test_groups_at_one_time_with_full_attention_are_none(net):
     x, t, y = lively.inputs(net)
     params, ids = lively.parameters(net), two_groups(net, x)

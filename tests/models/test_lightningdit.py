@@ -40,7 +40,7 @@ def params():
 
 
 @pytest.mark.parametrize("patch", slow_but([1], [1, 2]))
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", slow_but(["B", "XL"], SIZES))
 def test_every_published_size_has_a_gated_mlp_of_two_thirds_and_all_parameters(size, patch):
     depth, d, heads = SIZES[size]
     sizes = {"depth": depth, "hidden_size": d, "num_heads": heads, "patch_size": patch}
@@ -65,6 +65,7 @@ def test_the_final_head_starts_at_zero_and_the_early_one_does_not():
             assert np.std(kernel) == pytest.approx(np.sqrt(2 / (24 + fan_out)), rel=0.2)
 
 
+@pytest.mark.slow
 def test_time_and_sign_are_those_of_the_plain_transformer_turned_round(params):
     net = make()
     x, t, y = lively.inputs(net)
@@ -74,9 +75,8 @@ def test_time_and_sign_are_those_of_the_plain_transformer_turned_round(params):
     lively.close(ours.heads, jax.tree.map(lambda v: -v, theirs.heads))
 
 
-@pytest.mark.parametrize(
-    "changes", slow_but([{"unroll": 3}], [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}])
 def test_scanning_and_recomputing_change_nothing(params, changes):
     def loss(p, net):
         return lively.weighted_sum(net, p)
@@ -88,6 +88,7 @@ def test_scanning_and_recomputing_change_nothing(params, changes):
     lively.close(*grads, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(params):
     x, t, y = lively.inputs(make())
     exact = lively.forward(make(), params, x, t, y).pred
@@ -96,7 +97,10 @@ def test_bfloat16_is_near_float32(params):
     assert 1e-5 < np.max(np.abs(half - exact)) / np.std(exact) < 0.1
 
 
-@pytest.mark.parametrize("option", ["swiglu", "rope", "rms_norm", "shift", "qk_norm"])
+@pytest.mark.parametrize(
+    "option",
+    slow_but(["rope", "qk_norm"], ["swiglu", "rope", "rms_norm", "shift", "qk_norm"]),
+)
 def test_every_option_changes_what_the_network_computes(option):
     net, other = make(), make(**{option: not getattr(SETTINGS, option)})
     results = [
@@ -105,6 +109,7 @@ def test_every_option_changes_what_the_network_computes(option):
     assert np.max(np.abs(results[0] - results[1])) > 1e-2
 
 
+@pytest.mark.slow
 def test_with_all_options_off_the_blocks_are_those_of_sit():
     off = {name: False for name in ("swiglu", "rope", "rms_norm")}
     net, sit = make(**off), lively.make(patch_size=1)

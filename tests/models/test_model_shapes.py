@@ -56,7 +56,7 @@ def outputs(net: Network, batch: int, taps: tuple[int, ...]):
     return jax.eval_shape(lambda *args: net(*args, taps=taps), abstract(net), x, t, y)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", slow_but(["S"], SIZES))
 @pytest.mark.parametrize("patch", slow_but([2], [2, 4, 8]))
 def test_every_size_and_patch_has_the_parameters_that_its_layers_add_up_to(size, patch):
     net = published(size, patch)
@@ -83,7 +83,12 @@ def test_published_sizes_have_the_published_numbers_of_parameters(size, everythi
 
 
 @pytest.mark.parametrize(
-    "side, patch, channels", [(8, 2, 4), (8, 4, 3), (16, 8, 1), (6, 3, 5), (1, 1, 7)]
+    "side, patch, channels",
+    [
+        (8, 2, 4),
+        (6, 3, 5),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in ((8, 4, 3), (16, 8, 1), (1, 1, 7))),
+    ],
 )
 def test_outputs_have_the_shape_of_the_latents_and_taps_a_token_a_patch(side, patch, channels):
     net = Network(SiT, dataclasses.replace(SETTINGS, patch_size=patch), side, channels, 10)

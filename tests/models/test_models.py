@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.extend import core
+from tiers import slow_but
 
 from ig_jax.models import embed, layers
 from ig_jax.models.dit import DiT
@@ -70,7 +71,7 @@ def test_taps_readouts_and_prediction_are_those_of_a_plain_loop_over_the_blocks(
     lively.close(out.pred, pred)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", slow_but([2], [1, 2]))
 def test_several_readouts_at_once_are_each_what_it_is_alone(depth, params, out):
     key = f"depth_{depth}"
     alone = {**params, "heads": {key: params["heads"][key]}}
@@ -234,6 +235,7 @@ class Noise(Network):
         return super().__call__(*args, **options).replace(variance=None)
 
 
+@pytest.mark.slow
 def test_a_dit_holds_its_variance_rows_without_reading_them_for_the_noise(dit):
     params = lively.parameters(dit)
     noise = Noise(dit.family, dit.settings, dit.side, dit.channels, dit.num_classes)
@@ -244,7 +246,7 @@ def test_a_dit_holds_its_variance_rows_without_reading_them_for_the_noise(dit):
             assert np.all(leaf[:, :, 0] != 0) and not np.any(leaf[:, :, 1]), name
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", slow_but([jnp.float32], [jnp.float32, jnp.bfloat16]))
 def test_gelu_and_its_derivative_are_the_tanh_approximation_to_rounding(dtype):
     """Also far out, where an exponential overflows. The sum's derivative is each element's."""
     x = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, -200.0, 200.0, 1e4]])

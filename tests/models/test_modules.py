@@ -24,6 +24,7 @@ LIGHT = LightningDiTSettings(
 FAMILIES = {"sit": (SiT, lively.SETTINGS), "dit": (DiT, lively.SETTINGS)}
 FAMILIES["lightningdit"] = (LightningDiT, LIGHT)
 every_family = pytest.mark.parametrize("family", FAMILIES)
+one_family = pytest.mark.parametrize("family", slow_but(["dit"], FAMILIES))
 
 
 def functional(family: str, **changes) -> Network:
@@ -49,7 +50,7 @@ def loss(module, *inputs):
     return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out)), out
 
 
-@pytest.mark.parametrize("family", slow_but(["sit"], FAMILIES))
+@one_family
 def test_a_module_and_its_functional_form_agree_in_every_bit(family):
     net = functional(family)
     params, inputs = lively.parameters(net), lively.inputs(net)
@@ -79,7 +80,7 @@ def test_one_stream_makes_different_networks_one_after_the_other():
     assert np.all(one != two)
 
 
-@every_family
+@one_family
 def test_a_key_is_split_into_that_of_the_blocks_and_that_of_the_rest(family):
     """So parameters of a seed stay what they were in older runs."""
     net, key = functional(family), jax.random.key(3)
@@ -105,7 +106,7 @@ def test_the_tree_has_one_stack_a_matrix_of_the_blocks_in_float32(family):
     assert set(net.axes) == set(leaves)
 
 
-@every_family
+@one_family
 def test_a_module_can_be_tabulated_and_displayed(family, capsys):
     net = functional(family)
     module = net.module(nnx.Rngs(0))

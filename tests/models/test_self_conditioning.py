@@ -144,9 +144,8 @@ def test_groups_that_do_not_see_each_other_are_refused():
 # The network.
 
 
-@pytest.mark.parametrize(
-    ("family", "unroll"), [("sit", 1), pytest.param("lightningdit", 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "unroll"), [("sit", 1), ("lightningdit", 4)])
 def test_a_projection_of_zero_is_the_network_without_it(family, unroll):
     """In its values, and in the gradients of everything else."""
     net = network(family, unroll=unroll)
@@ -203,7 +202,7 @@ def test_only_what_lies_behind_the_tap_sees_it(family, unroll):
     assert all(change == 0 for name, change in found.items() if name not in seen)
 
 
-@pytest.mark.parametrize("tap", [1, 3, None])  # None: half of the depth
+@pytest.mark.parametrize("tap", slow_but([1, None], [1, 3, None]))  # None: half of the depth
 def test_the_tap_is_where_the_settings_say(tap):
     net = network(on=choice(tap=tap))
     assert net.settings.tap == (tap or 2)
@@ -254,6 +253,7 @@ def test_unrolling_and_recomputing_change_neither_output_nor_gradient(changes):
     lively.close(found, loss_and_gradient(network())(params), rtol=5e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_slope_along_every_parameter_of_it():
     net = network()
     params = lively.parameters(net)
@@ -282,6 +282,7 @@ def test_with_the_gradient_stopped_nothing_before_the_tap_learns_through_the_fea
     lively.close(stopped["self_conditioning"], through["self_conditioning"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_pass_to_a_block_gives_the_tokens_of_a_whole_one():
     net = network()
     params, inputs = lively.parameters(net), lively.inputs(net)
@@ -351,6 +352,7 @@ def test_its_flops_are_those_of_its_matrices_once_an_image():
         assert found - without == (more if depth > 2 else 0)
 
 
+@pytest.mark.slow
 def test_a_module_with_it_can_be_tabulated():
     module = network().module(nnx.Rngs(0))
     table = nnx.tabulate(module, *lively.inputs(network()), console_kwargs={"width": 250})

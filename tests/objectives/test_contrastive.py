@@ -84,6 +84,7 @@ def test_permuted_tokens_leave_the_feature_and_their_size_does_too():
     np.testing.assert_allclose(feature, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_formula():
     made = case(1)
     gradient = jax.grad(lambda s, h: jnp.mean(loss({**made, "student": s, "head": h})), (0, 1))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax.config import run_config
@@ -48,13 +49,14 @@ def test_the_loss_is_the_log_of_the_mean_over_all_pairs():
     np.testing.assert_allclose(loss(z), np.full(B, by_formula(z, 0.7)), rtol=2e-6)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", slow_but([2], [2, 3]))
 def test_images_are_paired_with_their_neighbours(size):
     z = tokens(1)
     parts = [by_formula(part, 0.7) for part in z.reshape(-1, size, N, D)]
     np.testing.assert_allclose(loss(z, group_size=size), np.repeat(parts, size), rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_equal_images_cost_nothing_and_the_gradient_is_that_of_the_formula():
     one = tokens()[:1]
     np.testing.assert_allclose(loss(np.repeat(one, 4, axis=0)), np.zeros(4), atol=1e-6)

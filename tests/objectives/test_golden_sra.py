@@ -38,7 +38,7 @@ from ig_jax.training.step import Noised, gradients, update_state
 pytestmark = pytest.mark.golden
 
 TERM = "self_alignment"
-QUICK = ("sml1_linear_uniform", "cos_linear_uniform")  # cases that are not slow
+QUICK = ("sml1_linear_uniform",)  # cases that are not slow
 WEIGHTS = {"cos": 0.5}  # at epoch 0 and 256 pixels; of the others 0.2
 
 

@@ -332,6 +332,7 @@ def test_means_over_steps_weigh_every_example_alike_and_leave_out_empty_buckets(
     assert logged(add_steps(history)) == expected
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_same_means():
     params = parameters(2)
     whole, halves = (
@@ -345,7 +346,7 @@ def test_a_batch_in_parts_has_the_same_means():
             np.testing.assert_array_equal(halves[name].count, whole[name].count)
 
 
-@pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
+@pytest.mark.parametrize("path", slow_but(["vp"], ["linear", "cosine", "vp"]))
 @pytest.mark.parametrize("prediction", ["noise", "score"])
 def test_predictions_of_other_kinds_are_compared_with_the_noise(path, prediction):
     process = Flow(path, "uniform", prediction=prediction)

@@ -102,6 +102,7 @@ def test_a_weight_decays_by_a_factor_for_each_epoch_behind_the_constant_ones(epo
     assert term.weight_at(jnp.int32(epoch)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_step_has_the_weight_of_its_epoch():
     net = lively.make()
     terms = {"flow": TERMS["flow"](2.0, weight_factor=0.1, constant_epochs=1)}
@@ -291,6 +292,7 @@ def test_devices_train_groups_of_tokens_against_a_teacher_as_one_does(grouped, m
     jax.tree.map(assert_tree, state_2.trained, state.trained)
 
 
+@pytest.mark.slow
 def test_every_leaf_of_a_head_is_trained(one_device):
     optimizer, (state, _) = one_device
     fresh = step.init_state(tiny.experiment({**ALL, **optimizer}))
@@ -298,6 +300,7 @@ def test_every_leaf_of_a_head_is_trained(one_device):
         assert not np.array_equal(leaf, pytree.flatten(fresh.terms)[path]), path
 
 
+@pytest.mark.slow
 def test_heads_are_split_over_devices_as_parameters_are():
     changes = {"mesh": {"data": 1, "fsdp": 2, "tensor": 1}, "model.remat": "dots"}
     state = step.init_state(tiny.experiment({**SRA2, **changes}))
@@ -445,6 +448,7 @@ def test_replay_computes_a_step_with_heads():
     assert found.startswith("every operation of it gives numbers here")
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_heads_and_their_bytes():
     text, plain = dry_run.describe(tiny.experiment(SRA2)), dry_run.describe(tiny.experiment())
     head = pytree.count(tiny.experiment(SRA2).abstract_terms)

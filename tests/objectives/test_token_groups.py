@@ -57,6 +57,7 @@ def test_a_share_of_whole_samples_is_in_the_second_group():
     assert np.all((ids[~whole] == 0).sum(axis=1) == 8)
 
 
+@pytest.mark.slow
 def test_pixels_and_tokens_are_mixed_alike():
     """A token's pixels are those of the latents at its own time."""
     net = lively.make()

@@ -86,6 +86,7 @@ def test_the_bound_vanishes_for_the_true_noise_and_the_lower_variance_except_at_
     assert np.all(np.abs(found[1:]) < 1e-4) and found[0] > 1
 
 
+@pytest.mark.slow
 def test_the_variance_alone_is_trained():
     def loss(noise, variance):
         p = batch()
@@ -104,6 +105,7 @@ def test_a_divergence_is_that_of_normals_and_not_symmetric():
     assert found.item() == pytest.approx(np.log(1 / 2) + (4 + 4) / 2 - 0.5)
 
 
+@pytest.mark.slow
 def test_the_bins_of_an_8_bit_image_have_probability_1_in_all():
     levels = jnp.linspace(-1, 1, 256)[:, None, None, None]
     for mean, scale in ((0.3, 0.02), (-1.0, 0.5), (0.9, 2.0)):

@@ -20,6 +20,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from places import HELPERS, KEYS, ROOT
+from tiers import slow_but
 
 from ig_jax import optim, pytree
 from ig_jax.checkpoint import compatibility
@@ -187,7 +188,7 @@ def well_conditioned(*shape: int) -> jax.Array:
     return jnp.asarray((u * np.linspace(0.5, 5, u.shape[-1])) @ v, jnp.float32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_but(["float32"], ["float32", "bfloat16"]))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_singular_values_come_near_one_and_their_vectors_stay(shape, dtype):
     matrices = well_conditioned(*shape)
@@ -212,6 +213,7 @@ def test_singular_values_follow_the_quintic_polynomial():
         np.testing.assert_allclose(result, (u * s) @ v, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_transpose_of_a_matrix_becomes_the_transpose_of_the_result(dtype):
     matrices = normal(2, 9, 14)
@@ -219,6 +221,7 @@ def test_the_transpose_of_a_matrix_becomes_the_transpose_of_the_result(dtype):
     np.testing.assert_array_equal(newton_schulz(matrices.mT, STEPS, dtype), result.mT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_scale_of_a_matrix_does_not_matter(dtype):
     matrix = normal(9, 14)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from adamw import SETTINGS
+from tiers import slow_but
 
 from ig_jax import optim
 from ig_jax.diffusion.flow import Flow
@@ -214,7 +215,7 @@ def net(params, x, t, y, *, taps=()):
     return NetOutput(pred=pred, heads={1: params["w"] * pred * at}, features={})
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", slow_but([2], [2, 4]))
 def test_a_batch_in_parts_has_the_gradient_and_the_losses_of_the_whole(parts):
     objective = Objective(
         net=net,

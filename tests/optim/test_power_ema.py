@@ -99,6 +99,7 @@ def test_a_stored_average_is_composed_of_itself():
     assert error < 1e-5
 
 
+@pytest.mark.slow
 def test_few_averages_compose_worse_and_say_so():
     errors = []
     for every in (50, 200, 1000):

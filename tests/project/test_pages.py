@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import commands
+import dinov2_weights
 import inception_weights
 import lively
 import narrow
@@ -138,6 +139,7 @@ def plant_data(root: Path) -> None:
     statistics = {"mean": np.zeros((1, 32, 1, 1)), "std": np.ones((1, 32, 1, 1))}
     torch_writer.save(root / "weights" / "latents_stats.pt", statistics)
     plant_inception(root, rng)
+    plant_dinov2(root)
 
 
 def plant_inception(root: Path, rng: np.random.Generator) -> None:
@@ -149,6 +151,14 @@ def plant_inception(root: Path, rng: np.random.Generator) -> None:
     adm |= {"mu_s": np.zeros(2023, np.float32), "sigma_s": np.eye(2023)}
     np.savez(root / "weights" / "VIRTUAL_imagenet256_labeled.npz", **adm)
     np.savez(root / "samples.npz", pictures)
+
+
+def plant_dinov2(root: Path) -> None:
+    """A made-up DINOv2, and statistics of its features."""
+    torch_writer.save(root / "weights" / "dinov2_vitl14_pretrain.pth", dinov2_weights.state())
+    folder, width = root / "data" / "reference", dinov2_weights.WIDTH
+    folder.mkdir(parents=True)
+    np.savez(folder / "reference-fd_dinov2.npz", mu=np.zeros(width), sigma=np.eye(width))
 
 
 def plant_tfds(folder: Path) -> None:
@@ -247,15 +257,21 @@ def test_the_way_from_pictures_to_samples_works(imagenet, place):
 def test_samples_are_judged_as_the_page_says(imagenet, place):
     """The numbers mean nothing: network, Inception and real images are made up."""
     told = [said for said in imagenet if "FID" in said]
-    assert len(told) == 2
-    drawn, given = (
-        json.loads(next((place / "runs" / run).glob("evaluations/*/results.json")).read_text())
+    assert len(told) == 3
+    of_both, drawn, given = (
+        json.loads(file.read_text())
         for run in ("sit_xl", "evaluated")
+        for file in sorted(
+            (place / "runs" / run).glob("evaluations/*/results.json"),
+            key=lambda file: "second_features" not in file.read_text(),
+        )
     )
     assert set(drawn["measures"]) == set(given["measures"]) == MEASURED
+    assert set(of_both["measures"]) == MEASURED | {"fd_dinov2"}
+    assert of_both["measures"].items() >= drawn["measures"].items()
     assert all(np.isfinite(stats["mean"]) for stats in drawn["measures"].values())
     assert "10 samples with random labels of step 50 (ema); EulerMaruyama 2, ig 1.4" in told[0]
-    assert "12 samples of samples.npz" in told[1]
+    assert "12 samples of samples.npz" in told[2]
     assert drawn["rounding"] == "255 (x + 1) / 2, cut" and drawn["an_image"]["evaluations"] == 3
     assert drawn["reference"]["pictures_of_precision_and_recall"] == 12
     assert drawn["features"] == given["features"]

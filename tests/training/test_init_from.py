@@ -101,6 +101,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(plain, read, tmp_path):
     assert record == {"workdir": str(plain[0]), "step": 8}
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_starts_from_the_same_weights(plain, tmp_path):
     exp = tiny.experiment(READOUTS)
     trainer.Trainer(exp, tmp_path, init_from=f"{plain[0]}@4").close()

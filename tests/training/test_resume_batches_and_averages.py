@@ -56,6 +56,7 @@ def test_the_examples_go_on_without_loss_or_repetition(gone_on):
     np.testing.assert_array_equal(np.concatenate(taken), labels[SEEN : SEEN + 4 * 24])
 
 
+@pytest.mark.slow
 def test_averages_that_stay_go_on_and_a_new_one_starts_from_the_nearest(gone_on):
     _, before, _ = gone_on
     saved = Checkpoints(tiny.trained().workdir, reading=True)

@@ -11,7 +11,6 @@ import tiny
 from PIL import Image
 from runs import assert_same_bits, metrics
 from tensorboardX.proto import event_pb2, plugin_hparams_pb2
-from tiers import slow_but
 from vectors import quick_jit
 
 from ig_jax import optim
@@ -62,7 +61,8 @@ def reference():
 
 
 # One device sums a batch in another order; a wrong mean or a repeated draw moves it by percents.
-@pytest.mark.parametrize("name", slow_but(["two parts"], ["one device", "two parts"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one device", "two parts"])
 def test_a_step_is_the_same_however_its_batch_is_cut(reference, name):
     parts = {"train.accumulation": 2} if "parts" in name else {}
     devices = jax.devices()[:1] if "device" in name else None
@@ -76,6 +76,7 @@ def test_a_step_is_the_same_however_its_batch_is_cut(reference, name):
     assert int(state_2.step) == 4
 
 
+@pytest.mark.slow
 def test_every_step_draws_times_noise_and_labels_of_its_own(reference):
     again, later = four_steps()[1], four_steps(done=100)[1]
     np.testing.assert_array_equal(again["loss"].value, reference[1]["loss"].value)
@@ -147,10 +148,12 @@ def line(tmp_path_factory):
     return line
 
 
+@pytest.mark.slow
 def test_a_line_of_metrics_is_the_mean_over_its_steps(line, reference):
     assert line["loss"] == pytest.approx(reference[1]["loss"].value.mean(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_losses_by_time_are_the_means_over_all_examples_of_the_steps_of_a_line(line, reference):
     _, found = reference
     for term in TERMS:
