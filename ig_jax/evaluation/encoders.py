@@ -27,12 +27,10 @@ class Encoder:
     Attributes:
       look: gives features of images.
       digest: of the weights.
-      section: of the config that names it.
     """
 
     look: FeatureExtractor
     digest: str
-    section: str
 
     @property
     def space(self) -> FeatureSpace:
@@ -50,7 +48,7 @@ class Encoder:
         try:
             return self.look.rows(shape)
         except ValueError as error:
-            raise UserError(f"{self.section}: {error}") from error
+            raise UserError(f"{self.look.section}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -123,4 +121,4 @@ def _encoder(config: Config, mesh: Mesh, space: FeatureSpace, section: str) -> E
     own = local_mesh(mesh)
     here = config.sample.batch_size * own.size // mesh.size
     look = FeatureExtractor(space, weights, own, here, section)
-    return Encoder(look, pytree.digest(weights), section)
+    return Encoder(look, pytree.digest(weights))

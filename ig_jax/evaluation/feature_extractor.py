@@ -36,7 +36,7 @@ class FeatureExtractor:
           batch_size: images looked at together, divisible by the devices.
           section: of the config that names the space, for the messages.
         """
-        self.space, self._mesh, self._size, self._section = space, mesh, batch_size, section
+        self.space, self._mesh, self._size, self.section = space, mesh, batch_size, section
         self._weights = jax.device_put(weights, replicated(mesh))
         whole, rows = PartitionSpec(), PartitionSpec(BATCH)
         # No device needs another's images.
@@ -59,7 +59,7 @@ class FeatureExtractor:
             for name, x in host.items():
                 if not np.isfinite(x).all():
                     raise UserError(
-                        f"{self._section}: {name!r} of some image is NaN or infinity; its "
+                        f"{self.section}: {name!r} of some image is NaN or infinity; its "
                         "weights are damaged, take the published file"
                     )
             parts.append({name: x[: len(taken)] for name, x in host.items()})

@@ -230,7 +230,7 @@ def _from_file(path: Path, encoder: Encoder, field: str) -> Real:
     if reference.space not in ("", encoder.digest):
         raise UserError(
             f"{field} = {str(path)!r}: was made with other weights of the feature space than "
-            f"{encoder.section} has; make it again with --mode=reference"
+            f"{encoder.look.section} has; make it again with --mode=reference"
         )
     single = reference.images if reference.rows is None else reference.rows
     record = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -20,12 +19,15 @@ from jaxtyping import Array, Float
 
 from ig_jax import pytree
 from ig_jax.bounds import unset
-from ig_jax.errors import UserError, shown
-from ig_jax.io import state_dict
 from ig_jax.io.paths import Location
 from ig_jax.metrics import dinov2_network, published_weights
 from ig_jax.metrics.dinov2_network import PATCH, TRAINED_SIDE
-from ig_jax.metrics.feature_space import Features, ImageBatch, TrainingImages
+from ig_jax.metrics.feature_space import (
+    Features,
+    ImageBatch,
+    TrainingImages,
+    require_grey_or_colour,
+)
 from ig_jax.types import Params
 
 PUBLISHED = "dinov2_vitl14_pretrain.pth"
@@ -53,25 +55,18 @@ class Dinov2:
         Raises:
           UserError: there is no such file, or it holds something else.
         """
-        file = Path(self.weights or "")
-        if not file.is_file():
-            raise UserError(
-                f"weights = {shown(self.weights)}: no such file; FD_DINOv2 needs {PUBLISHED}, "
-                "published with github.com/facebookresearch/dinov2, and nothing is downloaded: "
-                f"put it in weights/ and set weights=weights/{PUBLISHED}"
-            )
-        try:
-            return from_published(state_dict.read(file, "weights").state)
-        except ValueError as error:
-            raise UserError(
-                f"weights = {shown(self.weights)}: {error}; name {PUBLISHED} of "
-                "facebookresearch/dinov2"
-            ) from error
+        return published_weights.read(
+            self.weights,
+            from_published,
+            measure="FD_DINOv2",
+            file=PUBLISHED,
+            repository="facebookresearch/dinov2",
+            place="with github.com/facebookresearch/dinov2",
+        )
 
     def __call__(self, weights: Params, images: ImageBatch) -> Features:
         """Raises ValueError unless images have 3 channels, or 1: grey is shown to all three."""
-        if images.shape[-1] not in (1, 3):
-            raise ValueError(f"images are {list(images.shape)}: must have 1 or 3 channels")
+        require_grey_or_colour(images)
         x = prepare(images)
         return Features(dinov2_network.class_token(weights, x), logits=None, spatial=None)
 

@@ -24,6 +24,12 @@ class Features(NamedTuple):
     spatial: Float[Array, "b s"] | None  # sFID; None where the space has none
 
 
+def require_grey_or_colour(images: ImageBatch) -> None:
+    """Raises ValueError unless images have 3 channels, or 1."""
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"images are {list(images.shape)}: must have 1 or 3 channels")
+
+
 @runtime_checkable
 class FeatureSpace(Protocol):
     """Maps images to features; a config's section `evaluate.features` or `.second_features`."""

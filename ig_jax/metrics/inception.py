@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -22,11 +21,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ig_jax.bounds import unset
-from ig_jax.errors import UserError, shown
-from ig_jax.io import state_dict
 from ig_jax.io.paths import Location
-from ig_jax.metrics import inception_network, inception_weights
-from ig_jax.metrics.feature_space import Features, ImageBatch, TrainingImages
+from ig_jax.metrics import inception_network, inception_weights, published_weights
+from ig_jax.metrics.feature_space import (
+    Features,
+    ImageBatch,
+    TrainingImages,
+    require_grey_or_colour,
+)
 from ig_jax.types import Params
 
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
@@ -51,25 +53,18 @@ class Inception:
         Raises:
           UserError: there is no such file, or it holds something else.
         """
-        file = Path(self.weights or "")
-        if not file.is_file():
-            raise UserError(
-                f"weights = {shown(self.weights)}: no such file; FID needs {PUBLISHED}, published "
-                "on GitHub as mseitzer/pytorch-fid, release fid_weights, and nothing is "
-                f"downloaded: put it in weights/ and set weights=weights/{PUBLISHED}"
-            )
-        try:
-            return inception_weights.from_published(state_dict.read(file, "weights").state)
-        except ValueError as error:
-            raise UserError(
-                f"weights = {shown(self.weights)}: {error}; name {PUBLISHED} of "
-                "mseitzer/pytorch-fid"
-            ) from error
+        return published_weights.read(
+            self.weights,
+            inception_weights.from_published,
+            measure="FID",
+            file=PUBLISHED,
+            repository="mseitzer/pytorch-fid",
+            place="on GitHub as mseitzer/pytorch-fid, release fid_weights",
+        )
 
     def __call__(self, weights: Params, images: ImageBatch) -> Features:
         """Raises ValueError unless images have 3 channels, or 1: grey is shown to all three."""
-        if images.shape[-1] not in (1, 3):
-            raise ValueError(f"images are {list(images.shape)}: must have 1 or 3 channels")
+        require_grey_or_colour(images)
         scaled = (resize(images) - 128) / 128
         x = jnp.broadcast_to(scaled, (*scaled.shape[:-1], 3))
         return inception_network.features(weights, x)

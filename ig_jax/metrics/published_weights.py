@@ -1,12 +1,51 @@
-"""Checks of a published network's state dict against the names and shapes that it must have."""
+"""Files of published networks: reading them, and the names and shapes that they must have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ig_jax.errors import UserError, shown
+from ig_jax.io import state_dict
+
 _SHOWN = 3  # names of each kind that a refusal lists
+
+
+def read(
+    weights: str | None,
+    from_published: Callable[[Mapping[str, np.ndarray]], dict[str, Any]],
+    *,
+    measure: str,
+    file: str,
+    repository: str,
+    place: str,
+) -> dict[str, Any]:
+    """What `from_published` makes of the state dict in the file that the field `weights` names.
+
+    Args:
+      weights: the file, .pth or .safetensors; None: there is none.
+      from_published: raises ValueError where names or shapes are others.
+      measure, file, repository, place: for the messages: what needs which published file, of which
+        repository, and how it is published there.
+
+    Raises:
+      UserError: there is no such file, or it holds something else.
+    """
+    path = Path(weights or "")
+    if not path.is_file():
+        raise UserError(
+            f"weights = {shown(weights)}: no such file; {measure} needs {file}, published {place}, "
+            f"and nothing is downloaded: put it in weights/ and set weights=weights/{file}"
+        )
+    try:
+        return from_published(state_dict.read(path, "weights").state)
+    except ValueError as error:
+        raise UserError(
+            f"weights = {shown(weights)}: {error}; name {file} of {repository}"
+        ) from error
 
 
 def require(
